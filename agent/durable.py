@@ -43,7 +43,7 @@ def write_file(path: Path, data: bytes) -> None:
     temporary = temporary_beside(path)
     temporary.write_bytes(data)
     fsync_path(temporary)
-    os.rename(temporary, path)
+    temporary.rename(path)
     fsync_path(path.parent)
 
 
@@ -78,7 +78,7 @@ def publish_folder(temporary: Path, final: Path, about: dict[str, Any]) -> None:
     for folder in [p for p in temporary.rglob("*") if p.is_dir()]:
         fsync_path(folder)
     write_json(temporary / MANIFEST, {**about, "files": files})
-    os.rename(temporary, final)
+    temporary.rename(final)
     fsync_path(final.parent)
 
 

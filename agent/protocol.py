@@ -23,6 +23,7 @@ import threading
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from agent import errors
@@ -236,11 +237,10 @@ class Checked:
     versions: dict[str, str]
 
 
-Message = typing.Union[
-    Prepare, Load, Score, Generate, Train, Save, Check,
-    Alive, Note, Step, Checkpointed,
-    Prepared, Loaded, Written, Trained, Saved, Checked,
-]  # fmt: skip
+Request = Prepare | Load | Score | Generate | Train | Save | Check
+Event = Alive | Note | Step | Checkpointed
+Answer = Prepared | Loaded | Written | Trained | Saved | Checked
+Message = Request | Event | Answer
 MESSAGES: dict[str, type[Any]] = {cls.__name__: cls for cls in typing.get_args(Message)}
 
 
@@ -286,8 +286,8 @@ def _build(cls: type[Any], body: dict[str, Any]) -> Any:
 
 # ---- the worker's side ----
 
-Emit = Callable[[Message], None]
-Handler = Callable[[Any, Emit], Message]
+Emit = Callable[[Event], None]
+Handler = Callable[[Any, Emit], Answer]
 
 
 def die_with_parent(parent: int) -> None:
@@ -307,8 +307,8 @@ def claim_stdout() -> typing.BinaryIO:
 
 def rss_mb() -> float:
     """This process's resident memory in MB (10^6 bytes)."""
-    with open("/proc/self/statm") as statm:
-        return round(int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
 class Server:
@@ -326,7 +326,7 @@ class Server:
             idle = threading.Event()
             threading.Thread(target=self._beat, args=(request.id, idle), daemon=True).start()
             try:
-                answer: Message | errors.AgentError = self._handler(request.message, self._emitter(request.id))
+                answer: Answer | errors.AgentError = self._handler(request.message, self._emitter(request.id))
             except errors.AgentError as fault:
                 answer = fault
             idle.set()

@@ -1,0 +1,1 @@
+"""Rewrites text through a remote LLM: the only folder that imports httpx or textgrad."""

@@ -1,0 +1,1 @@
+"""Trains the weights: the only folder that imports torch."""
