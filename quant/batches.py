@@ -1,0 +1,89 @@
+"""Examples to rows without padding: several short examples share a row, kept apart by their positions."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from quant.chat import Encoded
+
+
+@dataclass(frozen=True)
+class Row:
+    """Packed examples for one forward pass over a (1, T) batch; N tokens in it are to be predicted.
+
+    Attributes:
+        ids: (1, T) int64 token ids.
+        positions: (1, T) int64; restarts at 0 with each example, which is what keeps attention inside it.
+        predict_at: (N,) int64 indices into T of the tokens whose successor is a target.
+        targets: (N,) int64 token ids to predict.
+        owners: (N,) int64: which of the row's examples a target belongs to.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    predict_at: torch.Tensor
+    targets: torch.Tensor
+    owners: torch.Tensor
+
+
+def pack(examples: Sequence[Encoded], device: torch.device) -> Row:
+    """Lay examples end to end in one row."""
+    ids: list[int] = []
+    positions: list[int] = []
+    predict_at, targets, owners = [], [], []
+    for owner, example in enumerate(examples):
+        start = len(ids)
+        for i in (i for i, is_target in enumerate(example.target) if is_target):
+            predict_at.append(start + i - 1)
+            targets.append(example.ids[i])
+            owners.append(owner)
+        ids += example.ids
+        positions += range(len(example.ids))
+    whole = [torch.tensor(values, device=device) for values in (ids, positions, predict_at, targets, owners)]
+    return Row(whole[0][None], whole[1][None], *whole[2:])
+
+
+def fill_rows(lengths: Sequence[int], most_examples: int, most_tokens: int) -> list[list[int]]:
+    """Group indices, in order, into rows of at most `most_examples` examples and `most_tokens` tokens."""
+    rows: list[list[int]] = []
+    tokens = 0
+    for index, length in enumerate(lengths):
+        if not rows or len(rows[-1]) == most_examples or tokens + length > most_tokens:
+            rows.append([])
+            tokens = 0
+        rows[-1].append(index)
+        tokens += length
+    return rows
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which examples each optimizer step sees: a pure function of its fields, so a resumed run sees the same."""
+
+    examples: int
+    per_step: int
+    seed: int
+    total: int
+
+    @classmethod
+    def plan(cls, examples: int, per_step: int, seed: int, *, epochs: float, steps: int) -> Schedule:
+        """Steps for `epochs` passes over the data, or exactly `steps` if that is set."""
+        per_epoch = math.ceil(examples / per_step)
+        return cls(examples, per_step, seed, steps or max(1, math.ceil(epochs * per_epoch)))
+
+    @property
+    def per_epoch(self) -> int:
+        """Optimizer steps in one pass over the data."""
+        return math.ceil(self.examples / self.per_step)
+
+    def members(self, step: int) -> list[int]:
+        """Example indices of one step (counted from 0); each pass has its own shuffle."""
+        epoch, position = divmod(step, self.per_epoch)
+        order = list(range(self.examples))
+        random.Random(f"{self.seed}/{epoch}").shuffle(order)
+        return order[position * self.per_step : (position + 1) * self.per_step]

@@ -1,0 +1,101 @@
+"""Text to tokens: the model's own chat template, and which tokens of it are to be learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+Messages = list[dict[str, str]]
+
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}{{ eos_token if m.role == 'assistant' }}\n"
+    "{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
+)
+"""For base models that bring no chat template of their own."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example as tokens: `ids` (length T) and `target[i]`, True where token i is to be predicted."""
+
+    id: str
+    ids: list[int]
+    target: list[bool]
+    cut: bool
+
+    @property
+    def targets(self) -> int:
+        """How many tokens are to be predicted."""
+        return sum(self.target)
+
+
+class Encoder:
+    """Renders messages with the tokenizer's chat template (sandboxed Jinja) and marks assistant tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = PLAIN_TEMPLATE
+        self.stop_ids = self._stop_ids()
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_ids[0]
+
+    def prompt(self, messages: Messages) -> list[int]:
+        """Token ids of a conversation up to where the assistant's next answer starts."""
+        return self._tokens(self._render(messages, ask=True))[0]
+
+    def example(self, id: str, messages: Messages, max_length: int) -> Encoded:
+        """Token ids and targets of a conversation, cut to `max_length` tokens from the right.
+
+        A lone assistant message is plain text: every token but the first is a target.
+        """
+        if len(messages) == 1:
+            text = messages[0]["content"] + (self.tokenizer.eos_token or "")
+            spans = [(0, len(text))]
+        else:
+            text, spans = self._conversation(messages)
+        ids, offsets = self._tokens(text, special=len(messages) == 1)
+        target = [i > 0 and any(lo <= a and b <= hi and a < b for lo, hi in spans) for i, (a, b) in enumerate(offsets)]
+        return Encoded(id, ids[:max_length], target[:max_length], cut=len(ids) > max_length)
+
+    def _conversation(self, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
+        full = self._render(messages, ask=False).rstrip()
+        spans = [self._span(messages, i, full) for i, m in enumerate(messages) if m["role"] == "assistant"]
+        return full, [span for span in spans if span is not None]
+
+    def _span(self, messages: Messages, index: int, full: str) -> tuple[int, int] | None:
+        """Character span of one assistant turn in `full`, its end-of-turn token included.
+
+        Some templates write earlier turns differently once others follow (they drop the thinking, say); a turn
+        whose own rendering is no prefix of the whole is left out, except the last, which starts where both agree.
+        """
+        if not messages[:index]:
+            return None
+        before = self._render(messages[:index], ask=True)
+        last = index == len(messages) - 1
+        through = full if last else self._render(messages[: index + 1], ask=False).rstrip()
+        if not full.startswith(through) or not (last or through.startswith(before)):
+            return None
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, full, strict=False)))
+        return common, len(through)
+
+    def _render(self, messages: Messages, *, ask: bool) -> str:
+        rendered: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+        return rendered
+
+    def _tokens(self, text: str, *, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        out = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        return out["input_ids"], out["offset_mapping"]
+
+    def _stop_ids(self) -> list[int]:
+        """Tokens that end an answer: the tokenizer's own and whatever the template writes after a turn.
+
+        Base models often name another end-of-text token than their chat template uses, and then never stop.
+        """
+        question = [{"role": "user", "content": "a"}]
+        full = self._render([*question, {"role": "assistant", "content": "b"}], ask=False)
+        after = full[full.rindex("b") + 1 :]
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        closing = [i for i in self._tokens(after)[0][:1] if i in special]
+        own = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        return list(dict.fromkeys(closing + own))

@@ -1,0 +1,108 @@
+"""What the training worker does for each request of the protocol."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from agent import protocol
+from agent.errors import StateError, StorageError
+from agent.protocol import Answer, Check, Emit, Generate, Load, Loaded, Prepare, Save, Saved, Score, Train, Written
+from quant.base import Model, load, prepare
+from quant.devices import check
+from quant.generate import greedy
+from quant.loss import mean_losses
+from quant.train import start, train, usable
+
+
+class Commands:
+    """One method for each request; the model stays loaded between them."""
+
+    def __init__(self, stopping: Callable[[], bool]) -> None:
+        self._model: Model | None = None
+        self._stopping = stopping
+
+    def handle(self, request: Any, emit: Emit) -> Answer:
+        """Answer one request; raises AgentError for what a person can mend."""
+        handlers: dict[type[Any], Callable[[Any, Emit], Answer]] = {
+            Prepare: self._prepare,
+            Load: self._load,
+            Score: self._score,
+            Generate: self._generate,
+            Train: self._train,
+            Save: self._save,
+            Check: self._check,
+        }
+        try:
+            return handlers[type(request)](request, emit)
+        except OSError as fault:
+            raise StorageError(f"{fault.strerror or fault} ({fault.filename or 'no file name'})") from fault
+
+    @property
+    def model(self) -> Model:
+        """The loaded model; raises StateError before `Load`."""
+        if self._model is None:
+            raise StateError("no model is loaded: send Load first")
+        return self._model
+
+    def _prepare(self, request: Prepare, _: Emit) -> Answer:
+        return prepare(Path(request.source), Path(request.target))
+
+    def _load(self, request: Load, _: Emit) -> Answer:
+        started = time.monotonic()
+        self._model = None
+        adapter = Path(request.adapter) if request.adapter else None
+        model = self._model = load(Path(request.model), adapter, request.device, request.dtype)
+        dtype = str(model.dtype).removeprefix("torch.")
+        seconds = round(time.monotonic() - started, 2)
+        return Loaded(model.architecture, model.device.type, dtype, seconds, protocol.rss_mb())
+
+    def _score(self, request: Score, _: Emit) -> Answer:
+        started = time.monotonic()
+        rows = list(_read_jsonl(request.data))
+        examples = [self.model.encoder.example(r["id"], r["messages"], request.sequence_length) for r in rows]
+        judged = [e for e in examples if e.targets]
+        losses = mean_losses(self.model.network, judged, request.sequence_length, self.model.device)
+        lines = [{"id": e.id, "loss": loss, "tokens": e.targets} for e, loss in zip(judged, losses, strict=True)]
+        _write_jsonl(request.out, lines)
+        return Written(len(lines), sum(len(e.ids) for e in judged), round(time.monotonic() - started, 2))
+
+    def _generate(self, request: Generate, _: Emit) -> Answer:
+        started = time.monotonic()
+        rows = list(_read_jsonl(request.data))
+        prompts = [self.model.encoder.prompt(r["messages"]) for r in rows]
+        answers = dict(greedy(self.model, prompts, request.max_new_tokens))
+        lines = [{"id": r["id"], "text": answers[i].text, "tokens": answers[i].tokens} for i, r in enumerate(rows)]
+        _write_jsonl(request.out, lines)
+        return Written(len(lines), sum(a.tokens for a in answers.values()), round(time.monotonic() - started, 2))
+
+    def _train(self, request: Train, emit: Emit) -> Answer:
+        rows = _read_jsonl(request.data)
+        length = request.settings.sequence_length
+        examples = usable([self.model.encoder.example(r["id"], r["messages"], length) for r in rows], emit)
+        resume = Path(request.resume) if request.resume else None
+        run = start(self.model, examples, request.settings, resume)
+        return train(run, Path(request.checkpoints), emit, self._stopping)
+
+    def _save(self, request: Save, _: Emit) -> Answer:
+        target = Path(request.target)
+        self.model.network.save_pretrained(target, safe_serialization=True)
+        return Saved(sum(p.stat().st_size for p in target.iterdir()))
+
+    def _check(self, request: Check, _: Emit) -> Answer:
+        return check(request.device)
+
+
+def _read_jsonl(path: str) -> Iterator[dict[str, Any]]:
+    with Path(path).open("rb") as stream:
+        for line in stream:
+            yield json.loads(line)
+
+
+def _write_jsonl(path: str, rows: list[dict[str, Any]]) -> None:
+    """Plain writes: what a killed worker leaves half-written is written again by the next attempt."""
+    with Path(path).open("w") as stream:
+        stream.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)

@@ -1,0 +1,184 @@
+"""The training loop: QLoRA on packed rows, checkpointed, resumable to the same losses.
+
+A loop of our own because Trainer's checkpoints are pickles. LoRA (arXiv 2106.09685) comes from peft, the frozen
+4-bit base (QLoRA, arXiv 2305.14314) from bitsandbytes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from agent.durable import sweep_temporaries
+from agent.errors import TrainingFailed
+from agent.protocol import Checkpointed, Emit, Note, Step, Trained, Training, rss_mb
+from quant import checkpoint
+from quant.base import Model
+from quant.batches import Row, Schedule, fill_rows, pack
+from quant.chat import Encoded
+from quant.checkpoint import Progress
+from quant.devices import cuda_mb
+from quant.loss import token_losses
+
+
+def add_adapter(model: Model, settings: Training) -> None:
+    """Put a fresh LoRA adapter on every linear layer of a base model; its start depends on the seed alone."""
+    torch.manual_seed(settings.seed)
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+    model.network = get_peft_model(model.network, config)
+
+
+def learning_rate(step: int, total: int, settings: Training) -> float:
+    """Linear warm-up, then half a cosine down to zero; `step` counts from 0."""
+    warm = max(1, round(settings.warmup * total))
+    if step < warm:
+        return settings.learning_rate * (step + 1) / warm
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+@dataclass
+class Run:
+    """One training run: the model, its examples and the settings, advanced a step at a time."""
+
+    model: Model
+    examples: Sequence[Encoded]
+    settings: Training
+    schedule: Schedule
+    optimizer: torch.optim.AdamW
+    done: Progress
+
+    @property
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """The adapter's parameters by name: the only ones that need a gradient."""
+        return {name: p for name, p in self.model.network.named_parameters() if p.requires_grad}
+
+    def rows(self, members: Sequence[int]) -> list[Row]:
+        """The packed rows of one optimizer step."""
+        chosen = [self.examples[i] for i in members]
+        lengths = [len(e.ids) for e in chosen]
+        groups = fill_rows(lengths, self.settings.micro_batch, self.settings.sequence_length)
+        return [pack([chosen[i] for i in group], self.model.device) for group in groups]
+
+    def step(self) -> Step:
+        """One optimizer step; raises TrainingFailed if the loss or the gradient is not finite."""
+        started = time.monotonic()
+        index, total = self.done.step, self.schedule.total
+        rate = learning_rate(index, total, self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        rows = self.rows(self.schedule.members(index))
+        loss, norm = self._gradients(rows)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        tokens, seconds = sum(row.ids.numel() for row in rows), time.monotonic() - started
+        self.done = Progress(index + 1, self.done.tokens + tokens, self.done.seconds + seconds)
+        return Step(
+            step=index + 1,
+            steps=total,
+            epoch=round((index + 1) / self.schedule.per_epoch, 3),
+            loss=loss,
+            grad_norm=norm,
+            learning_rate=rate,
+            tokens=tokens,
+            target_tokens=sum(row.targets.numel() for row in rows),
+            tokens_per_s=round(tokens / seconds, 1),
+            rss_mb=rss_mb(),
+            cuda_mb=cuda_mb(self.model.device),
+        )
+
+    def _gradients(self, rows: Sequence[Row]) -> tuple[float, float]:
+        """Accumulate gradients of the mean loss over all targets of the step; returns loss and gradient norm."""
+        targets = sum(row.targets.numel() for row in rows)
+        loss = 0.0
+        for row in rows:
+            part = token_losses(self.model.network, row).sum() / targets
+            part.backward()
+            loss += float(part.detach())
+        most = self.settings.clip or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), most))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise TrainingFailed(
+                f"loss {loss} and gradient norm {norm} at step {self.done.step + 1} are not finite: "
+                "lower learning_rate or look for broken rows in the data"
+            )
+        return loss, norm
+
+
+def usable(examples: Sequence[Encoded], emit: Emit) -> list[Encoded]:
+    """The examples that have a token to learn; says how many were cut or left out.
+
+    Raises TrainingFailed if none has.
+    """
+    kept = [example for example in examples if example.targets]
+    if not kept:
+        raise TrainingFailed("no example has an answer within sequence_length tokens: raise sequence_length")
+    cut, lost = sum(e.cut for e in kept), len(examples) - len(kept)
+    if cut:
+        emit(Note(f"{cut} of {len(examples)} examples are longer than sequence_length and were cut"))
+    if lost:
+        emit(Note(f"{lost} examples were left out: their question alone fills sequence_length"))
+    return kept
+
+
+def start(model: Model, examples: Sequence[Encoded], settings: Training, resume: Path | None) -> Run:
+    """A run ready for its next step, from the beginning or from the checkpoint in `resume`."""
+    if not isinstance(model.network, PeftModel):
+        add_adapter(model, settings)
+    if settings.checkpointing:
+        model.network.gradient_checkpointing_enable({"use_reentrant": False})
+        model.network.enable_input_require_grads()
+    model.network.train()
+    per_step = settings.micro_batch * settings.accumulation
+    schedule = Schedule.plan(len(examples), per_step, settings.seed, epochs=settings.epochs, steps=settings.steps)
+    run = Run(model, examples, settings, schedule, _optimizer(model, settings), Progress(0, 0, 0.0))
+    if resume is not None:
+        run.done = checkpoint.restore(resume, run.parameters, run.optimizer)
+    return run
+
+
+def _optimizer(model: Model, settings: Training) -> torch.optim.AdamW:
+    trainable = [p for p in model.network.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+
+def train(run: Run, checkpoints: Path, emit: Emit, stopping: Callable[[], bool]) -> Trained:
+    """Step until the schedule ends or `stopping()`; either way the last thing on the disk is a checkpoint."""
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    sweep_temporaries(checkpoints)
+    saved = run.done.step
+    while run.done.step < run.schedule.total and not stopping():
+        emit(run.step())
+        if run.done.step - saved >= run.settings.checkpoint_every:
+            saved = _checkpoint(run, checkpoints, emit)
+    if run.done.step > saved:
+        _checkpoint(run, checkpoints, emit)
+    run.model.network.eval()
+    return Trained(
+        finished=run.done.step >= run.schedule.total,
+        step=run.done.step,
+        tokens=run.done.tokens,
+        seconds=round(run.done.seconds, 2),
+        peak_rss_mb=peak_rss_mb(),
+        peak_cuda_mb=cuda_mb(run.model.device),
+    )
+
+
+def _checkpoint(run: Run, folder: Path, emit: Emit) -> int:
+    path = checkpoint.save(folder, run.parameters, run.optimizer, run.done)
+    emit(Checkpointed(run.done.step, str(path)))
+    return run.done.step
+
+
+def peak_rss_mb() -> float:
+    """Highest resident memory of this process so far in MB (10^6 bytes)."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return round(int(line.split()[1]) * 1024 / 1e6, 1)

@@ -1,0 +1,44 @@
+"""The training worker: holds the 4-bit model, obeys the loop, gives all memory back when it ends.
+
+Run as `python -I -m quant.worker PARENT_PID`; speaks `agent.protocol` over stdin and stdout. SIGTERM stops
+training at the next step, with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from agent import protocol
+
+if TYPE_CHECKING:
+    from quant.commands import Commands
+
+_stopping = threading.Event()
+
+
+@functools.cache
+def _commands() -> Commands:
+    """Import torch only when the first request is being served: stdout is safe and the Alive events run by then."""
+    from quant.commands import Commands  # noqa: PLC0415
+
+    return Commands(_stopping.is_set)
+
+
+def _handle(request: Any, emit: protocol.Emit) -> protocol.Answer:
+    return _commands().handle(request, emit)
+
+
+def main() -> None:
+    """Serve the process that started us until it closes the pipe or dies."""
+    stdout = protocol.claim_stdout()
+    protocol.die_with_parent(int(sys.argv[1]))
+    signal.signal(signal.SIGTERM, lambda *_: _stopping.set())
+    protocol.Server(_handle, stdout).serve()
+
+
+if __name__ == "__main__":
+    main()
