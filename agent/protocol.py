@@ -72,6 +72,25 @@ class Training:
     device: str = setting("auto", "where to compute; auto: CUDA where it works", choices=("auto", "cpu", "cuda"))
 
 
+# ---- agent.fetch ----
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Bring the base model `source` to this machine, into the existing folder `target` if it has to be downloaded."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Where the model file or folder is; `sha256` is empty for a folder."""
+
+    path: str
+    sha256: str
+
+
 # ---- requests to quant.worker ----
 
 
@@ -237,9 +256,9 @@ class Checked:
     versions: dict[str, str]
 
 
-Request = Prepare | Load | Score | Generate | Train | Save | Check
+Request = Fetch | Prepare | Load | Score | Generate | Train | Save | Check
 Event = Alive | Note | Step | Checkpointed
-Answer = Prepared | Loaded | Written | Trained | Saved | Checked
+Answer = Fetched | Prepared | Loaded | Written | Trained | Saved | Checked
 Message = Request | Event | Answer
 MESSAGES: dict[str, type[Any]] = {cls.__name__: cls for cls in typing.get_args(Message)}
 

@@ -1,0 +1,154 @@
+"""config.toml and the flags, both derived from the settings dataclasses."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agent.dataset import Limits
+from agent.durable import write_file
+from agent.errors import ConfigError
+from agent.protocol import Training, setting
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT_BASE = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True)
+class Config:
+    """What config.toml holds: `base` at the top, then one table for each group of settings."""
+
+    base: str = setting(DEFAULT_BASE, "base model: a built-in name, a folder, a .gguf file or a hub id")
+    training: Training = field(default_factory=Training)
+    limits: Limits = field(default_factory=Limits)
+
+
+def read_config(path: Path) -> Config:
+    """The settings in a file, or the defaults where there is none; raises ConfigError with every fault in it."""
+    try:
+        table = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return Config()
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
+        raise ConfigError(f"{path}: {fault}") from fault
+    faults: list[str] = []
+    config = _build(Config, table, "", faults)
+    if faults:
+        raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
+    return config
+
+
+def _build(cls: type[Any], table: dict[str, Any], prefix: str, faults: list[str]) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values = {}
+    for name, value in table.items():
+        known = fields.get(name)
+        if known is None:
+            near = difflib.get_close_matches(name, fields, 1)
+            faults.append(f"unknown setting {prefix}{name}" + (f"; did you mean {prefix}{near[0]}?" if near else ""))
+        elif "help" not in known.metadata:
+            values[name] = _subtable(known, value, faults)
+        elif fault := value_fault(known, value):
+            faults.append(f"{prefix}{name} {fault}")
+        else:
+            values[name] = _typed(known, value)
+    return cls(**values)
+
+
+def _subtable(known: dataclasses.Field[Any], value: object, faults: list[str]) -> Any:
+    if isinstance(value, dict):
+        return _build(known.default_factory, value, f"{known.name}.", faults)  # type: ignore[arg-type]
+    faults.append(f"{known.name} must be a table: [{known.name}]")
+    return None
+
+
+def _type_of(known: dataclasses.Field[Any]) -> type[Any]:
+    return type(known.default)
+
+
+def _typed(known: dataclasses.Field[Any], value: Any) -> Any:
+    return _type_of(known)(value)
+
+
+def value_fault(known: dataclasses.Field[Any], value: object) -> str | None:
+    """What is wrong with a value for a setting, or None."""
+    wanted = _type_of(known)
+    if type(value) is not wanted and not (wanted is float and type(value) is int):
+        return f"must be of type {wanted.__name__}, not {value!r}"
+    about = known.metadata
+    if about["choices"] and value not in about["choices"]:
+        return f"must be one of {', '.join(about['choices'])}, not {value!r}"
+    if about["low"] is not None and not about["low"] <= value <= about["high"]:  # type: ignore[operator]
+        return f"must be between {about['low']:g} and {about['high']:g}, not {value!r}"
+    return None
+
+
+def default_toml(base: str) -> str:
+    """A config.toml that names every setting, its default and its meaning; all but `base` commented out."""
+    lines = ["# Settings of nslora-agent. A line without # overrides the default beside it.", ""]
+    lines += [f"# {_help(Config, 'base')}", f"base = {_toml(base)}"]
+    for group, cls in (("training", Training), ("limits", Limits)):
+        lines += ["", f"[{group}]"]
+        for known in dataclasses.fields(cls):
+            lines += [f"# {known.metadata['help']}{_bounds(known)}", f"#{known.name} = {_toml(known.default)}"]
+    return "\n".join(lines) + "\n"
+
+
+def write_base(path: Path, base: str) -> None:
+    """Name another base model in a config.toml, which is made if there is none."""
+    line = f"base = {_toml(base)}"
+    text = path.read_text() if path.exists() else default_toml(base)
+    changed, count = re.subn(r"(?m)^base\s*=.*$", lambda _: line, text, count=1)
+    write_file(path, (changed if count else f"{line}\n{text}").encode())
+
+
+def _help(cls: type[Any], name: str) -> str:
+    return str(cls.__dataclass_fields__[name].metadata["help"])
+
+
+def _bounds(known: dataclasses.Field[Any]) -> str:
+    about = known.metadata
+    if about["choices"]:
+        return f" ({', '.join(about['choices'])})"
+    return f" ({about['low']:g} to {about['high']:g})" if about["low"] is not None else ""
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(value, str) else str(value)
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag for each training setting; a flag that is not given leaves the setting alone."""
+    group = parser.add_argument_group("training settings (defaults: config.toml)")
+    for known in dataclasses.fields(Training):
+        flag = "--" + known.name.replace("_", "-")
+        text = f"{known.metadata['help']}{_bounds(known)} [{known.default}]".replace("%", "%%")
+        if _type_of(known) is bool:
+            action = argparse.BooleanOptionalAction
+            group.add_argument(flag, dest=f"training.{known.name}", action=action, default=None, help=text)
+        else:
+            kind, name = _type_of(known), known.name.upper()
+            group.add_argument(flag, dest=f"training.{known.name}", type=kind, default=None, metavar=name, help=text)
+
+
+def training_from(arguments: argparse.Namespace, config: Config) -> Training:
+    """The training settings of config.toml with the given flags on top; raises ConfigError with every fault."""
+    given = {f.name: getattr(arguments, f"training.{f.name}", None) for f in dataclasses.fields(Training)}
+    changes = {name: value for name, value in given.items() if value is not None}
+    found = {name: value_fault(Training.__dataclass_fields__[name], value) for name, value in changes.items()}
+    faults = [f"--{name.replace('_', '-')} {fault}" for name, fault in found.items() if fault]
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return dataclasses.replace(config.training, **changes)

@@ -1,0 +1,73 @@
+"""What a model does on held-out rows, and how a version tells people about it."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from agent.gate import Measured
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out results, in the order of the held-out rows.
+
+    Attributes:
+        rewards: content reward of each row that has a prompt (plain text has none).
+        losses: mean loss of each row in nats per target token.
+        answers: the greedy answer to each prompt: {"id", "text"}.
+    """
+
+    rewards: list[float]
+    losses: list[float]
+    answers: list[dict[str, str]]
+
+    @property
+    def measured(self) -> Measured:
+        """What the gate judges by."""
+        return Measured(tuple(self.rewards), tuple(self.losses))
+
+    @property
+    def means(self) -> dict[str, float | None]:
+        """Mean content reward and mean loss, None where there is nothing to take the mean of."""
+        return {"content": _mean(self.rewards), "loss": _mean(self.losses)}
+
+
+def _mean(values: list[float]) -> float | None:
+    return round(statistics.fmean(values), 4) if values else None
+
+
+def model_card(about: dict[str, Any]) -> str:
+    """README.md of a version: what it is, how good it is, how to load it."""
+    figures, settings = about["figures"], about["settings"]
+    rows = "\n".join(
+        f"| {label} | {_show(figures['before'][key])} | {_show(figures['after'][key])} |"
+        for key, label in (("content", "content reward"), ("loss", "loss, nats/token"))
+    )
+    promoted = "promoted" if about["verdict"]["promote"] else "not promoted"
+    return f"""---
+base_model: {about["base"]}
+library_name: peft
+tags: [lora, qlora, nslora-agent]
+---
+# LoRA adapter for {about["base"]}
+
+Trained by nslora-agent {about["software"]} on `{about["file"]}` (job {about["job"]}, parent version {about["parent"]}).
+
+Verdict: **{promoted}**. {about["verdict"]["reason"]}
+
+| {figures["held_out_rows"]} held-out rows | before | after |
+| --- | --- | --- |
+{rows}
+
+{figures["train_rows"]} rows, {figures["steps"]} steps, {figures["tokens"]} tokens in {figures["train_seconds"]:.0f} s
+({figures["tokens_per_s"]:.0f} tokens/s), peak memory {figures["peak_rss_mb"]:.0f} MB.
+Rank {settings["rank"]}, alpha {settings["alpha"]}, peak learning rate {settings["learning_rate"]:g}, seed {settings["seed"]}.
+
+Load it with plain PEFT: `PeftModel.from_pretrained(base_model, "<this folder>")`. All figures: `manifest.json`.
+"""
+
+
+def _show(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

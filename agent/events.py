@@ -1,0 +1,64 @@
+"""A run's events: one JSON object a line, appended by the job's loop, read by `logs`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class EventLog:
+    """The writer. A power cut may leave the last line torn; it is closed off when the log is opened again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            self._append(b"\n")
+
+    def add(self, event: str, **values: Any) -> None:
+        """Append one event with the time it happened."""
+        record = {"at": round(time.time(), 3), "event": event, **values}
+        self._append(json.dumps(record, allow_nan=False).encode() + b"\n")
+
+    def _append(self, line: bytes) -> None:
+        with self._path.open("ab") as stream:
+            stream.write(line)
+
+
+def read_events(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield (event, offset after it) for each whole line from byte `offset`; torn lines are passed over."""
+    if not path.exists():
+        return
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        while (line := stream.readline()).endswith(b"\n"):
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            yield event, stream.tell()
+
+
+def in_words(event: dict[str, Any]) -> str:
+    """One event as a line for people, without its time."""
+    texts = {
+        "phase": "-- {phase}",
+        "split": "{train} rows to train on, {held_out} held out",
+        "loaded": "model loaded: version {version}, {architecture} on {device} in {dtype}, {seconds:.1f} s",
+        "step": "step {step}/{steps}  loss {loss:.4f}  grad {grad_norm:.3f}  lr {learning_rate:.1e}  "
+        "{tokens_per_s:.0f} tokens/s  {rss_mb:.0f} MB",
+        "checkpoint": "checkpoint at step {step}",
+        "resume": "going on from {checkpoint}",
+        "trained": "trained {step} steps, {tokens} tokens in {seconds:.0f} s, peak {peak_rss_mb:.0f} MB",
+        "evaluated": "{phase}: held-out content {content}, loss {loss}",
+        "verdict": "verdict: {reason}",
+        "promoted": "version {version} is active",
+        "note": "note: {text}",
+        "ended": "{state}: {reason}",
+    }
+    try:
+        return texts[event["event"]].format(**event)
+    except (KeyError, ValueError, TypeError):
+        return json.dumps(event)

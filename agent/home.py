@@ -1,0 +1,96 @@
+"""Where everything of one agent lives: the state folder and the names in it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.errors import StateError
+
+
+@dataclass(frozen=True)
+class Home:
+    """The state folder. Paths only, except for `create`."""
+
+    path: Path
+
+    @classmethod
+    def find(cls, given: str | None) -> Home:
+        """`--state`, else $NSLORA_STATE, else the XDG state folder."""
+        xdg = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        return cls(Path(given or os.environ.get("NSLORA_STATE") or Path(xdg) / "nslora").absolute())
+
+    def create(self) -> Home:
+        """Make the folders that are missing, readable by their owner alone; raises StateError if that fails."""
+        try:
+            for folder in (self.path, self.spool, self.runs, self.versions, self.models):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as fault:
+            message = f"cannot create the state folder {self.path}: {fault.strerror}; choose another with --state DIR"
+            raise StateError(message) from fault
+        return self
+
+    @property
+    def config(self) -> Path:
+        """Settings of this box."""
+        return self.path / "config.toml"
+
+    @property
+    def database(self) -> Path:
+        """Jobs, their history and the promotions."""
+        return self.path / "jobs.db"
+
+    @property
+    def spool(self) -> Path:
+        """Accepted training files, normalised."""
+        return self.path / "spool"
+
+    @property
+    def runs(self) -> Path:
+        """One folder for each job: events, logs, checkpoints."""
+        return self.path / "runs"
+
+    @property
+    def versions(self) -> Path:
+        """Finished adapters by number."""
+        return self.path / "versions"
+
+    @property
+    def models(self) -> Path:
+        """Prepared base models by id."""
+        return self.path / "models"
+
+    @property
+    def daemon_lock(self) -> Path:
+        """Held by the one daemon of this state folder."""
+        return self.path / "daemon.lock"
+
+    @property
+    def device_lock(self) -> Path:
+        """Held by whoever has a model in memory."""
+        return self.path / "device.lock"
+
+    def run(self, job: int) -> Path:
+        """The folder of one job."""
+        return self.runs / str(job)
+
+    def model(self, source: str) -> Path:
+        """The prepared copy of the base model named `source` in config.toml."""
+        return self.models / model_id(source)
+
+
+def is_local(source: str) -> bool:
+    """True if a base model's name is a path: it starts like one or ends in .gguf."""
+    return source.startswith(("/", "./", "../", "~")) or source.endswith(".gguf")
+
+
+def model_id(source: str) -> str:
+    """A folder name for a base model; two paths or hub ids never share one."""
+    slug = re.sub(r"[^a-z0-9.]+", "-", Path(source).name.lower()).strip("-.") or "model"
+    if "/" not in source and not is_local(source):
+        return slug
+    key = str(Path(source).expanduser().absolute()) if is_local(source) else source
+    return f"{slug}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"

@@ -1,0 +1,279 @@
+"""One job, from its spooled data to a version: evaluate, train, evaluate again, judge, publish.
+
+Run by the daemon as `python -I -m agent.loop STATE JOB TOKEN PARENT_PID`; torch-free, the model lives in the worker it
+starts. Every stage leaves its result in the run's folder, so that a new attempt goes on where the last one died.
+SIGTERM checkpoints and puts the job back into the queue.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from agent import gate
+from agent.attempt import Attempt, Stopped
+from agent.dataset import Example, load_spool, split
+from agent.durable import folder_fault, locked, read_manifest, remove_tree, write_json
+from agent.errors import AgentError, BaseModelError, StaleAttempt, StorageError, WorkerDied
+from agent.evaluation import Evaluation, model_card
+from agent.gate import Verdict
+from agent.home import Home
+from agent.jobs import State
+from agent.protocol import Generate, Load, Loaded, Save, Score, Train, Trained, Training, die_with_parent
+from agent.registry import Registry
+from agent.reward import content_reward
+from agent.store import Store
+from agent.version import version_string
+from agent.workers import Worker
+
+NICENESS = 10
+"""Training yields the processor to whatever else the box does, `nslora-agent ls` included."""
+
+
+class JobLoop:
+    """The stages of one job."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self.attempt, self.home, self.job, self.run = attempt, attempt.home, attempt.job, attempt.run
+        self.settings = Training(**self.job.settings)
+        self.registry = Registry(self.home.path, attempt.store)
+
+    def work(self) -> tuple[Verdict, int]:
+        """Do what is left of the job; returns the gate's verdict and the version that was made."""
+        made = self.registry.find_by_job(self.job.id)
+        if made is None:
+            made = self._make()
+        verdict = Verdict(**self.registry.get(made).about["verdict"])
+        self._promote(verdict, made)
+        return verdict, made
+
+    def _make(self) -> int:
+        self._write_split()
+        before = self._before()
+        self.attempt.phase("load")
+        self._load(self.parent if self._continues_parent() else 0)
+        trained = self._train()
+        after = self._measure("after")
+        verdict = gate.judge(before.measured, after.measured)
+        self.attempt.events.add("verdict", **dataclasses.asdict(verdict))
+        self.attempt.phase("publish")
+        return self._publish(verdict, trained, before, after)
+
+    def _before(self) -> Evaluation:
+        """Held-out results of what was active when the job first started; measured once."""
+        kept = self.run / "before.json"
+        if not kept.exists():
+            self.attempt.phase("load")
+            self._load(self.parent)
+            write_json(kept, dataclasses.asdict(self._measure("before")))
+        return Evaluation(**json.loads(kept.read_bytes()))
+
+    def _train(self) -> Trained:
+        self.attempt.phase("train")
+        resume = self._last_checkpoint()
+        if resume is not None:
+            self.attempt.events.add("resume", checkpoint=str(resume.relative_to(self.run)))
+        target = self.run / f"attempt-{self.job.attempt}"
+        request = Train(str(self.run / "train.jsonl"), str(target), self.settings, str(resume) if resume else None)
+        answer = self.attempt.ask(request)
+        if not isinstance(answer, Trained) or not answer.finished:
+            raise Stopped
+        self.attempt.events.add("trained", **dataclasses.asdict(answer))
+        return answer
+
+    def _measure(self, phase: str) -> Evaluation:
+        """Loss and greedy answers on the held-out rows with the model as it is loaded."""
+        self.attempt.phase(phase)
+        held_out = self._split[1]
+        if not held_out:
+            return Evaluation([], [], [])
+        losses = self._score(phase)
+        longest = max((row["tokens"] for row in losses.values()), default=0)
+        answers = self._answers(phase, min(self.settings.max_new_tokens, longest * 3 // 2 + 8))
+        evaluation = Evaluation(
+            rewards=[content_reward(answers[e.id], e.reference, e.answer) for e in held_out if e.id in answers],
+            losses=[losses[e.id]["loss"] for e in held_out if e.id in losses],
+            answers=[{"id": e.id, "text": answers[e.id]} for e in held_out if e.id in answers],
+        )
+        self.attempt.events.add("evaluated", phase=phase, **evaluation.means)
+        return evaluation
+
+    def _score(self, phase: str) -> dict[str, Any]:
+        out = self.run / f"{phase}-losses.jsonl"
+        self.attempt.ask(Score(str(self.run / "held_out.jsonl"), str(out), self.settings.sequence_length))
+        return {row["id"]: row for row in _read_jsonl(out)}
+
+    def _answers(self, phase: str, most_tokens: int) -> dict[str, str]:
+        out = self.run / f"{phase}-answers.jsonl"
+        self.attempt.ask(Generate(str(self.run / "prompts.jsonl"), str(out), most_tokens))
+        return {row["id"]: row["text"] for row in _read_jsonl(out)}
+
+    def _publish(self, verdict: Verdict, trained: Trained, before: Evaluation, after: Evaluation) -> int:
+        about = self._about(verdict, trained, before, after)
+        answers = {"before": before.answers, "after": after.answers}
+
+        def fill(folder: Path) -> None:
+            self.attempt.ask(Save(str(folder)))
+            (folder / "system_prompt.txt").write_text("")
+            (folder / "README.md").write_text(model_card(about))
+            (folder / "answers.json").write_text(json.dumps(answers, indent=1))
+
+        return self.registry.publish(fill, about)
+
+    def _promote(self, verdict: Verdict, version: int) -> None:
+        """Make the version active if the gate says so, unless it already was once (a person may have gone back)."""
+        if verdict.promote and not self.registry.was_promoted(version):
+            self.registry.promote(version, job=self.job.id, token=self.attempt.token)
+            self.attempt.events.add("promoted", version=version)
+
+    @cached_property
+    def _split(self) -> tuple[list[Example], list[Example]]:
+        return split(load_spool(self.home.spool / self.job.spool), self.settings.held_out, self.settings.seed)
+
+    @cached_property
+    def parent(self) -> int:
+        """The version that was active when the job first started: what the gate compares with."""
+        kept = self.run / "parent.json"
+        if not kept.exists():
+            active = self.registry.active()
+            same_base = active and self.registry.get(active).about["base"] == self.job.base
+            write_json(kept, {"version": active if same_base else 0})
+        return int(json.loads(kept.read_bytes())["version"])
+
+    def _continues_parent(self) -> bool:
+        """Whether training goes on from the parent's adapter: only if it has the shape the settings ask for."""
+        if not self.parent:
+            return False
+        shape = json.loads((self.registry.folder(self.parent) / "adapter_config.json").read_bytes())
+        same = (shape["r"], shape["lora_alpha"]) == (self.settings.rank, self.settings.alpha)
+        if not same:
+            text = f"version {self.parent} has another rank or alpha: starting a fresh adapter"
+            self.attempt.events.add("note", text=text)
+        return same
+
+    def _write_split(self) -> None:
+        train, held_out = self._split
+        _write_jsonl(self.run / "train.jsonl", ({"id": e.id, "messages": e.to_json()["messages"]} for e in train))
+        _write_jsonl(self.run / "held_out.jsonl", ({"id": e.id, "messages": e.to_json()["messages"]} for e in held_out))
+        prompts = ({"id": e.id, "messages": e.to_json()["messages"][:-1]} for e in held_out if e.prompt)
+        _write_jsonl(self.run / "prompts.jsonl", prompts)
+        self.attempt.events.add("split", train=len(train), held_out=len(held_out))
+
+    def _load(self, version: int) -> None:
+        model = self.home.model(self.job.base)
+        if not model.exists():
+            raise BaseModelError(f"the base model {self.job.base} is not prepared: run `nslora-agent init`, then retry")
+        adapter = str(self.registry.folder(version)) if version else None
+        answer = self.attempt.ask(Load(str(model), adapter, self.settings.device, self.settings.dtype))
+        if isinstance(answer, Loaded):
+            self.attempt.events.add("loaded", version=version, **dataclasses.asdict(answer))
+
+    def _last_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint of any attempt; a damaged one is passed over."""
+        found = sorted(self.run.glob("attempt-*/step-*"), key=lambda p: p.name, reverse=True)
+        return next((path for path in found if folder_fault(path) is None), None)
+
+    def _about(self, verdict: Verdict, trained: Trained, before: Evaluation, after: Evaluation) -> dict[str, Any]:
+        """Everything a version's manifest and model card say."""
+        figures = {
+            "before": before.means,
+            "after": after.means,
+            "train_rows": len(self._split[0]),
+            "held_out_rows": len(self._split[1]),
+            "steps": trained.step,
+            "tokens": trained.tokens,
+            "train_seconds": trained.seconds,
+            "tokens_per_s": round(trained.tokens / max(trained.seconds, 1e-9), 1),
+            "peak_rss_mb": trained.peak_rss_mb,
+            "peak_cuda_mb": trained.peak_cuda_mb,
+        }
+        base_manifest = read_manifest(self.home.model(self.job.base)) or {}
+        return {
+            "job": self.job.id,
+            "file": self.job.file,
+            "parent": self.parent,
+            "base": self.job.base,
+            "base_files": base_manifest.get("files"),
+            "created": time.time(),
+            "software": version_string(),
+            "settings": dataclasses.asdict(self.settings),
+            "verdict": dataclasses.asdict(verdict),
+            "figures": figures,
+        }
+
+
+def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with path.open("w") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    with path.open("rb") as stream:
+        return [json.loads(line) for line in stream]
+
+
+def run_job(home: Home, store: Store, job_id: int, token: str) -> int:
+    """Work on a claimed job and record how it ended; returns the process's exit code.
+
+    0: the job reached an end that is in its row (also failed). WorkerDied's code: a process died, the daemon
+    decides on another attempt. StaleAttempt's code: the job is no longer ours, nothing was changed.
+    """
+    job = dataclasses.replace(store.get(job_id), token=token)
+    run = home.run(job_id)
+    run.mkdir(mode=0o700, exist_ok=True)
+    with (
+        locked(run / "lock", f"job {job_id} is being worked on by another process"),
+        locked(home.device_lock, "the device is in use by `nslora-agent generate`"),
+        Worker("quant.worker", run / "worker.log") as worker,
+    ):
+        attempt = Attempt(home, store, job, worker)
+        signal.signal(signal.SIGTERM, attempt.stop)
+        return _record_outcome(attempt)
+
+
+def _record_outcome(attempt: Attempt) -> int:
+    store, job, token = attempt.store, attempt.job.id, attempt.token
+    try:
+        verdict, version = JobLoop(attempt).work()
+    except Stopped:
+        store.requeue(job, token, "stopped with a checkpoint; goes on from there")
+        return 0
+    except (WorkerDied, StaleAttempt) as fault:
+        print(fault, file=sys.stderr)  # noqa: T201  the daemon reads the last line of our log
+        return fault.exit_code
+    except (AgentError, OSError) as fault:
+        reason = str(fault) if isinstance(fault, AgentError) else str(StorageError(f"{fault.strerror}: {fault.filename}"))
+        attempt.events.add("ended", state=State.FAILED, reason=reason)
+        store.finish(job, token, State.FAILED, reason)
+        return 0
+    store.finish(job, token, State.DONE, verdict.reason, version)
+    attempt.events.add("ended", state=State.DONE, reason=verdict.reason)
+    for folder in attempt.run.glob("attempt-*"):
+        remove_tree(folder)
+    return 0
+
+
+def main() -> int:
+    """Entry point of the process."""
+    state, job, token, parent = sys.argv[1:]
+    die_with_parent(int(parent))
+    os.nice(NICENESS)
+    home = Home(Path(state))
+    try:
+        with Store(home.database) as store:
+            return run_job(home, store, int(job), token)
+    except AgentError as fault:
+        print(fault, file=sys.stderr)  # noqa: T201  as above
+        return fault.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
