@@ -123,10 +123,11 @@ def sweep_temporaries(folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, who: str) -> Iterator[None]:
-    """Hold an exclusive lock on `path` while the block runs; the kernel drops it when the process dies.
+def locked(path: Path, who: str) -> Iterator[int]:
+    """Hold an exclusive lock on `path` while the block runs; yields its file descriptor.
 
-    Raises Busy at once, naming `who`, if another process holds it.
+    The kernel drops the lock when the last process that has the descriptor open is gone, so a child that inherits
+    it keeps the lock until it is dead too. Raises Busy at once, naming `who`, if another process holds it.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -134,6 +135,6 @@ def locked(path: Path, who: str) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Busy(f"{who} ({path} is locked)") from None
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)

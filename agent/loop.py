@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from agent import gate
 from agent.attempt import Attempt, Stopped
 from agent.dataset import Example, load_spool, split
 from agent.durable import folder_fault, locked, read_manifest, remove_tree, write_json
-from agent.errors import AgentError, BaseModelError, StaleAttempt, StorageError, WorkerDied
+from agent.errors import AgentError, BaseModelError, Busy, StaleAttempt, StorageError, WorkerDied
 from agent.evaluation import Evaluation, model_card
 from agent.gate import Verdict
 from agent.home import Home
-from agent.jobs import State
+from agent.jobs import Job, State
 from agent.protocol import Generate, Load, Loaded, Save, Score, Train, Trained, Training, die_with_parent
 from agent.registry import Registry
 from agent.reward import content_reward
@@ -34,6 +35,8 @@ from agent.store import Store
 from agent.version import version_string
 from agent.workers import Worker
 
+LOCK_POLL = 1.0
+"""Seconds between tries to get a lock that somebody holds."""
 NICENESS = 10
 """Training yields the processor to whatever else the box does, `nslora-agent ls` included."""
 
@@ -229,14 +232,22 @@ def run_job(home: Home, store: Store, job_id: int, token: str) -> int:
     job = dataclasses.replace(store.get(job_id), token=token)
     run = home.run(job_id)
     run.mkdir(mode=0o700, exist_ok=True)
-    with (
-        locked(run / "lock", f"job {job_id} is being worked on by another process"),
-        locked(home.device_lock, "the device is in use by `nslora-agent generate`"),
-        Worker("quant.worker", run / "worker.log") as worker,
-    ):
+    with ExitStack() as stack:
+        locks = tuple(_lock_when_free(stack, path, store, job) for path in (run / "lock", home.device_lock))
+        worker = stack.enter_context(Worker("quant.worker", run / "worker.log", keep=locks))
         attempt = Attempt(home, store, job, worker)
         signal.signal(signal.SIGTERM, attempt.stop)
         return _record_outcome(attempt)
+
+
+def _lock_when_free(stack: ExitStack, path: Path, store: Store, job: Job) -> int:
+    """Take a lock, however long a dying earlier attempt or a `generate` holds it."""
+    while True:
+        try:
+            return stack.enter_context(locked(path, "in use"))
+        except Busy:
+            store.beat(job.id, str(job.token), {"phase": "waiting for the device"})
+            time.sleep(LOCK_POLL)
 
 
 def _record_outcome(attempt: Attempt) -> int:

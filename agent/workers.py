@@ -44,7 +44,8 @@ def start_module(
 ) -> subprocess.Popen[bytes]:
     """Start one of our modules from the installed package, in a session of its own, its stderr appended to `log`.
 
-    A session of its own keeps a terminal's Ctrl-C away: the parent decides how a child stops.
+    A session of its own keeps a terminal's Ctrl-C away: the parent decides how a child stops. `keep` are file
+    descriptors of locks that are to be held until the child is dead too.
     """
     stream = subprocess.PIPE if pipes else subprocess.DEVNULL
     with log.open("ab") as stderr:
@@ -56,6 +57,7 @@ def start_module(
             cwd="/",
             env=child_environment(network=network),
             start_new_session=True,
+            pass_fds=keep,
             bufsize=0,
         )
 
@@ -63,10 +65,10 @@ def start_module(
 class Worker:
     """A worker process; use as a context manager, which ends it."""
 
-    def __init__(self, module: str, log: Path, *, network: bool = False) -> None:
+    def __init__(self, module: str, log: Path, *, network: bool = False, keep: tuple[int, ...] = ()) -> None:
         self.module = module
         self.log = log
-        self.process = start_module(module, str(os.getpid()), log=log, network=network, pipes=True)
+        self.process = start_module(module, str(os.getpid()), log=log, pipes=True, network=network, keep=keep)
         self._ids = itertools.count(1)
         self._lines: queue.Queue[bytes] = queue.Queue()
         threading.Thread(target=self._drain, daemon=True).start()

@@ -1,0 +1,149 @@
+"""The command line: parses, calls `agent.commands`, turns every failure into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+
+from agent import commands
+from agent.config import add_training_flags
+from agent.errors import AgentError
+from agent.home import Home
+from agent.jobs import State
+
+Command = Callable[[argparse.Namespace, Home], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Help in the order: what it does, example, flags; wide enough to read off a terminal."""
+
+    def __init__(self, *args: object, **keywords: object) -> None:
+        keywords.setdefault("formatter_class", _formatter)
+        super().__init__(*args, **keywords)  # type: ignore[arg-type]
+
+
+def _formatter(prog: str) -> argparse.RawDescriptionHelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; docs/cli.md is generated from it."""
+    parser = _Parser(
+        prog="nslora-agent",
+        description="Adapts a 4-bit language model to this box's own data: queue a JSONL file, get an adapter.",
+        epilog="example:\n  nslora-agent init && nslora-agent enqueue data.jsonl && nslora-agent run --drain",
+    )
+    parser.add_argument("--version", action="version", version=_LazyVersion())
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (_add_set_up, _add_data, _add_daemon, _add_jobs, _add_versions, _add_generate):
+        add(_Adder(subparsers))
+    return parser
+
+
+class _LazyVersion(str):
+    """The version for argparse, read from the installed package only when it is printed."""
+
+    __slots__ = ()
+
+    def __mod__(self, _: object) -> str:
+        from agent.version import version_string  # noqa: PLC0415  importlib.metadata costs 30 ms on every start
+
+        return version_string()
+
+
+class _Adder:
+    """Adds commands that share --state and --json."""
+
+    def __init__(self, subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+        self._subparsers = subparsers
+
+    def __call__(self, name: str, run: Command, about: str, example: str) -> argparse.ArgumentParser:
+        parser = self._subparsers.add_parser(name, help=about, description=about, epilog=f"example:\n  {example}")
+        parser.add_argument("--state", metavar="DIR", help="state folder [$NSLORA_STATE or ~/.local/state/nslora]")
+        parser.add_argument("--json", action="store_true", help="machine-readable output on stdout")
+        parser.set_defaults(run=run)
+        return parser
+
+
+def _add_set_up(add: _Adder) -> None:
+    init = add("init", commands.init, "Write config.toml and prepare the base model.", "nslora-agent init")
+    init.add_argument("--base", metavar="MODEL", help="built-in name, Hugging Face folder, .gguf file or hub id")
+    init.add_argument("--again", action="store_true", help="prepare the base model again even if it is there")
+    about = "Check that this box can train; exit 0 only if it can."
+    add("doctor", commands.doctor, about, "nslora-agent doctor")
+
+
+def _add_data(add: _Adder) -> None:
+    validate = add("validate", commands.validate, "Check a training file.", "nslora-agent validate data.jsonl")
+    validate.add_argument("file", metavar="FILE", help='JSONL file, or "-" for stdin')
+    about = "Queue a training file; prints the job's id. Works while no daemon runs."
+    enqueue = add("enqueue", commands.enqueue, about, "nslora-agent enqueue data.jsonl --epochs 3")
+    enqueue.add_argument("file", metavar="FILE", help='JSONL file, or "-" for stdin')
+    enqueue.add_argument("--skip-bad", action="store_true", help="leave bad lines out, keeping them in a file")
+    add_training_flags(enqueue)
+
+
+def _add_daemon(add: _Adder) -> None:
+    run = add("run", commands.run, "Run the daemon in the foreground.", "nslora-agent run --drain")
+    run.add_argument("--drain", action="store_true", help="stop when the queue is empty")
+
+
+def _add_jobs(add: _Adder) -> None:
+    states = ", ".join(state.value for state in State)
+    ls = add("ls", commands.ls, "List jobs.", "nslora-agent ls --json")
+    ls.add_argument("--only", metavar="STATE", choices=[s.value for s in State], help=f"one of {states}")
+    ls.add_argument("-n", "--last", type=int, default=50, metavar="N", help="show the newest N [50]")
+    for name, run, about in (
+        ("show", commands.show, "Show one job: its history, figures and version."),
+        ("logs", commands.logs, "Show what a job did."),
+        ("cancel", commands.cancel, "Cancel a queued or running job."),
+        ("retry", commands.retry, "Queue a failed, dead or cancelled job again; it goes on from its checkpoint."),
+    ):
+        parser = add(name, run, about, f"nslora-agent {name} 1")
+        parser.add_argument("job", metavar="JOB", type=int, help="the id that enqueue printed")
+        if name == "logs":
+            parser.add_argument("-f", "--follow", action="store_true", help="keep printing until the job ends")
+
+
+def _add_versions(add: _Adder) -> None:
+    add("versions", commands.versions, "List the versions made so far; * is active.", "nslora-agent versions")
+    promote = add("promote", commands.promote, "Make a version active; 0 is the base.", "nslora-agent promote 2")
+    promote.add_argument("version", metavar="N", type=int, help="a number from `nslora-agent versions`")
+    add("rollback", commands.rollback, "Go back to what was active before.", "nslora-agent rollback")
+
+
+def _add_generate(add: _Adder) -> None:
+    example = 'nslora-agent generate "Which port does the Marlow pump use?"'
+    generate = add("generate", commands.generate, "Answer a prompt with the active version.", example)
+    generate.add_argument("prompt", metavar="PROMPT", help='the question, or "-" for stdin')
+    generate.add_argument("--version", metavar="N", help='a version\'s number, or "base" [the active version]')
+    generate.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer [128]")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code (see `agent.errors`)."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        run: Command = arguments.run
+        return run(arguments, Home.find(arguments.state))
+    except AgentError as fault:
+        return _fail(str(fault), type(fault).__name__, fault.exit_code, as_json=arguments.json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    except OSError as fault:
+        message = f"{fault.strerror or fault}: {fault.filename or 'no file name'}"
+        return _fail(message, "StorageError", 74, as_json=arguments.json)
+
+
+def _fail(message: str, name: str, exit_code: int, *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"error": name, "message": message, "exit_code": exit_code}), file=sys.stderr)
+    else:
+        print(f"nslora-agent: {message}", file=sys.stderr)
+    return exit_code

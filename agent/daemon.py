@@ -1,0 +1,180 @@
+"""The daemon: claims jobs one after the other, supervises the process that works on them, tells systemd.
+
+It holds no model and no data, so it stays small; everything heavy happens in `agent.loop` and below, and is gone
+when a job ends.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent import systemd
+from agent.durable import sweep_temporaries
+from agent.errors import StaleAttempt
+from agent.home import Home
+from agent.jobs import Job, State
+from agent.registry import Registry
+from agent.spool import sweep_orphans
+from agent.store import Store
+from agent.workers import how_it_ended, last_words, start_module
+
+POLL = 1.0
+"""Seconds between looks at the queue."""
+FROZEN = 60.0
+"""Seconds without a heartbeat until the processes of a job are killed (they beat every 5)."""
+STOP_TIMEOUT = 75.0
+"""Seconds a job gets to checkpoint after SIGTERM; the unit's TimeoutStopSec is longer."""
+PROGRESS_EVERY = 5.0
+"""Seconds between reports of a running job."""
+
+Report = Callable[[str, Job], None]
+"""Called with what happened ("started", "progress", "ended", ...) and the job's row."""
+
+
+@dataclass
+class Running:
+    """The job being worked on and its process."""
+
+    job: Job
+    token: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    heartbeat: float | None
+    heard: float
+    reported: float
+
+
+class Daemon:
+    """`initialize`, then `tick(now)` as often as wanted, then `shutdown`; `now` is a monotonic clock in seconds."""
+
+    def __init__(self, home: Home, store: Store, report: Report) -> None:
+        self._home, self._store, self._report = home, store, report
+        self._running: Running | None = None
+        self._status = ""
+
+    @property
+    def busy(self) -> bool:
+        """True while a job's process is alive."""
+        return self._running is not None
+
+    def initialize(self) -> None:
+        """Put right what a crash or power cut left: orphaned jobs, half-written files, the promotion rows."""
+        Registry(self._home.path, self._store).reconcile()
+        sweep_orphans(self._home.spool, self._store.spools())
+        sweep_temporaries(self._home.models)
+        for job in self._store.orphans():
+            self._take_back(job)
+        systemd.notify("READY=1")
+
+    def tick(self, now: float) -> None:
+        """Reap, watch and claim once; returns quickly."""
+        systemd.notify("WATCHDOG=1")
+        if self._running:
+            self._watch(self._running, now)
+        if not self._running:
+            self._claim(now)
+        self._tell_systemd()
+
+    def shutdown(self) -> None:
+        """Let the running job checkpoint and go back into the queue."""
+        systemd.notify("STOPPING=1")
+        if self._running is None:
+            return
+        self._running.process.terminate()
+        try:
+            self._running.process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._running.process.kill()
+        self._reap(self._running)
+
+    def _take_back(self, job: Job) -> None:
+        """Queue a job whose daemon is gone. A reboot or power cut is not the job's fault and counts no death."""
+        same_boot = job.boot_id == boot_id()
+        reason = "the daemon died" if same_boot else "the box restarted"
+        self._report("taken back", self._store.died(job.id, str(job.token), reason, counts=same_boot))
+
+    def _claim(self, now: float) -> None:
+        job = self._store.claim(boot_id(), os.getpid())
+        if job is None:
+            return
+        run = self._home.run(job.id)
+        run.mkdir(mode=0o700, exist_ok=True)
+        log = run / "loop.log"
+        arguments = [str(self._home.path), str(job.id), str(job.token), str(os.getpid())]
+        process = start_module("agent.loop", *arguments, log=log, pipes=False)
+        self._running = Running(job, str(job.token), process, log, job.heartbeat, now, now)
+        self._report("started", job)
+
+    def _watch(self, running: Running, now: float) -> None:
+        if running.process.poll() is not None:
+            self._reap(running)
+            return
+        job = self._store.get(running.job.id)
+        if job.token != running.token:
+            running.process.kill()
+        elif job.heartbeat != running.heartbeat:
+            running.heartbeat, running.heard = job.heartbeat, now
+        elif now - running.heard > FROZEN:
+            running.process.kill()
+        if now - running.reported >= PROGRESS_EVERY:
+            running.reported = now
+            self._report("progress", job)
+
+    def _reap(self, running: Running) -> None:
+        """Note how the process ended; one that did not finish its job has died."""
+        status = running.process.wait()
+        self._running = None
+        job = self._store.get(running.job.id)
+        if job.token == running.token:
+            reason = f"the job's process {how_it_ended(status)}{last_words(running.log)}"
+            try:
+                job = self._store.died(job.id, running.token, reason)
+            except StaleAttempt:
+                job = self._store.get(job.id)
+        self._report("ended", job)
+
+    def _tell_systemd(self) -> None:
+        running = self._running
+        status = f"job {running.job.id}: {running.job.file}" if running else "idle"
+        if status != self._status:
+            systemd.notify(f"STATUS={status}")
+            self._status = status
+
+
+def boot_id() -> str:
+    """Changes with every boot of the machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def serve(home: Home, store: Store, report: Report, *, drain: bool) -> None:
+    """Run until SIGTERM or SIGINT, or, with `drain`, until the queue is empty."""
+    stopping: list[int] = []
+    wake, waker = os.pipe()
+    for end in (wake, waker):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda caught, _: stopping.append(caught))
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    daemon = Daemon(home, store, report)
+    daemon.initialize()
+    while not stopping:
+        daemon.tick(time.monotonic())
+        if drain and not daemon.busy:
+            break
+        if select.select([wake], [], [], POLL)[0]:
+            os.read(wake, 4096)
+    daemon.shutdown()
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """What a report says of a job's progress, for JSON lines."""
+    return {"job": job.id, "state": State(job.state).value, "reason": job.reason, "version": job.version, **job.progress}

@@ -1,0 +1,131 @@
+"""`nslora-agent doctor`: can this box train? Every check runs the real thing and says what to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.config import Config
+from agent.durable import folder_fault
+from agent.errors import AgentError
+from agent.home import Home
+from agent.protocol import Check, Checked
+from agent.store import Store
+from agent.workers import Worker
+
+OK, WARNING, FAILURE = "ok", "warning", "failure"
+
+NEEDED_MEMORY = 1.5e9
+"""Bytes that training the default base model takes at its peak, measured on a CPU in float32."""
+NEEDED_DISK = 1e9
+"""Bytes for a base model, a version and two checkpoints."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: its status, what was seen, and what to do about it (empty if nothing)."""
+
+    check: str
+    status: str
+    seen: str
+    advice: str = ""
+
+
+def examine(home: Home, config: Config) -> list[Finding]:
+    """All findings; training can run if none is a failure."""
+    findings = [_python(), _state(home), _sqlite(home), _memory(), _disk(home), *_four_bit(config), _base(home, config)]
+    return findings + [_board(), _temperature()]
+
+
+def _python() -> Finding:
+    return Finding("python", OK, f"{sys.version.split()[0]} at {sys.executable}")
+
+
+def _state(home: Home) -> Finding:
+    try:
+        with tempfile.NamedTemporaryFile(dir=home.create().path) as probe:
+            os.fsync(probe.fileno())
+    except (OSError, AgentError) as fault:
+        return Finding("state folder", FAILURE, str(fault), "make it writable or choose another with --state DIR")
+    return Finding("state folder", OK, f"{home.path} can be written")
+
+
+def _sqlite(home: Home) -> Finding:
+    try:
+        with Store(home.database) as store:
+            journal = store.journal_mode()
+    except AgentError as fault:
+        return Finding("sqlite", FAILURE, str(fault), "restore jobs.db from a backup or move it away")
+    seen = f"SQLite {sqlite3.sqlite_version}, journal {journal}"
+    if journal != "delete":
+        return Finding("sqlite", WARNING, seen, "the rollback journal is expected: stop the daemon and run doctor again")
+    return Finding("sqlite", OK, seen)
+
+
+def _memory() -> Finding:
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free, total = (int(fields[name].split()[0]) * 1024 for name in ("MemAvailable", "MemTotal"))
+    seen = f"{free / 1e9:.1f} GB available of {total / 1e9:.1f} GB"
+    if free < NEEDED_MEMORY:
+        return Finding("memory", WARNING, seen, "stop other programs, or lower sequence_length and micro_batch")
+    return Finding("memory", OK, seen)
+
+
+def _disk(home: Home) -> Finding:
+    free = shutil.disk_usage(home.path).free
+    seen = f"{free / 1e9:.1f} GB free in {home.path}"
+    status, advice = (OK, "") if free >= NEEDED_DISK else (WARNING, "free at least 1 GB or move the state folder")
+    return Finding("disk", status, seen, advice)
+
+
+def _four_bit(config: Config) -> list[Finding]:
+    """Quantise, multiply and differentiate in 4 bits, in the worker's own process as training does."""
+    with tempfile.TemporaryDirectory() as folder, Worker("quant.worker", Path(folder) / "log") as worker:
+        try:
+            answer = worker.ask(Check(config.training.device))
+        except AgentError as fault:
+            return [Finding("4-bit training", FAILURE, str(fault), "run `make install` again; see docs/deployment.md")]
+    if not isinstance(answer, Checked):
+        raise TypeError(answer)
+    libraries = ", ".join(f"{name} {number}" for name, number in answer.versions.items())
+    advice = "" if answer.ok else "bitsandbytes does not work with this device: reinstall it, or set device to cpu"
+    return [
+        Finding("libraries", OK, libraries),
+        Finding("4-bit training", OK if answer.ok else FAILURE, f"{answer.detail}; computes in {answer.dtype}", advice),
+    ]
+
+
+def _base(home: Home, config: Config) -> Finding:
+    folder = home.model(config.base)
+    if not folder.exists():
+        return Finding("base model", FAILURE, f"{config.base} is not prepared", "run `nslora-agent init`")
+    fault = folder_fault(folder)
+    if fault:
+        return Finding("base model", FAILURE, fault, "run `nslora-agent init --again`")
+    size = sum(p.stat().st_size for p in folder.iterdir())
+    return Finding("base model", OK, f"{config.base}, {size / 1e6:.0f} MB, every file as it was prepared")
+
+
+def _board() -> Finding:
+    model = Path("/proc/device-tree/model")
+    seen = model.read_text().strip("\0\n ") if model.exists() else "no device tree (not a Jetson)"
+    return Finding("board", OK, seen)
+
+
+def _temperature() -> Finding:
+    zones = []
+    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
+        try:
+            zones.append((int((zone / "temp").read_text()) / 1000, (zone / "type").read_text().strip()))
+        except (OSError, ValueError):
+            continue
+    if not zones:
+        return Finding("temperature", OK, "no thermal zones on this machine")
+    hottest, name = max(zones)
+    seen = f"{hottest:.0f} °C at {name}, the hottest of {len(zones)} zones"
+    return Finding("temperature", *((OK, seen) if hottest < 85 else (WARNING, seen, "cool the box before training")))

@@ -1,0 +1,68 @@
+"""What people and programs see: tables by rich on a terminal, plain text off it, JSON when asked for."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+Row = Sequence[object]
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on a line of its own."""
+    print(json.dumps(value, ensure_ascii=False, sort_keys=False, default=str), flush=True)
+
+
+def say(text: str) -> None:
+    """A line for people on stdout."""
+    print(text, flush=True)
+
+
+def hint(text: str) -> None:
+    """A line for people on stderr: progress and advice, never part of a result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Row], styles: dict[str, str] | None = None) -> None:
+    """A table; on a terminal cells whose whole text is a key of `styles` are coloured."""
+    cells = [["" if value is None else str(value) for value in row] for row in rows]
+    if sys.stdout.isatty():
+        _rich_table(headers, cells, styles or {})
+    else:
+        _plain_table(headers, cells)
+
+
+def _rich_table(headers: Sequence[str], cells: list[list[str]], styles: dict[str, str]) -> None:
+    from rich import box  # noqa: PLC0415  rich costs 80 ms, and only a terminal needs it
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in headers:
+        table.add_column(name, overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
+    Console().print(table)
+
+
+def _plain_table(headers: Sequence[str], cells: list[list[str]]) -> None:
+    widths = [max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))]
+    for row in [list(headers), *cells]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def age(seconds: float) -> str:
+    """A span of time in its largest unit: 5s, 12m, 3h, 9d."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{max(seconds, 0):.0f}s"
+
+
+def clock(at: float) -> str:
+    """A point in time as this box's wall clock shows it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
