@@ -8,8 +8,9 @@ import json
 import sys
 import tempfile
 import time
+import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent import output
 from agent.config import Config, default_toml, read_config, training_from, write_base
@@ -19,6 +20,9 @@ from agent.home import Home
 from agent.jobs import Job, State
 from agent.output import hint, print_json, print_table, say
 from agent.store import Store
+
+if TYPE_CHECKING:
+    from agent.dataset import Report
 
 STATE_STYLES = {
     "running": "bold cyan", "done": "green", "failed": "red", "dead": "bold red", "cancelled": "dim",
@@ -97,8 +101,24 @@ def validate(arguments: argparse.Namespace, home: Home) -> int:
 
     with open_source(arguments.file) as source:
         report = check(source, read_config(home.config).limits)
-    print_json(report.to_json()) if arguments.json else say(report.in_words())
-    return DataError.exit_code if report.bad_count else 0
+    if arguments.json:
+        bad = [{"line": b.line, "problem": b.problem, "fix": b.fix} for b in report.bad]
+        print_json({**dataclasses.asdict(report), "bad": bad})
+    else:
+        _say_report(report)
+    return DataError.exit_code if report.bad_total else 0
+
+
+def _say_report(report: Report) -> None:
+    marked = f", {report.train} marked train and {report.held_out} held out" if report.held_out else ""
+    say(f"{report.rows} good rows of shape {report.shape}{marked}")
+    say(f"{report.with_answer} with an answer, {report.with_constraints} with constraints")
+    if report.bad_total:
+        say(f"{report.bad_total} bad lines; enqueue refuses the file unless --skip-bad is given:")
+        for bad in report.bad:
+            say(f"  {bad}")
+        if report.bad_total > len(report.bad):
+            say(f"  and {report.bad_total - len(report.bad)} more")
 
 
 def enqueue(arguments: argparse.Namespace, home: Home) -> int:
@@ -110,12 +130,12 @@ def enqueue(arguments: argparse.Namespace, home: Home) -> int:
     settings = training_from(arguments, config)
     home.create()
     with open_source(arguments.file) as source:
-        kept = spool(source, home.spool, config.limits, skip_bad=arguments.skip_bad)
+        kept = spool(source, home.spool, uuid.uuid4().hex, config.limits, skip_bad=arguments.skip_bad)
     shown = "stdin" if arguments.file == "-" else str(Path(arguments.file).absolute())
     with Store(home.database) as store:
         job = store.add(
             file=shown,
-            spool=kept.path.name,
+            spool=kept.path.stem,
             rows=kept.rows,
             bad_rows=kept.bad,
             sha256=kept.sha256,

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.dataset import Limits
 from agent.durable import write_file
 from agent.errors import ConfigError
+from agent.jsonl import Limits
 from agent.protocol import Training, setting
 
 if sys.version_info >= (3, 11):

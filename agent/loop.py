@@ -21,7 +21,7 @@ from typing import Any
 
 from agent import gate
 from agent.attempt import Attempt, Stopped
-from agent.dataset import Example, load_spool, split
+from agent.dataset import split
 from agent.durable import folder_fault, locked, read_manifest, remove_tree, write_json
 from agent.errors import AgentError, BaseModelError, Busy, StaleAttempt, StorageError, WorkerDied
 from agent.evaluation import Evaluation, model_card
@@ -31,6 +31,8 @@ from agent.jobs import Job, State
 from agent.protocol import Generate, Load, Loaded, Save, Score, Train, Trained, Training, die_with_parent
 from agent.registry import Registry
 from agent.reward import content_reward
+from agent.shapes import Example, Message
+from agent.spool import load_spool
 from agent.store import Store
 from agent.version import version_string
 from agent.workers import Worker
@@ -139,7 +141,7 @@ class JobLoop:
 
     @cached_property
     def _split(self) -> tuple[list[Example], list[Example]]:
-        return split(load_spool(self.home.spool / self.job.spool), self.settings.held_out, self.settings.seed)
+        return split(load_spool(self.home.spool / f"{self.job.spool}.jsonl"), self.settings.held_out, self.settings.seed)
 
     @cached_property
     def parent(self) -> int:
@@ -164,10 +166,9 @@ class JobLoop:
 
     def _write_split(self) -> None:
         train, held_out = self._split
-        _write_jsonl(self.run / "train.jsonl", ({"id": e.id, "messages": e.to_json()["messages"]} for e in train))
-        _write_jsonl(self.run / "held_out.jsonl", ({"id": e.id, "messages": e.to_json()["messages"]} for e in held_out))
-        prompts = ({"id": e.id, "messages": e.to_json()["messages"][:-1]} for e in held_out if e.prompt)
-        _write_jsonl(self.run / "prompts.jsonl", prompts)
+        _write_messages(self.run / "train.jsonl", ((e.id, e.messages) for e in train))
+        _write_messages(self.run / "held_out.jsonl", ((e.id, e.messages) for e in held_out))
+        _write_messages(self.run / "prompts.jsonl", ((e.id, e.prompt) for e in held_out if e.prompt))
         self.attempt.events.add("split", train=len(train), held_out=len(held_out))
 
     def _load(self, version: int) -> None:
@@ -213,9 +214,11 @@ class JobLoop:
         }
 
 
-def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def _write_messages(path: Path, rows: Iterable[tuple[str, tuple[Message, ...]]]) -> None:
+    """What the worker reads. Plain writes: each attempt writes these files again."""
     with path.open("w") as stream:
-        stream.writelines(json.dumps(row) + "\n" for row in rows)
+        for row, messages in rows:
+            stream.write(json.dumps({"id": row, "messages": [dataclasses.asdict(m) for m in messages]}) + "\n")
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:

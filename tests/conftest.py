@@ -1,0 +1,31 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Prepared (4-bit) tiny models by architecture, each made once."""
+    made: dict[str, Path] = {}
+
+    def get(architecture: str = "llama") -> Path:
+        if architecture not in made:
+            from tiny import write_model
+
+            from quant.base import prepare
+
+            work = tmp_path_factory.mktemp(architecture)
+            source = write_model(work / "source", architecture)
+            prepare(source, work / "base")
+            made[architecture] = work / "base"
+        return made[architecture]
+
+    return get

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from agent.durable import folder_fault
+from agent.errors import TrainingFailed
+from agent.protocol import Checkpointed, Event, Note, Step, Trained, Training
+from quant.base import Model, load
+from quant.generate import greedy
+from quant.train import learning_rate, start, train, usable
+
+SETTINGS = Training(rank=4, alpha=8, steps=8, micro_batch=4, checkpoint_every=3, learning_rate=1e-2)
+ROWS = [
+    [{"role": "user", "content": f"port of pump {i}?"}, {"role": "assistant", "content": f"it is {i * 37}"}]
+    for i in range(10)
+]
+
+
+def examples(model: Model, length: int = 512) -> list:
+    return [model.encoder.example(str(i), row, length) for i, row in enumerate(ROWS)]
+
+
+def run(base: Path, folder: Path, settings: Training, resume: Path | None = None, stop_after: int = 0):
+    model = load(base, None, "cpu", "float32")
+    events: list[Event] = []
+    stopping = lambda: bool(stop_after) and sum(isinstance(e, Step) for e in events) >= stop_after  # noqa: E731
+    answer = train(start(model, examples(model), settings, resume), folder, events.append, stopping)
+    return model, answer, events
+
+
+def losses(events: list[Event]) -> list[float]:
+    return [e.loss for e in events if isinstance(e, Step)]
+
+
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
+    tiny_base: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Stopped after five steps and taken up by a new process's worth of state, every later loss is the same."""
+    _, _, whole = run(tiny_base("llama"), tmp_path / "whole", SETTINGS)
+    _, stopped, first = run(tiny_base("llama"), tmp_path / "parts", SETTINGS, stop_after=5)
+    assert (stopped.finished, stopped.step) == (False, 5)
+    _, done, second = run(tiny_base("llama"), tmp_path / "rest", SETTINGS, tmp_path / "parts" / "step-00000005")
+    assert done.finished
+    assert losses(first) + losses(second) == pytest.approx(losses(whole), abs=5e-5)
+    assert losses(whole)[-1] < losses(whole)[0]
+
+
+def test_checkpoints_come_at_their_interval_are_whole_and_only_the_newest_two_are_kept(
+    tiny_base: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Every third step and at the end; safetensors and JSON only."""
+    _, _, events = run(tiny_base("llama"), tmp_path / "c", SETTINGS)
+    assert [e.step for e in events if isinstance(e, Checkpointed)] == [3, 6, 8]
+    kept = sorted((tmp_path / "c").iterdir())
+    assert [p.name for p in kept] == ["step-00000006", "step-00000008"]
+    assert all(folder_fault(p) is None for p in kept)
+    assert {f.suffix for p in kept for f in p.iterdir()} == {".safetensors", ".json"}
+
+
+def test_the_adapter_gives_the_same_answers_in_plain_peft(tiny_base: Callable[[str], Path], tmp_path: Path) -> None:
+    """What is saved is an ordinary PEFT adapter, with nothing of ours needed to use it."""
+    model, _, _ = run(tiny_base("llama"), tmp_path / "c", SETTINGS)
+    model.network.save_pretrained(tmp_path / "adapter")
+    plain = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_base("llama"), dtype=torch.float32), tmp_path / "adapter"
+    )
+    prompt = model.encoder.prompt(ROWS[3][:1])
+    theirs = plain.generate(input_ids=torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0)
+    ours = dict(greedy(model, [prompt], 12))[0]
+    text = model.encoder.tokenizer.decode(theirs[0, len(prompt) :], skip_special_tokens=True).strip()
+    assert ours.text == text
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_every_linear_layer_gets_an_update_and_nothing_else_is_trained(
+    tiny_base: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """LoRA on all linear layers of every block; embeddings and norms stay frozen."""
+    model, _, _ = run(tiny_base("llama"), tmp_path / "c", dataclasses.replace(SETTINGS, steps=1))
+    model.network.save_pretrained(tmp_path / "adapter")
+    names = set(load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
+    assert len(names) == 2 * 7 * 2
+    assert all(".lora_A." in n or ".lora_B." in n for n in names)
+
+
+def test_accumulated_micro_batches_give_the_gradient_of_one_large_one(
+    tiny_base: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Loss and norm are means over all target tokens of a step, however it is cut into rows."""
+    large = dataclasses.replace(SETTINGS, steps=2, micro_batch=8)
+    small = dataclasses.replace(SETTINGS, steps=2, micro_batch=2, accumulation=4)
+    short = dataclasses.replace(large, sequence_length=40)
+    results = [run(tiny_base("llama"), tmp_path / str(i), s)[2] for i, s in enumerate((large, small, short))]
+    norms = [[e.grad_norm for e in events if isinstance(e, Step)] for events in results]
+    assert losses(results[0]) == pytest.approx(losses(results[1]), rel=1e-4)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert losses(results[0]) == pytest.approx(losses(results[2]), rel=1e-4)
+
+
+def test_recomputing_activations_changes_no_loss(tiny_base: Callable[[str], Path], tmp_path: Path) -> None:
+    """Checkpointing trades time for memory, never the result."""
+    kept = run(tiny_base("llama"), tmp_path / "a", dataclasses.replace(SETTINGS, checkpointing=False))[2]
+    recomputed = run(tiny_base("llama"), tmp_path / "b", dataclasses.replace(SETTINGS, checkpointing=True))[2]
+    assert losses(kept) == pytest.approx(losses(recomputed), rel=1e-4)
+
+
+def test_training_goes_on_from_an_earlier_adapter(tiny_base: Callable[[str], Path], tmp_path: Path) -> None:
+    """A second job starts where the active version stands, not from the base."""
+    model, _, first = run(tiny_base("llama"), tmp_path / "c", SETTINGS)
+    model.network.save_pretrained(tmp_path / "adapter")
+    again = load(tiny_base("llama"), tmp_path / "adapter", "cpu", "float32")
+    events: list[Event] = []
+    answer = train(start(again, examples(again), SETTINGS, None), tmp_path / "d", events.append, lambda: False)
+    assert isinstance(answer, Trained)
+    assert losses(events)[0] < losses(first)[0]
+
+
+def test_a_loss_that_is_not_finite_ends_training_with_advice(tiny_base: Callable[[str], Path]) -> None:
+    """Divergence is an error with a cure, and no update is made with it."""
+    model = load(tiny_base("llama"), None, "cpu", "float32")
+    one = start(model, examples(model), SETTINGS, None)
+    with torch.no_grad():
+        next(iter(one.parameters.values())).fill_(math.inf)
+    with pytest.raises(TrainingFailed, match="learning_rate"):
+        one.step()
+
+
+def test_examples_that_are_too_long_are_counted_and_none_left_is_an_error(tiny_base: Callable[[str], Path]) -> None:
+    """Cutting is never silent."""
+    model = load(tiny_base("llama"), None, "cpu", "float32")
+    long = [{"role": "user", "content": "port " * 100}, {"role": "assistant", "content": "4713"}]
+    mixed = [*examples(model), model.encoder.example("long", long, 64)]
+    notes: list[Event] = []
+    assert len(usable(mixed, notes.append)) == len(ROWS)
+    assert [type(n) for n in notes] == [Note, Note]
+    with pytest.raises(TrainingFailed, match="sequence_length"):
+        usable(mixed[-1:], notes.append)
+
+
+def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
+    """Linear up over the first share of the steps, half a cosine down."""
+    settings = Training(learning_rate=1.0, warmup=0.1)
+    rates = [learning_rate(step, 100, settings) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert max(rates) == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.001

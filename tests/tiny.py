@@ -1,0 +1,65 @@
+"""Tiny random models with real architectures and a real tokenizer, made on the spot: fast, and honest about shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SHAPE: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": True,
+}
+ARCHITECTURES = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
+    "gemma3_text": (Gemma3ForCausalLM, Gemma3TextConfig, {"head_dim": 16, "sliding_window": 8}),
+}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 320 tokens with ChatML's specials."""
+    plain = Tokenizer(models.BPE())
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.decoder = decoders.ByteLevel()
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    plain.train_from_iterator(["the port of the pump is 4713", "what is the colour of the lamp?"] * 20, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token=specials[0], bos_token=specials[1], eos_token=specials[2], chat_template=CHATML
+    )
+
+
+def write_model(folder: Path, architecture: str = "llama") -> Path:
+    """A Hugging Face folder with a seeded random model of the architecture."""
+    network, config, extra = ARCHITECTURES[architecture]
+    torch.manual_seed(7)
+    network(config(**SHAPE, **extra)).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
