@@ -9,8 +9,8 @@ from typing import Any
 Messages = list[dict[str, str]]
 
 PLAIN_TEMPLATE = (
-    "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}{{ eos_token if m.role == 'assistant' }}\n"
-    "{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
+    "{% for m in messages %}{{ m.role | capitalize }}:\n{{ m.content }}{{ eos_token if m.role == 'assistant' }}\n"
+    "{% endfor %}{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
 """For base models that bring no chat template of their own."""
 
@@ -55,7 +55,7 @@ class Encoder:
         else:
             text, spans = self._conversation(messages)
         ids, offsets = self._tokens(text, special=len(messages) == 1)
-        target = [i > 0 and any(lo <= a and b <= hi and a < b for lo, hi in spans) for i, (a, b) in enumerate(offsets)]
+        target = [i > 0 and any(a < hi and b > lo and a < b for lo, hi in spans) for i, (a, b) in enumerate(offsets)]
         return Encoded(id, ids[:max_length], target[:max_length], cut=len(ids) > max_length)
 
     def _conversation(self, messages: Messages) -> tuple[str, list[tuple[int, int]]]:

@@ -67,4 +67,4 @@ def test_a_model_without_a_chat_template_gets_a_plain_one() -> None:
     bare.chat_template = None
     encoder = Encoder(bare)
     assert learned(encoder, [ASK, SAY]) == "4713<|im_end|>"
-    assert encoder.tokenizer.decode(encoder.prompt([ASK])).endswith("Assistant: ")
+    assert encoder.tokenizer.decode(encoder.prompt([ASK])).endswith("Assistant:\n")

@@ -139,9 +139,10 @@ def test_examples_that_are_too_long_are_counted_and_none_left_is_an_error(tiny_b
     """Cutting is never silent."""
     model = load(tiny_base("llama"), None, "cpu", "float32")
     long = [{"role": "user", "content": "port " * 100}, {"role": "assistant", "content": "4713"}]
-    mixed = [*examples(model), model.encoder.example("long", long, 64)]
+    wordy = [{"role": "user", "content": "port?"}, {"role": "assistant", "content": "4713 " * 100}]
+    mixed = [*examples(model), model.encoder.example("wordy", wordy, 64), model.encoder.example("long", long, 64)]
     notes: list[Event] = []
-    assert len(usable(mixed, notes.append)) == len(ROWS)
+    assert len(usable(mixed, notes.append)) == len(ROWS) + 1
     assert [type(n) for n in notes] == [Note, Note]
     with pytest.raises(TrainingFailed, match="sequence_length"):
         usable(mixed[-1:], notes.append)
