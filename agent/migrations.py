@@ -109,7 +109,7 @@ def _wait_for_turn(turn: ExitStack, path: Path) -> None:
     while True:
         try:
             turn.enter_context(locked(path.with_name(f"{path.name}.migrating"), f"{path} is being prepared; try again"))
-        except Busy:
+        except Busy:  # noqa: PERF203  # each turn of this loop sleeps
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)

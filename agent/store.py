@@ -26,6 +26,8 @@ from agent.migrations import migrate
 
 BUSY_TIMEOUT = 10.0
 """Seconds a statement waits for another process's transaction."""
+OLDEST_SQLITE = (3, 37)
+"""The first SQLite with STRICT tables (and RETURNING, since 3.35)."""
 
 Jobs = list[Job]
 Rows = list[dict[str, Any]]
@@ -78,6 +80,9 @@ def _as_dict(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        oldest = ".".join(map(str, OLDEST_SQLITE))
+        raise StateError(f"this Python's SQLite is {sqlite3.sqlite_version}; use a Python with {oldest} or newer")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Made here and not by SQLite, which would leave it readable to all until a chmod.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
