@@ -1,0 +1,136 @@
+"""The schema of jobs.db as a list of migrations, each a named function that is applied once.
+
+sqlite-utils is imported only where the schema is behind: every other start of a command or of the daemon
+costs one `PRAGMA user_version`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from agent.durable import locked
+from agent.errors import Busy, StateError
+
+WAIT = 30.0
+"""Seconds a first command waits for another one that is making the tables."""
+
+
+def jobs_and_moves(connection: sqlite3.Connection) -> None:
+    """The queue and its history."""
+    # AUTOINCREMENT: an id must never come back, because runs/<id> and manifests name jobs by it.
+    connection.execute("""
+        CREATE TABLE jobs (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            state TEXT NOT NULL,
+            file TEXT NOT NULL,
+            spool TEXT NOT NULL,
+            rows INTEGER NOT NULL,
+            bad_rows INTEGER NOT NULL,
+            sha256 TEXT NOT NULL,
+            settings TEXT NOT NULL,
+            base TEXT NOT NULL,
+            mode TEXT NOT NULL,
+            created REAL NOT NULL,
+            updated REAL NOT NULL,
+            attempt INTEGER NOT NULL DEFAULT 0,
+            token TEXT,
+            boot_id TEXT,
+            pid INTEGER,
+            heartbeat REAL,
+            deaths INTEGER NOT NULL DEFAULT 0,
+            reason TEXT,
+            version INTEGER,
+            progress TEXT NOT NULL DEFAULT '{}'
+        ) STRICT
+    """)
+    connection.execute("CREATE INDEX jobs_by_state ON jobs (state, id)")
+    connection.execute("""
+        CREATE TABLE moves (
+            id INTEGER PRIMARY KEY,
+            job INTEGER NOT NULL REFERENCES jobs (id),
+            at REAL NOT NULL,
+            old TEXT,
+            new TEXT NOT NULL,
+            reason TEXT,
+            actor TEXT NOT NULL
+        ) STRICT
+    """)
+    connection.execute("CREATE INDEX moves_by_job ON moves (job, id)")
+
+
+def promotions(connection: sqlite3.Connection) -> None:
+    """The stack of what was active, so that a rollback knows where to go."""
+    connection.execute("""
+        CREATE TABLE promotions (
+            id INTEGER PRIMARY KEY,
+            version INTEGER NOT NULL,
+            job INTEGER,
+            at REAL NOT NULL,
+            undone REAL
+        ) STRICT
+    """)
+    connection.execute("CREATE INDEX promotions_standing ON promotions (id) WHERE undone IS NULL")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (jobs_and_moves, promotions)
+"""In the order in which they are applied; a released one is never changed."""
+LATEST = len(MIGRATIONS)
+"""The `user_version` of a database that has them all."""
+
+
+def migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the database at `path` to the latest schema; safe for any number of first commands at once.
+
+    Raises StateError for a database of a newer program and Busy if another process migrates for too long.
+    """
+    if _is_latest(connection, path):
+        return
+    with ExitStack() as turn:
+        _wait_for_turn(turn, path)
+        if not _is_latest(connection, path):
+            _apply(connection)
+
+
+def _is_latest(connection: sqlite3.Connection, path: Path) -> bool:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > LATEST:
+        raise StateError(f"{path} was made by a newer nslora-agent (schema {version}, known {LATEST}); upgrade")
+    return bool(version == LATEST)
+
+
+def _wait_for_turn(turn: ExitStack, path: Path) -> None:
+    """Put the migration lock beside `path` on the stack as soon as whoever holds it is done."""
+    deadline = time.monotonic() + WAIT
+    while True:
+        try:
+            turn.enter_context(locked(path.with_name(f"{path.name}.migrating"), f"{path} is being prepared; try again"))
+        except Busy:  # noqa: PERF203  # each turn of this loop sleeps
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _apply(connection: sqlite3.Connection) -> None:
+    import sqlite_utils  # noqa: PLC0415  # costs 0.2 s and 20 MiB, which only the first command should pay
+
+    steps = sqlite_utils.Migrations("nslora-agent")
+    for number, function in enumerate(MIGRATIONS, start=1):
+        steps(name=function.__name__)(_numbered(function, number))
+    steps.apply(sqlite_utils.Database(connection, recursive_triggers=False, execute_plugins=False))
+
+
+def _numbered(function: Callable[[sqlite3.Connection], None], number: int) -> Callable[[Any], None]:
+    """The migration together with its `user_version`, which changes in the same transaction."""
+
+    def step(database: Any) -> None:
+        function(database.conn)
+        database.conn.execute(f"PRAGMA user_version = {number}")
+
+    return step

@@ -1,0 +1,35 @@
+"""What a service tells systemd, without a dependency: sd_notify(3) and sd_watchdog_enabled(3)."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+
+def notify(state: str) -> bool:
+    """Send `state` (such as "READY=1") to the service manager.
+
+    Returns whether it was told: False outside of systemd, and False where its socket has gone, because a
+    daemon must not stop over a message that nobody reads.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return False
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
+            connection.connect(address)
+            connection.sendall(state.encode())
+    except OSError:
+        return False
+    return True
+
+
+def watchdog_seconds() -> float | None:
+    """Seconds within which systemd wants to hear "WATCHDOG=1" from this process, or None if it does not watch."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    watched = os.environ.get("WATCHDOG_PID", str(os.getpid()))
+    if not microseconds.isdecimal() or int(microseconds) == 0 or watched != str(os.getpid()):
+        return None
+    return int(microseconds) / 1e6

@@ -1,0 +1,66 @@
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from agent.systemd import notify, watchdog_seconds
+
+
+@contextmanager
+def listening(address: str) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.settimeout(5)
+        yield manager
+
+
+def test_a_state_reaches_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service manager receives the state as one datagram."""
+    with listening(str(tmp_path / "notify")) as manager:
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        assert notify("READY=1\nSTATUS=2 jobs wait") is True
+        assert manager.recv(4096) == b"READY=1\nSTATUS=2 jobs wait"
+
+
+def test_an_abstract_socket_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address that starts with @ names a socket that is in no folder."""
+    name = f"nslora-agent-test-{os.getpid()}"
+    with listening(f"\0{name}") as manager:
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+        assert notify("WATCHDOG=1") is True
+        assert manager.recv(4096) == b"WATCHDOG=1"
+
+
+@pytest.mark.parametrize("address", [None, "", "vsock:2:1234", "/nowhere/notify"])
+def test_without_a_manager_nothing_happens(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No socket, one of another kind, or one that has gone: nothing is sent and nothing is raised."""
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    if address is not None:
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+    assert notify("READY=1") is False
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "pid", "seconds"),
+    [
+        ("30000000", "own", 30.0),
+        ("1500000", None, 1.5),
+        ("30000000", "1", None),
+        ("0", None, None),
+        ("soon", None, None),
+        (None, None, None),
+    ],
+)
+def test_the_watchdog_is_read_from_the_environment(
+    microseconds: str | None, pid: str | None, seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a time above zero that is meant for this process switches the watchdog on."""
+    values = {"WATCHDOG_USEC": microseconds, "WATCHDOG_PID": str(os.getpid()) if pid == "own" else pid}
+    for name, value in values.items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert watchdog_seconds() == seconds
