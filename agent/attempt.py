@@ -84,5 +84,3 @@ class Attempt:
             self.events.add("note", text=event.text)
         elif isinstance(event, Checkpointed):
             self.events.add("checkpoint", step=event.step)
-
-

@@ -17,21 +17,14 @@ from agent.jobs import State
 Command = Callable[[argparse.Namespace, Home], int]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Help in the order: what it does, example, flags; wide enough to read off a terminal."""
-
-    def __init__(self, *args: object, **keywords: object) -> None:
-        keywords.setdefault("formatter_class", _formatter)
-        super().__init__(*args, **keywords)  # type: ignore[arg-type]
-
-
 def _formatter(prog: str) -> argparse.RawDescriptionHelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=100)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; docs/cli.md is generated from it."""
-    parser = _Parser(
+    parser = argparse.ArgumentParser(
+        formatter_class=_formatter,
         prog="nslora-agent",
         description="Adapts a 4-bit language model to this box's own data: queue a JSONL file, get an adapter.",
         epilog="example:\n  nslora-agent init && nslora-agent enqueue data.jsonl && nslora-agent run --drain",
@@ -61,7 +54,10 @@ class _Adder:
         self._subparsers = subparsers
 
     def __call__(self, name: str, run: Command, about: str, example: str) -> argparse.ArgumentParser:
-        parser = self._subparsers.add_parser(name, help=about, description=about, epilog=f"example:\n  {example}")
+        epilog = f"example:\n  {example}"
+        parser = self._subparsers.add_parser(
+            name, help=about, description=about, epilog=epilog, formatter_class=_formatter
+        )
         parser.add_argument("--state", metavar="DIR", help="state folder [$NSLORA_STATE or ~/.local/state/nslora]")
         parser.add_argument("--json", action="store_true", help="machine-readable output on stdout")
         parser.set_defaults(run=run)

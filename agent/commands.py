@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from agent import output
 from agent.config import Config, default_toml, read_config, training_from, write_base
 from agent.durable import locked, remove_tree, write_file
-from agent.errors import BaseModelError, DataError, NotFound
+from agent.errors import BaseModelError, DataError, NotFound, StateError
 from agent.home import Home
 from agent.jobs import Job, State
 from agent.output import hint, print_json, print_table, say
@@ -176,7 +176,7 @@ def run(arguments: argparse.Namespace, home: Home) -> int:
             say(f"{time.strftime('%H:%M:%S')} {_told(what, job)}")
 
     who = f"a daemon is already running for {home.path}"
-    with locked(home.daemon_lock, who), Store(home.database) as store:
+    with locked(home.daemon_lock, who), Store(home.database, actor="daemon") as store:
         if not arguments.json:
             say(f"nslora-agent is watching {home.path}; stop with Ctrl-C")
         serve(home, store, report, drain=arguments.drain)
@@ -201,7 +201,7 @@ def progress_in_words(job: Job) -> str:
 
 def ls(arguments: argparse.Namespace, home: Home) -> int:
     """Jobs, oldest first."""
-    with Store(home.database) as store:
+    with _existing(home) as store:
         jobs = store.list(states=[State(arguments.only)] if arguments.only else None, limit=arguments.last)
     if arguments.json:
         print_json([_job_json(job) for job in jobs])
@@ -209,9 +209,7 @@ def ls(arguments: argparse.Namespace, home: Home) -> int:
         hint("no jobs yet: nslora-agent enqueue data.jsonl")
     else:
         now = time.time()
-        rows = [
-            (j.id, j.state.value, j.rows, output.age(now - j.created), Path(j.file).name, _doing(j)) for j in jobs
-        ]
+        rows = [(j.id, j.state.value, j.rows, output.age(now - j.created), Path(j.file).name, _doing(j)) for j in jobs]
         print_table(("job", "state", "rows", "age", "file", ""), rows, STATE_STYLES)
     return 0
 
@@ -224,7 +222,7 @@ def _doing(job: Job) -> str:
 
 def show(arguments: argparse.Namespace, home: Home) -> int:
     """Everything known of one job."""
-    with Store(home.database) as store:
+    with _existing(home) as store:
         job = store.get(arguments.job)
         moves = store.moves(job.id)
     if arguments.json:
@@ -252,7 +250,7 @@ def logs(arguments: argparse.Namespace, home: Home) -> int:
 
     path, offset = home.run(arguments.job) / "events.jsonl", 0
     while True:
-        with Store(home.database) as store:
+        with _existing(home) as store:
             state = store.get(arguments.job).state
         for event, after in read_events(path, offset):
             offset = after
@@ -264,14 +262,14 @@ def logs(arguments: argparse.Namespace, home: Home) -> int:
 
 def cancel(arguments: argparse.Namespace, home: Home) -> int:
     """Cancel a job; its processes are killed by the daemon within a second."""
-    with Store(home.database) as store:
+    with _existing(home) as store:
         job = store.cancel(arguments.job, "cancelled by a person")
     return _tell(arguments, job)
 
 
 def retry(arguments: argparse.Namespace, home: Home) -> int:
     """Queue a job again."""
-    with Store(home.database) as store:
+    with _existing(home) as store:
         job = store.retry(arguments.job)
     return _tell(arguments, job)
 
@@ -285,7 +283,7 @@ def versions(arguments: argparse.Namespace, home: Home) -> int:
     """Versions with their held-out figures."""
     from agent.registry import Registry  # noqa: PLC0415
 
-    with Store(home.database) as store:
+    with _existing(home) as store:
         found = Registry(home.path, store).versions()
     if arguments.json:
         print_json([dataclasses.asdict(version) for version in found])
@@ -317,7 +315,7 @@ def promote(arguments: argparse.Namespace, home: Home) -> int:
     """Make a version active."""
     from agent.registry import Registry  # noqa: PLC0415
 
-    with Store(home.database) as store:
+    with _existing(home) as store:
         Registry(home.path, store).promote(arguments.version)
     return _tell_active(arguments, arguments.version)
 
@@ -326,7 +324,7 @@ def rollback(arguments: argparse.Namespace, home: Home) -> int:
     """Make active what was active before."""
     from agent.registry import Registry  # noqa: PLC0415
 
-    with Store(home.database) as store:
+    with _existing(home) as store:
         active = Registry(home.path, store).rollback()
     return _tell_active(arguments, active)
 
@@ -379,6 +377,15 @@ def _chosen_version(asked: str | None, home: Home, config: Config) -> tuple[int,
         folder = registry.folder(number)
         base = registry.get(number).about["base"]
     return number, base, str(folder), (folder / "system_prompt.txt").read_text()
+
+
+def _existing(home: Home) -> Store:
+    """The database of a state folder that is there; a mistyped --state must not make a new one."""
+    if not home.database.exists():
+        raise StateError(
+            f"nothing was ever queued in {home.path}: run `nslora-agent init`, or give another --state DIR"
+        )
+    return Store(home.database)
 
 
 def _job_json(job: Job) -> dict[str, Any]:

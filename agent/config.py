@@ -42,7 +42,7 @@ def read_config(path: Path) -> Config:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
         raise ConfigError(f"{path}: {fault}") from fault
     faults: list[str] = []
-    config = _build(Config, table, "", faults)
+    config: Config = _build(Config, table, "", faults)
     if faults:
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
     return config
@@ -67,7 +67,7 @@ def _build(cls: type[Any], table: dict[str, Any], prefix: str, faults: list[str]
 
 def _subtable(known: dataclasses.Field[Any], value: object, faults: list[str]) -> Any:
     if isinstance(value, dict):
-        return _build(known.default_factory, value, f"{known.name}.", faults)  # type: ignore[arg-type]
+        return _build(known.default_factory, value, f"{known.name}.", faults)
     faults.append(f"{known.name} must be a table: [{known.name}]")
     return None
 

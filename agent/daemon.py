@@ -135,11 +135,14 @@ class Daemon:
         job = self._store.get(running.job.id)
         if job.token == running.token:
             reason = f"the job's process {how_it_ended(status)}{last_words(running.log)}"
-            try:
-                job = self._store.died(job.id, running.token, reason)
-            except StaleAttempt:
-                job = self._store.get(job.id)
+            job = self._died_unless_cancelled(job, running.token, reason)
         self._report("ended", job)
+
+    def _died_unless_cancelled(self, job: Job, token: str, reason: str) -> Job:
+        try:
+            return self._store.died(job.id, token, reason)
+        except StaleAttempt:
+            return self._store.get(job.id)
 
     def _tell_systemd(self) -> None:
         running = self._running
@@ -177,4 +180,10 @@ def serve(home: Home, store: Store, report: Report, *, drain: bool) -> None:
 
 def describe(job: Job) -> dict[str, Any]:
     """What a report says of a job's progress, for JSON lines."""
-    return {"job": job.id, "state": State(job.state).value, "reason": job.reason, "version": job.version, **job.progress}
+    return {
+        "job": job.id,
+        "state": State(job.state).value,
+        "reason": job.reason,
+        "version": job.version,
+        **job.progress,
+    }

@@ -38,8 +38,8 @@ class Finding:
 
 def examine(home: Home, config: Config) -> list[Finding]:
     """All findings; training can run if none is a failure."""
-    findings = [_python(), _state(home), _sqlite(home), _memory(), _disk(home), *_four_bit(config), _base(home, config)]
-    return findings + [_board(), _temperature()]
+    box = [_memory(), _disk(home), _board(), _temperature()]
+    return [_python(), _state(home), _sqlite(home), *box, *_four_bit(config), _base(home, config)]
 
 
 def _python() -> Finding:
@@ -63,7 +63,9 @@ def _sqlite(home: Home) -> Finding:
         return Finding("sqlite", FAILURE, str(fault), "restore jobs.db from a backup or move it away")
     seen = f"SQLite {sqlite3.sqlite_version}, journal {journal}"
     if journal != "delete":
-        return Finding("sqlite", WARNING, seen, "the rollback journal is expected: stop the daemon and run doctor again")
+        return Finding(
+            "sqlite", WARNING, seen, "the rollback journal is expected: stop the daemon and run doctor again"
+        )
     return Finding("sqlite", OK, seen)
 
 
@@ -118,14 +120,17 @@ def _board() -> Finding:
 
 
 def _temperature() -> Finding:
-    zones = []
-    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
-        try:
-            zones.append((int((zone / "temp").read_text()) / 1000, (zone / "type").read_text().strip()))
-        except (OSError, ValueError):
-            continue
+    zones = [zone for zone in map(_zone, sorted(Path("/sys/class/thermal").glob("thermal_zone*"))) if zone]
     if not zones:
         return Finding("temperature", OK, "no thermal zones on this machine")
     hottest, name = max(zones)
     seen = f"{hottest:.0f} °C at {name}, the hottest of {len(zones)} zones"
     return Finding("temperature", *((OK, seen) if hottest < 85 else (WARNING, seen, "cool the box before training")))
+
+
+def _zone(folder: Path) -> tuple[float, str] | None:
+    """Degrees Celsius and name of a thermal zone; None for one that cannot be read just now."""
+    try:
+        return int((folder / "temp").read_text()) / 1000, (folder / "type").read_text().strip()
+    except (OSError, ValueError):
+        return None

@@ -45,7 +45,6 @@ def model_card(about: dict[str, Any]) -> str:
         f"| {label} | {_show(figures['before'][key])} | {_show(figures['after'][key])} |"
         for key, label in (("content", "content reward"), ("loss", "loss, nats/token"))
     )
-    promoted = "promoted" if about["verdict"]["promote"] else "not promoted"
     return f"""---
 base_model: {about["base"]}
 library_name: peft
@@ -55,7 +54,7 @@ tags: [lora, qlora, nslora-agent]
 
 Trained by nslora-agent {about["software"]} on `{about["file"]}` (job {about["job"]}, parent version {about["parent"]}).
 
-Verdict: **{promoted}**. {about["verdict"]["reason"]}
+{about["verdict"]["reason"]}
 
 | {figures["held_out_rows"]} held-out rows | before | after |
 | --- | --- | --- |
@@ -63,7 +62,8 @@ Verdict: **{promoted}**. {about["verdict"]["reason"]}
 
 {figures["train_rows"]} rows, {figures["steps"]} steps, {figures["tokens"]} tokens in {figures["train_seconds"]:.0f} s
 ({figures["tokens_per_s"]:.0f} tokens/s), peak memory {figures["peak_rss_mb"]:.0f} MB.
-Rank {settings["rank"]}, alpha {settings["alpha"]}, peak learning rate {settings["learning_rate"]:g}, seed {settings["seed"]}.
+Rank {settings["rank"]}, alpha {settings["alpha"]}, peak learning rate {settings["learning_rate"]:g},
+seed {settings["seed"]}.
 
 Load it with plain PEFT: `PeftModel.from_pretrained(base_model, "<this folder>")`. All figures: `manifest.json`.
 """

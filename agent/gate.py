@@ -15,7 +15,10 @@ ONE_SIDED_95 = 1.645
 
 @dataclass(frozen=True)
 class Measured:
-    """One model on the held-out rows, in their order: rewards in [0, 1], losses in nats per target token."""
+    """One model on the held-out rows, in their order: rewards in [0, 1], losses in nats per target token.
+
+    Rows of plain text have a loss but no reward.
+    """
 
     rewards: tuple[float, ...]
     losses: tuple[float, ...]
@@ -45,11 +48,11 @@ class Verdict:
 def judge(before: Measured, after: Measured) -> Verdict:
     """Compare two models row by row.
 
-    From 20 rows on the content reward decides, below that the loss. Raises ValueError if the two were not
-    measured on the same number of rows.
+    From 20 rows with a reward on the content reward decides, below that the loss. Raises ValueError if the two were
+    not measured on the same number of rows.
     """
     rows = len(after.losses)
-    by_reward = rows >= ENOUGH_ROWS
+    by_reward = len(after.rewards) >= ENOUGH_ROWS
     metric = "content reward" if by_reward else "loss"
     if len(before.losses) != rows:
         raise ValueError(f"{len(before.losses)} rows before, {rows} after: both must be measured on the same rows")
@@ -70,20 +73,24 @@ def _compare(metric: str, before: Sequence[float], after: Sequence[float], bette
     differences = [better * (new - old) for old, new in zip(before, after, strict=True)]
     rows, gain = len(differences), fmean(differences)
     noise = ONE_SIDED_95 * stdev(differences) / math.sqrt(rows) if rows > 1 else 0.0
-    promote, old, new = gain > noise, fmean(before), fmean(after)
-    reason = (
-        f"{'Promoted' if promote else 'Not promoted'}: the {metric} on {rows} held-out row{'s' if rows > 1 else ''}"
-        f" went from {old:.3g} to {new:.3g}, {_in_words(gain, noise)}"
-        f"{'' if rows >= ENOUGH_ROWS else f' (too few rows to judge by rewards, which takes {ENOUGH_ROWS})'}."
-    )
+    promote = gain > 0 and gain > noise
+    old, new = fmean(before), fmean(after)
+    reason = _reason(metric, old, new, gain, noise, rows)
     return Verdict(
         promote=promote, metric=metric, before=old, after=new, gain=gain, noise=noise, rows=rows, reason=reason
     )
 
 
-def _in_words(gain: float, noise: float) -> str:
+def _reason(metric: str, old: float, new: float, gain: float, noise: float, rows: int) -> str:
     if gain <= 0:
-        return "which is no gain"
-    if gain <= noise:
-        return f"a gain of {gain:.3g} that is within the noise of {noise:.3g}"
-    return f"a gain of {gain:.3g} that is more than the noise of {noise:.3g}"
+        outcome = "Not promoted"
+        comparison = "which is no gain"
+    elif gain <= noise:
+        outcome = "Not promoted"
+        comparison = f"a gain of {gain:.3g} that is within the noise of {noise:.3g}"
+    else:
+        outcome = "Promoted"
+        comparison = f"a gain of {gain:.3g} that is more than the noise of {noise:.3g}"
+    few = f" (judged by loss, fewer than {ENOUGH_ROWS} rows)" if rows < ENOUGH_ROWS else ""
+    held_out = f"{rows} held-out row{'s' if rows > 1 else ''}"
+    return f"{outcome}: the {metric} on {held_out} went from {old:.3g} to {new:.3g}, {comparison}{few}."

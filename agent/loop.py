@@ -135,13 +135,17 @@ class JobLoop:
 
     def _promote(self, verdict: Verdict, version: int) -> None:
         """Make the version active if the gate says so, unless it already was once (a person may have gone back)."""
-        if verdict.promote and not self.registry.was_promoted(version):
-            self.registry.promote(version, job=self.job.id, token=self.attempt.token)
+        store = self.attempt.store
+        if verdict.promote and not store.was_promoted(version):
+            with store.attempt(self.job.id, self.attempt.token):
+                self.registry.promote(version, job=self.job.id)
             self.attempt.events.add("promoted", version=version)
 
     @cached_property
     def _split(self) -> tuple[list[Example], list[Example]]:
-        return split(load_spool(self.home.spool / f"{self.job.spool}.jsonl"), self.settings.held_out, self.settings.seed)
+        return split(
+            load_spool(self.home.spool / f"{self.job.spool}.jsonl"), self.settings.held_out, self.settings.seed
+        )
 
     @cached_property
     def parent(self) -> int:
@@ -248,7 +252,7 @@ def _lock_when_free(stack: ExitStack, path: Path, store: Store, job: Job) -> int
     while True:
         try:
             return stack.enter_context(locked(path, "in use"))
-        except Busy:
+        except Busy:  # noqa: PERF203  each turn of this loop sleeps
             store.beat(job.id, str(job.token), {"phase": "waiting for the device"})
             time.sleep(LOCK_POLL)
 
@@ -264,7 +268,9 @@ def _record_outcome(attempt: Attempt) -> int:
         print(fault, file=sys.stderr)  # noqa: T201  the daemon reads the last line of our log
         return fault.exit_code
     except (AgentError, OSError) as fault:
-        reason = str(fault) if isinstance(fault, AgentError) else str(StorageError(f"{fault.strerror}: {fault.filename}"))
+        reason = (
+            str(fault) if isinstance(fault, AgentError) else str(StorageError(f"{fault.strerror}: {fault.filename}"))
+        )
         attempt.events.add("ended", state=State.FAILED, reason=reason)
         store.finish(job, token, State.FAILED, reason)
         return 0
@@ -282,7 +288,7 @@ def main() -> int:
     os.nice(NICENESS)
     home = Home(Path(state))
     try:
-        with Store(home.database) as store:
+        with Store(home.database, actor="loop") as store:
             return run_job(home, store, int(job), token)
     except AgentError as fault:
         print(fault, file=sys.stderr)  # noqa: T201  as above

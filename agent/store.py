@@ -111,7 +111,7 @@ class Store:
         with disk_faults(path):
             self._connection = _connect(path)
 
-    def __enter__(self) -> Store:  # noqa: PYI034  # typing.Self came with Python 3.11
+    def __enter__(self) -> Store:  # typing.Self came with Python 3.11
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -149,7 +149,7 @@ class Store:
 
     # ---- the queue ----
 
-    def add(  # noqa: PLR0913, PLR0917  # each is a column that only the caller knows
+    def add(  # noqa: PLR0913  # each is a column that only the caller knows
         self,
         file: str,
         spool: str,
@@ -296,6 +296,11 @@ class Store:
         """The names in spool/ that some job needs; any other file there belongs to nobody."""
         return {row["spool"] for row in self._rows("SELECT spool FROM jobs")}
 
+    def journal_mode(self) -> str:
+        """SQLite's journal mode, for doctor."""
+        (row,) = self._rows("PRAGMA journal_mode")
+        return str(row["journal_mode"])
+
     # ---- promotions, for the registry ----
 
     def push_promotion(self, version: int, job: int | None) -> None:
@@ -307,6 +312,10 @@ class Store:
         """The promotions that were not undone, oldest first: the last one is active."""
         rows = self._rows("SELECT id, version, job, at FROM promotions WHERE undone IS NULL ORDER BY id")
         return tuple(Promotion(**row) for row in rows)
+
+    def was_promoted(self, version: int) -> bool:
+        """Whether the version ever was active, also if it was undone since."""
+        return bool(self._rows("SELECT id FROM promotions WHERE version = ? LIMIT 1", (version,)))
 
     def pop_promotion(self) -> Promotion | None:
         """Mark the top of the stack as undone and return it, or None where the stack is empty."""

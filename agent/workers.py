@@ -40,7 +40,7 @@ def child_environment(*, network: bool = False) -> dict[str, str]:
 
 
 def start_module(
-    module: str, *arguments: str, log: Path, network: bool = False, pipes: bool
+    module: str, *arguments: str, log: Path, pipes: bool, network: bool = False, keep: tuple[int, ...] = ()
 ) -> subprocess.Popen[bytes]:
     """Start one of our modules from the installed package, in a session of its own, its stderr appended to `log`.
 

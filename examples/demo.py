@@ -35,7 +35,22 @@ def shown(*arguments: str) -> None:
 def forget_last_time() -> None:
     """Remove everything but the prepared base model."""
     subprocess.run(
-        ["find", str(STATE), "-mindepth", "1", "-maxdepth", "1", "!", "-name", "models", "-exec", "rm", "-rf", "{}", "+"],
+        [
+            "find",
+            str(STATE),
+            "-mindepth",
+            "1",
+            "-maxdepth",
+            "1",
+            "!",
+            "-name",
+            "models",
+            "-exec",
+            "rm",
+            "-rf",
+            "{}",
+            "+",
+        ],
         check=False,
         stderr=subprocess.DEVNULL,
     )

@@ -116,9 +116,7 @@ def load(folder: Path, adapter: Path | None, device_name: str, dtype_name: str) 
     dtype = choose_dtype(dtype_name, device)
     config = AutoConfig.from_pretrained(folder)
     config.quantization_config["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
-    network = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, device_map={"": device}, use_safetensors=True
-    )
+    network = AutoModelForCausalLM.from_pretrained(folder, config=config, device_map={"": device}, use_safetensors=True)
     _settle(network, dtype)
     if adapter is not None:
         network = PeftModel.from_pretrained(network, adapter, is_trainable=True)

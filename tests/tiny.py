@@ -52,7 +52,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
     plain.train_from_iterator(["the port of the pump is 4713", "what is the colour of the lamp?"] * 20, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=plain, pad_token=specials[0], bos_token=specials[1], eos_token=specials[2], chat_template=CHATML
+        tokenizer_object=plain,
+        pad_token=specials[0],
+        bos_token=specials[1],
+        eos_token=specials[2],
+        chat_template=CHATML,
     )
 
 

@@ -44,7 +44,9 @@ def test_a_template_that_rewrites_earlier_turns_still_learns_the_last_one() -> N
 
 def test_plain_text_is_learned_whole(encoder: Encoder) -> None:
     """A row of shape `text` has no template around it and ends with the end token."""
-    assert learned(encoder, [{"role": "assistant", "content": "the lamp is red"}]) == " lamp is red<|im_end|>"  # all but the first token
+    assert (
+        learned(encoder, [{"role": "assistant", "content": "the lamp is red"}]) == " lamp is red<|im_end|>"
+    )  # all but the first token
 
 
 def test_a_long_example_is_cut_from_the_right_and_says_so(encoder: Encoder) -> None:
@@ -56,7 +58,7 @@ def test_a_long_example_is_cut_from_the_right_and_says_so(encoder: Encoder) -> N
 def test_the_stop_tokens_are_what_the_template_ends_a_turn_with() -> None:
     """A base model whose own end token differs from its template's still stops after a turn."""
     other = tokenizer()
-    other.eos_token = "<|endoftext|>"
+    other.eos_token = "<|endoftext|>"  # noqa: S105  a token of a vocabulary
     ids = Encoder(other).stop_ids
     assert ids == [other.convert_tokens_to_ids("<|im_end|>"), other.convert_tokens_to_ids("<|endoftext|>")]
 

@@ -30,7 +30,9 @@ def examples(model: Model, length: int = 512) -> list:
     return [model.encoder.example(str(i), row, length) for i, row in enumerate(ROWS)]
 
 
-def run(base: Path, folder: Path, settings: Training, resume: Path | None = None, stop_after: int = 0):
+def run(
+    base: Path, folder: Path, settings: Training, resume: Path | None = None, stop_after: int = 0
+) -> tuple[Model, Trained, list[Event]]:
     model = load(base, None, "cpu", "float32")
     events: list[Event] = []
     stopping = lambda: bool(stop_after) and sum(isinstance(e, Step) for e in events) >= stop_after  # noqa: E731
@@ -42,9 +44,7 @@ def losses(events: list[Event]) -> list[float]:
     return [e.loss for e in events if isinstance(e, Step)]
 
 
-def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(
-    tiny_base: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(tiny_base: Callable[[str], Path], tmp_path: Path) -> None:
     """Stopped after five steps and taken up by a new process's worth of state, every later loss is the same."""
     _, _, whole = run(tiny_base("llama"), tmp_path / "whole", SETTINGS)
     _, stopped, first = run(tiny_base("llama"), tmp_path / "parts", SETTINGS, stop_after=5)
