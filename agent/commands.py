@@ -30,6 +30,10 @@ STATE_STYLES = {
 }  # fmt: skip
 
 
+REASON_SHOWN = 70
+"""Characters of a job's reason in `ls`; `show` has all of it."""
+
+
 def init(arguments: argparse.Namespace, home: Home) -> int:
     """Write config.toml and prepare the base model once."""
     home.create()
@@ -168,12 +172,16 @@ def run(arguments: argparse.Namespace, home: Home) -> int:
     from agent.daemon import describe, serve  # noqa: PLC0415
 
     home.create()
+    said = ""
 
     def report(what: str, job: Job) -> None:
+        nonlocal said
+        text = _told(what, job)
         if arguments.json:
             print_json({"at": time.time(), "event": what, **describe(job)})
-        else:
-            say(f"{time.strftime('%H:%M:%S')} {_told(what, job)}")
+        elif text != said:
+            say(f"{time.strftime('%H:%M:%S')} {text}")
+        said = text
 
     who = f"a daemon is already running for {home.path}"
     with locked(home.daemon_lock, who), Store(home.database, actor="daemon") as store:
@@ -193,9 +201,11 @@ def _told(what: str, job: Job) -> str:
 
 def progress_in_words(job: Job) -> str:
     """Where a running job is, in a few words."""
+    from agent.events import PHASES  # noqa: PLC0415
+
     done = job.progress
     if done.get("phase") != "train" or "step" not in done:
-        return str(done.get("phase", "starting"))
+        return PHASES.get(str(done.get("phase")), "starting")
     return f"step {done['step']}/{done['steps']}  loss {done['loss']:.3f}  {done['tokens_per_s']:.0f} tokens/s"
 
 
@@ -217,7 +227,8 @@ def ls(arguments: argparse.Namespace, home: Home) -> int:
 def _doing(job: Job) -> str:
     if job.state is State.RUNNING:
         return progress_in_words(job)
-    return (f"version {job.version}: " if job.version else "") + (job.reason or "")
+    text = (f"version {job.version}: " if job.version else "") + (job.reason or "")
+    return text if len(text) <= REASON_SHOWN else text[:REASON_SHOWN] + "…"
 
 
 def show(arguments: argparse.Namespace, home: Home) -> int:

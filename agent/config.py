@@ -22,6 +22,8 @@ else:
     import tomli as tomllib
 
 DEFAULT_BASE = "smollm2-135m-instruct"
+GROUPS: dict[str, type[Any]] = {"training": Training, "limits": Limits}
+"""The tables of config.toml."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def _build(cls: type[Any], table: dict[str, Any], prefix: str, faults: list[str]
 
 def _subtable(known: dataclasses.Field[Any], value: object, faults: list[str]) -> Any:
     if isinstance(value, dict):
-        return _build(known.default_factory, value, f"{known.name}.", faults)
+        return _build(GROUPS[known.name], value, f"{known.name}.", faults)
     faults.append(f"{known.name} must be a table: [{known.name}]")
     return None
 
@@ -88,7 +90,7 @@ def value_fault(known: dataclasses.Field[Any], value: object) -> str | None:
     about = known.metadata
     if about["choices"] and value not in about["choices"]:
         return f"must be one of {', '.join(about['choices'])}, not {value!r}"
-    if about["low"] is not None and not about["low"] <= value <= about["high"]:  # type: ignore[operator]
+    if about["low"] is not None and not about["low"] <= value <= about["high"]:
         return f"must be between {about['low']:g} and {about['high']:g}, not {value!r}"
     return None
 
@@ -97,7 +99,7 @@ def default_toml(base: str) -> str:
     """A config.toml that names every setting, its default and its meaning; all but `base` commented out."""
     lines = ["# Settings of nslora-agent. A line without # overrides the default beside it.", ""]
     lines += [f"# {_help(Config, 'base')}", f"base = {_toml(base)}"]
-    for group, cls in (("training", Training), ("limits", Limits)):
+    for group, cls in GROUPS.items():
         lines += ["", f"[{group}]"]
         for known in dataclasses.fields(cls):
             lines += [f"# {known.metadata['help']}{_bounds(known)}", f"#{known.name} = {_toml(known.default)}"]

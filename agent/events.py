@@ -9,6 +9,17 @@ from pathlib import Path
 from typing import Any
 
 
+PHASES = {
+    "load": "loading the model",
+    "before": "measuring held-out rows before training",
+    "train": "training",
+    "after": "measuring held-out rows after training",
+    "publish": "publishing the version",
+    "wait": "waiting for the device",
+}
+"""What a job's phases are called for people."""
+
+
 class EventLog:
     """The writer. A power cut may leave the last line torn; it is closed off when the log is opened again."""
 
@@ -43,8 +54,9 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], i
 
 def in_words(event: dict[str, Any]) -> str:
     """One event as a line for people, without its time."""
+    if event.get("event") == "phase":
+        return f"-- {PHASES.get(event.get('phase', ''), event.get('phase'))}"
     texts = {
-        "phase": "-- {phase}",
         "split": "{train} rows to train on, {held_out} held out",
         "loaded": "model loaded: version {version}, {architecture} on {device} in {dtype}, {seconds:.1f} s",
         "step": "step {step}/{steps}  loss {loss:.4f}  grad {grad_norm:.3f}  lr {learning_rate:.1e}  "

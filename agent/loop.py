@@ -37,6 +37,8 @@ from agent.store import Store
 from agent.version import version_string
 from agent.workers import Worker
 
+KEPT = {"events.jsonl", "worker.log", "loop.log", "lock"}
+"""What stays of a run when its version is published; everything else can be made again or is in the version."""
 LOCK_POLL = 1.0
 """Seconds between tries to get a lock that somebody holds."""
 NICENESS = 10
@@ -48,6 +50,7 @@ class JobLoop:
 
     def __init__(self, attempt: Attempt) -> None:
         self.attempt, self.home, self.job, self.run = attempt, attempt.home, attempt.job, attempt.run
+        self.folder = self.run / f"attempt-{self.job.attempt}"
         self.settings = Training(**self.job.settings)
         self.registry = Registry(self.home.path, attempt.store)
 
@@ -86,8 +89,8 @@ class JobLoop:
         resume = self._last_checkpoint()
         if resume is not None:
             self.attempt.events.add("resume", checkpoint=str(resume.relative_to(self.run)))
-        target = self.run / f"attempt-{self.job.attempt}"
-        request = Train(str(self.run / "train.jsonl"), str(target), self.settings, str(resume) if resume else None)
+        checkpoints = str(self.folder / "checkpoints")
+        request = Train(str(self.folder / "train.jsonl"), checkpoints, self.settings, str(resume) if resume else None)
         answer = self.attempt.ask(request)
         if not isinstance(answer, Trained) or not answer.finished:
             raise Stopped
@@ -112,13 +115,13 @@ class JobLoop:
         return evaluation
 
     def _score(self, phase: str) -> dict[str, Any]:
-        out = self.run / f"{phase}-losses.jsonl"
-        self.attempt.ask(Score(str(self.run / "held_out.jsonl"), str(out), self.settings.sequence_length))
+        out = self.folder / f"{phase}-losses.jsonl"
+        self.attempt.ask(Score(str(self.folder / "held_out.jsonl"), str(out), self.settings.sequence_length))
         return {row["id"]: row for row in _read_jsonl(out)}
 
     def _answers(self, phase: str, most_tokens: int) -> dict[str, str]:
-        out = self.run / f"{phase}-answers.jsonl"
-        self.attempt.ask(Generate(str(self.run / "prompts.jsonl"), str(out), most_tokens))
+        out = self.folder / f"{phase}-answers.jsonl"
+        self.attempt.ask(Generate(str(self.folder / "prompts.jsonl"), str(out), most_tokens))
         return {row["id"]: row["text"] for row in _read_jsonl(out)}
 
     def _publish(self, verdict: Verdict, trained: Trained, before: Evaluation, after: Evaluation) -> int:
@@ -170,9 +173,10 @@ class JobLoop:
 
     def _write_split(self) -> None:
         train, held_out = self._split
-        _write_messages(self.run / "train.jsonl", ((e.id, e.messages) for e in train))
-        _write_messages(self.run / "held_out.jsonl", ((e.id, e.messages) for e in held_out))
-        _write_messages(self.run / "prompts.jsonl", ((e.id, e.prompt) for e in held_out if e.prompt))
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        _write_messages(self.folder / "train.jsonl", ((e.id, e.messages) for e in train))
+        _write_messages(self.folder / "held_out.jsonl", ((e.id, e.messages) for e in held_out))
+        _write_messages(self.folder / "prompts.jsonl", ((e.id, e.prompt) for e in held_out if e.prompt))
         self.attempt.events.add("split", train=len(train), held_out=len(held_out))
 
     def _load(self, version: int) -> None:
@@ -186,7 +190,7 @@ class JobLoop:
 
     def _last_checkpoint(self) -> Path | None:
         """The newest whole checkpoint of any attempt; a damaged one is passed over."""
-        found = sorted(self.run.glob("attempt-*/step-*"), key=lambda p: p.name, reverse=True)
+        found = sorted(self.run.glob("attempt-*/checkpoints/step-*"), key=lambda p: p.name, reverse=True)
         return next((path for path in found if folder_fault(path) is None), None)
 
     def _about(self, verdict: Verdict, trained: Trained, before: Evaluation, after: Evaluation) -> dict[str, Any]:
@@ -253,7 +257,7 @@ def _lock_when_free(stack: ExitStack, path: Path, store: Store, job: Job) -> int
         try:
             return stack.enter_context(locked(path, "in use"))
         except Busy:  # noqa: PERF203  each turn of this loop sleeps
-            store.beat(job.id, str(job.token), {"phase": "waiting for the device"})
+            store.beat(job.id, str(job.token), {"phase": "wait"})
             time.sleep(LOCK_POLL)
 
 
@@ -276,8 +280,9 @@ def _record_outcome(attempt: Attempt) -> int:
         return 0
     store.finish(job, token, State.DONE, verdict.reason, version)
     attempt.events.add("ended", state=State.DONE, reason=verdict.reason)
-    for folder in attempt.run.glob("attempt-*"):
-        remove_tree(folder)
+    for path in attempt.run.iterdir():
+        if path.name not in KEPT:
+            remove_tree(path)
     return 0
 
 

@@ -89,7 +89,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
     try:
         connection.execute("PRAGMA journal_mode = DELETE")
-        connection.execute("PRAGMA synchronous = FULL")
+        # EXTRA also syncs the folder after the journal is deleted; with FULL a power cut may take the last commit back.
+        connection.execute("PRAGMA synchronous = EXTRA")
         migrate(connection, path)
     except BaseException:
         connection.close()

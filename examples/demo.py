@@ -6,6 +6,7 @@ Everything lands in .demo/ of this checkout; the prepared base model is kept for
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -34,26 +35,9 @@ def shown(*arguments: str) -> None:
 
 def forget_last_time() -> None:
     """Remove everything but the prepared base model."""
-    subprocess.run(
-        [
-            "find",
-            str(STATE),
-            "-mindepth",
-            "1",
-            "-maxdepth",
-            "1",
-            "!",
-            "-name",
-            "models",
-            "-exec",
-            "rm",
-            "-rf",
-            "{}",
-            "+",
-        ],
-        check=False,
-        stderr=subprocess.DEVNULL,
-    )
+    for path in STATE.iterdir():
+        if path.name != "models":
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def table(rows: list[tuple[str, str, str]]) -> None:
