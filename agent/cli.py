@@ -1,4 +1,4 @@
-"""The command line: parses, calls `agent.commands`, turns every failure into one line and an exit code."""
+"""The command line: parses, calls the command, turns every failure into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from agent import commands
+from agent import job_commands, setup_commands, version_commands
 from agent.config import add_training_flags
 from agent.errors import AgentError
 from agent.home import Home
@@ -65,38 +65,38 @@ class _Adder:
 
 
 def _add_set_up(add: _Adder) -> None:
-    init = add("init", commands.init, "Write config.toml and prepare the base model.", "nslora-agent init")
+    init = add("init", setup_commands.init, "Write config.toml and prepare the base model.", "nslora-agent init")
     init.add_argument("--base", metavar="MODEL", help="built-in name, Hugging Face folder, .gguf file or hub id")
     init.add_argument("--again", action="store_true", help="prepare the base model again even if it is there")
     about = "Check that this box can train; exit 0 only if it can."
-    add("doctor", commands.doctor, about, "nslora-agent doctor")
+    add("doctor", setup_commands.doctor, about, "nslora-agent doctor")
 
 
 def _add_data(add: _Adder) -> None:
-    validate = add("validate", commands.validate, "Check a training file.", "nslora-agent validate data.jsonl")
+    validate = add("validate", job_commands.validate, "Check a training file.", "nslora-agent validate data.jsonl")
     validate.add_argument("file", metavar="FILE", help='JSONL file, or "-" for stdin')
     about = "Queue a training file; prints the job's id. Works while no daemon runs."
-    enqueue = add("enqueue", commands.enqueue, about, "nslora-agent enqueue data.jsonl --epochs 3")
+    enqueue = add("enqueue", job_commands.enqueue, about, "nslora-agent enqueue data.jsonl --epochs 3")
     enqueue.add_argument("file", metavar="FILE", help='JSONL file, or "-" for stdin')
     enqueue.add_argument("--skip-bad", action="store_true", help="leave bad lines out, keeping them in a file")
     add_training_flags(enqueue)
 
 
 def _add_daemon(add: _Adder) -> None:
-    run = add("run", commands.run, "Run the daemon in the foreground.", "nslora-agent run --drain")
+    run = add("run", job_commands.run, "Run the daemon in the foreground.", "nslora-agent run --drain")
     run.add_argument("--drain", action="store_true", help="stop when the queue is empty")
 
 
 def _add_jobs(add: _Adder) -> None:
     states = ", ".join(state.value for state in State)
-    ls = add("ls", commands.ls, "List jobs.", "nslora-agent ls --json")
+    ls = add("ls", job_commands.ls, "List jobs.", "nslora-agent ls --json")
     ls.add_argument("--only", metavar="STATE", choices=[s.value for s in State], help=f"one of {states}")
     ls.add_argument("-n", "--last", type=int, default=50, metavar="N", help="show the newest N [50]")
     for name, run, about in (
-        ("show", commands.show, "Show one job: its history, figures and version."),
-        ("logs", commands.logs, "Show what a job did."),
-        ("cancel", commands.cancel, "Cancel a queued or running job."),
-        ("retry", commands.retry, "Queue a failed, dead or cancelled job again; it goes on from its checkpoint."),
+        ("show", job_commands.show, "Show one job: its history, figures and version."),
+        ("logs", job_commands.logs, "Show what a job did."),
+        ("cancel", job_commands.cancel, "Cancel a queued or running job."),
+        ("retry", job_commands.retry, "Queue a failed, dead or cancelled job again; it goes on from its checkpoint."),
     ):
         parser = add(name, run, about, f"nslora-agent {name} 1")
         parser.add_argument("job", metavar="JOB", type=int, help="the id that enqueue printed")
@@ -105,15 +105,15 @@ def _add_jobs(add: _Adder) -> None:
 
 
 def _add_versions(add: _Adder) -> None:
-    add("versions", commands.versions, "List the versions made so far; * is active.", "nslora-agent versions")
-    promote = add("promote", commands.promote, "Make a version active; 0 is the base.", "nslora-agent promote 2")
+    add("versions", version_commands.versions, "List the versions made so far; * is active.", "nslora-agent versions")
+    promote = add("promote", version_commands.promote, "Make a version active (0: the base).", "nslora-agent promote 2")
     promote.add_argument("version", metavar="N", type=int, help="a number from `nslora-agent versions`")
-    add("rollback", commands.rollback, "Go back to what was active before.", "nslora-agent rollback")
+    add("rollback", version_commands.rollback, "Go back to what was active before.", "nslora-agent rollback")
 
 
 def _add_generate(add: _Adder) -> None:
     example = 'nslora-agent generate "Which port does the Marlow pump use?"'
-    generate = add("generate", commands.generate, "Answer a prompt with the active version.", example)
+    generate = add("generate", version_commands.generate, "Answer a prompt with the active version.", example)
     generate.add_argument("prompt", metavar="PROMPT", help='the question, or "-" for stdin')
     generate.add_argument("--version", metavar="N", help='a version\'s number, or "base" [the active version]')
     generate.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer [128]")

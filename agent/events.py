@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-
 PHASES = {
     "load": "loading the model",
     "before": "measuring held-out rows before training",

@@ -9,6 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 Row = Sequence[object]
+STYLES = {
+    "running": "bold cyan", "done": "green", "failed": "red", "dead": "bold red", "cancelled": "dim",
+    "parked": "yellow", "paused": "yellow", "ok": "green", "warning": "yellow", "failure": "bold red", "*": "green",
+}  # fmt: skip
+"""Colours of cells that hold just one of these words."""
 
 
 def print_json(value: Any) -> None:
@@ -26,16 +31,16 @@ def hint(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def print_table(headers: Sequence[str], rows: Sequence[Row], styles: dict[str, str] | None = None) -> None:
-    """A table; on a terminal cells whose whole text is a key of `styles` are coloured."""
+def print_table(headers: Sequence[str], rows: Sequence[Row]) -> None:
+    """A table; on a terminal cells whose whole text is a key of STYLES are coloured."""
     cells = [["" if value is None else str(value) for value in row] for row in rows]
     if sys.stdout.isatty():
-        _rich_table(headers, cells, styles or {})
+        _rich_table(headers, cells)
     else:
         _plain_table(headers, cells)
 
 
-def _rich_table(headers: Sequence[str], cells: list[list[str]], styles: dict[str, str]) -> None:
+def _rich_table(headers: Sequence[str], cells: list[list[str]]) -> None:
     from rich import box  # noqa: PLC0415  rich costs 80 ms, and only a terminal needs it
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
@@ -45,7 +50,7 @@ def _rich_table(headers: Sequence[str], cells: list[list[str]], styles: dict[str
     for name in headers:
         table.add_column(name, overflow="fold")
     for row in cells:
-        table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
+        table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
     Console().print(table)
 
 

@@ -334,3 +334,10 @@ class Store:
             " coalesce((SELECT max(version) FROM jobs), 0)) AS version"
         )
         return int(row["version"])
+
+
+def open_existing(path: Path) -> Store:
+    """The database of a state folder that is in use; a mistyped --state must not make a new one."""
+    if not path.exists():
+        raise StateError(f"{path.parent} has no queue: run nslora-agent init, or give another --state DIR")
+    return Store(path)

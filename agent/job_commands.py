@@ -1,0 +1,224 @@
+"""The commands of the queue: validate, enqueue, run, ls, show, logs, cancel, retry."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent import output
+from agent.config import read_config, training_from
+from agent.durable import locked
+from agent.errors import DataError
+from agent.home import Home
+from agent.jobs import Job, State
+from agent.output import hint, print_json, print_table, say
+from agent.store import Store, open_existing
+
+if TYPE_CHECKING:
+    from agent.dataset import Report
+
+REASON_SHOWN = 70
+"""Characters of a job's reason in `ls`; `show` has all of it."""
+
+
+def validate(arguments: argparse.Namespace, home: Home) -> int:
+    """Report on a training file; exit code 65 if a line is bad."""
+    from agent.dataset import open_source  # noqa: PLC0415
+    from agent.dataset import validate as check  # noqa: PLC0415
+
+    with open_source(arguments.file) as source:
+        report = check(source, read_config(home.config).limits)
+    if arguments.json:
+        bad = [{"line": b.line, "problem": b.problem, "fix": b.fix} for b in report.bad]
+        print_json({**dataclasses.asdict(report), "bad": bad})
+    else:
+        _say_report(report)
+    return DataError.exit_code if report.bad_total else 0
+
+
+def _say_report(report: Report) -> None:
+    marked = f", {report.train} marked train and {report.held_out} held out" if report.held_out else ""
+    say(f"{report.rows} good rows of shape {report.shape}{marked}")
+    say(f"{report.with_answer} with an answer, {report.with_constraints} with constraints")
+    if report.bad_total:
+        say(f"{report.bad_total} bad lines; enqueue refuses the file unless --skip-bad is given:")
+        for bad in report.bad:
+            say(f"  {bad}")
+        if report.bad_total > len(report.bad):
+            say(f"  and {report.bad_total - len(report.bad)} more")
+
+
+def enqueue(arguments: argparse.Namespace, home: Home) -> int:
+    """Copy a file into the spool, then queue it."""
+    from agent.dataset import open_source  # noqa: PLC0415
+    from agent.spool import spool  # noqa: PLC0415
+
+    config = read_config(home.config)
+    settings = training_from(arguments, config)
+    home.create()
+    with open_source(arguments.file) as source:
+        kept = spool(source, home.spool, uuid.uuid4().hex, config.limits, skip_bad=arguments.skip_bad)
+    shown = "stdin" if arguments.file == "-" else str(Path(arguments.file).absolute())
+    with Store(home.database) as store:
+        job = store.add(
+            file=shown,
+            spool=kept.path.stem,
+            rows=kept.rows,
+            bad_rows=kept.bad,
+            sha256=kept.sha256,
+            settings=dataclasses.asdict(settings),
+            base=config.base,
+            mode="numeric",
+        )
+    if arguments.json:
+        print_json(_job_json(job))
+    else:
+        say(f"job {job.id}: {kept.rows} rows queued")
+        if kept.bad:
+            hint(f"{kept.bad} bad lines were left out; they are in {kept.bad_path}")
+        _say_if_nobody_works(home)
+    return 0
+
+
+def _say_if_nobody_works(home: Home) -> None:
+    from agent.errors import Busy  # noqa: PLC0415
+
+    try:
+        with locked(home.daemon_lock, "daemon"):
+            hint("no daemon is running; start it with `nslora-agent run`")
+    except Busy:
+        pass
+
+
+def run(arguments: argparse.Namespace, home: Home) -> int:
+    """The daemon."""
+    from agent.daemon import describe, serve  # noqa: PLC0415
+
+    home.create()
+    said = ""
+
+    def report(what: str, job: Job) -> None:
+        nonlocal said
+        text = _told(what, job)
+        if arguments.json:
+            print_json({"at": time.time(), "event": what, **describe(job)})
+        elif text != said:
+            say(f"{time.strftime('%H:%M:%S')} {text}")
+        said = text
+
+    who = f"a daemon is already running for {home.path}"
+    with locked(home.daemon_lock, who), Store(home.database, actor="daemon") as store:
+        if not arguments.json:
+            say(f"nslora-agent is watching {home.path}; stop with Ctrl-C")
+        serve(home, store, report, drain=arguments.drain)
+    return 0
+
+
+def _told(what: str, job: Job) -> str:
+    if what == "started":
+        return f"job {job.id} started: {Path(job.file).name}, {job.rows} rows"
+    if what == "progress":
+        return f"job {job.id} {progress_in_words(job)}"
+    return f"job {job.id} {job.state.value}" + (f": {job.reason}" if job.reason else "")
+
+
+def progress_in_words(job: Job) -> str:
+    """Where a running job is, in a few words."""
+    from agent.events import PHASES  # noqa: PLC0415
+
+    done = job.progress
+    if done.get("phase") != "train" or "step" not in done:
+        return PHASES.get(str(done.get("phase")), "starting")
+    return f"step {done['step']}/{done['steps']}  loss {done['loss']:.3f}  {done['tokens_per_s']:.0f} tokens/s"
+
+
+def ls(arguments: argparse.Namespace, home: Home) -> int:
+    """Jobs, oldest first."""
+    with open_existing(home.database) as store:
+        jobs = store.list(states=[State(arguments.only)] if arguments.only else None, limit=arguments.last)
+    if arguments.json:
+        print_json([_job_json(job) for job in jobs])
+    elif not jobs:
+        hint("no jobs yet: nslora-agent enqueue data.jsonl")
+    else:
+        now = time.time()
+        rows = [(j.id, j.state.value, j.rows, output.age(now - j.created), Path(j.file).name, _doing(j)) for j in jobs]
+        print_table(("job", "state", "rows", "age", "file", ""), rows)
+    return 0
+
+
+def _doing(job: Job) -> str:
+    if job.state is State.RUNNING:
+        return progress_in_words(job)
+    text = (f"version {job.version}: " if job.version else "") + (job.reason or "")
+    return text if len(text) <= REASON_SHOWN else text[:REASON_SHOWN] + "…"
+
+
+def show(arguments: argparse.Namespace, home: Home) -> int:
+    """Everything known of one job."""
+    with open_existing(home.database) as store:
+        job = store.get(arguments.job)
+        moves = store.moves(job.id)
+    if arguments.json:
+        print_json({**_job_json(job), "moves": [dataclasses.asdict(move) for move in moves]})
+        return 0
+    facts = [
+        ("job", f"{job.id}, {job.state.value}"),
+        ("file", f"{job.file}, {job.rows} rows" + (f", {job.bad_rows} bad lines left out" if job.bad_rows else "")),
+        ("base", job.base),
+        ("doing", progress_in_words(job) if job.state is State.RUNNING else job.reason),
+        ("version", job.version),
+        ("attempts", f"{job.attempt}, of them {job.deaths} ended by a crash"),
+        ("settings", ", ".join(f"{k}={v}" for k, v in job.settings.items())),
+        ("folder", home.run(job.id)),
+    ]
+    print_table(("", ""), [fact for fact in facts if fact[1] not in (None, "")])
+    rows = [(output.clock(m.at), f"{m.old or ''} → {m.new}", m.reason) for m in moves]
+    print_table(("when", "state", "why"), rows)
+    return 0
+
+
+def logs(arguments: argparse.Namespace, home: Home) -> int:
+    """A job's events; with -f until it ends."""
+    from agent.events import in_words, read_events  # noqa: PLC0415
+
+    path, offset = home.run(arguments.job) / "events.jsonl", 0
+    while True:
+        with open_existing(home.database) as store:
+            state = store.get(arguments.job).state
+        for event, after in read_events(path, offset):
+            offset = after
+            print_json(event) if arguments.json else say(f"{output.clock(event['at'])}  {in_words(event)}")
+        if not arguments.follow or state not in (State.QUEUED, State.RUNNING, State.PAUSED, State.PARKED):
+            return 0
+        time.sleep(0.5)
+
+
+def cancel(arguments: argparse.Namespace, home: Home) -> int:
+    """Cancel a job; its processes are killed by the daemon within a second."""
+    with open_existing(home.database) as store:
+        job = store.cancel(arguments.job, "cancelled by a person")
+    return _tell(arguments, job)
+
+
+def retry(arguments: argparse.Namespace, home: Home) -> int:
+    """Queue a job again."""
+    with open_existing(home.database) as store:
+        job = store.retry(arguments.job)
+    return _tell(arguments, job)
+
+
+def _tell(arguments: argparse.Namespace, job: Job) -> int:
+    print_json(_job_json(job)) if arguments.json else say(f"job {job.id}: {job.state.value}")
+    return 0
+
+
+def _job_json(job: Job) -> dict[str, Any]:
+    """A job for machines; the attempt's token is nobody's business."""
+    fields = dataclasses.asdict(job)
+    del fields["token"]
+    return fields

@@ -1,0 +1,80 @@
+"""`init` and `doctor`: what a person does before the first job."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from agent.config import Config, default_toml, read_config, write_base
+from agent.durable import locked, remove_tree, write_file
+from agent.errors import BaseModelError
+from agent.home import Home
+from agent.output import hint, print_json, print_table, say
+from agent.store import Store
+
+
+def init(arguments: argparse.Namespace, home: Home) -> int:
+    """Write config.toml and prepare the base model once."""
+    home.create()
+    if arguments.base:
+        write_base(home.config, arguments.base)
+    elif not home.config.exists():
+        write_file(home.config, default_toml(Config().base).encode())
+    config = read_config(home.config)
+    with Store(home.database):
+        pass
+    target = home.model(config.base)
+    made = prepare_base(home, config.base, again=arguments.again)
+    facts = {"state": str(home.path), "config": str(home.config), "base": config.base, "model": str(target), **made}
+    if arguments.json:
+        print_json(facts)
+    else:
+        say(f"base model   {config.base}" + (f", prepared in {made['seconds']} s" if made else ", already prepared"))
+        say(f"settings     {home.config}")
+        say("next         nslora-agent enqueue data.jsonl, then nslora-agent run")
+    return 0
+
+
+def prepare_base(home: Home, base: str, *, again: bool) -> dict[str, Any]:
+    """Fetch and quantise the base model unless it is there; returns what was made, empty if nothing."""
+    from agent.protocol import Fetch, Fetched, Prepare, Prepared  # noqa: PLC0415
+    from agent.workers import Worker  # noqa: PLC0415
+
+    target = home.model(base)
+    if target.exists() and not again:
+        return {}
+    with (
+        locked(home.models / ".lock", "another `nslora-agent init` is preparing a base model"),
+        tempfile.TemporaryDirectory(dir=home.models, prefix=".tmp-") as work,
+    ):
+        log = Path(work) / "log"
+        hint(f"fetching {base}")
+        with Worker("agent.fetch", log, network=True) as fetcher:
+            fetched = fetcher.ask(Fetch(base, work))
+        if not isinstance(fetched, Fetched):
+            raise BaseModelError(f"cannot fetch {base}")
+        hint("quantising to 4 bits (NF4, once)")
+        with Worker("quant.worker", log) as worker:
+            fresh = Path(work) / target.name
+            prepared = worker.ask(Prepare(fetched.path, str(fresh)))
+        remove_tree(target)
+        fresh.rename(target)
+    return dataclasses.asdict(prepared) if isinstance(prepared, Prepared) else {}
+
+
+def doctor(arguments: argparse.Namespace, home: Home) -> int:
+    """Print what was found; exit code 0 only if nothing failed."""
+    from agent.doctor import FAILURE, examine  # noqa: PLC0415
+
+    findings = examine(home, read_config(home.config))
+    can_train = all(finding.status != FAILURE for finding in findings)
+    if arguments.json:
+        print_json({"can_train": can_train, "findings": [dataclasses.asdict(finding) for finding in findings]})
+    else:
+        rows = [(f.status, f.check, f.seen + (f"\n→ {f.advice}" if f.advice else "")) for f in findings]
+        print_table(("", "check", "seen"), rows)
+        say("Training can run." if can_train else "Training cannot run yet: see the failures above.")
+    return 0 if can_train else 1

@@ -1,0 +1,117 @@
+"""The commands of the registry: versions, promote, rollback, generate."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from agent.config import Config, read_config
+from agent.durable import locked
+from agent.errors import BaseModelError, NotFound
+from agent.home import Home
+from agent.output import print_json, print_table, say
+from agent.store import Store, open_existing
+
+
+def versions(arguments: argparse.Namespace, home: Home) -> int:
+    """Versions with their held-out figures."""
+    from agent.registry import Registry  # noqa: PLC0415
+
+    with open_existing(home.database) as store:
+        found = Registry(home.path, store).versions()
+    if arguments.json:
+        print_json([dataclasses.asdict(version) for version in found])
+        return 0
+    rows = []
+    for version in found:
+        figures = version.about.get("figures", {})
+        before, after = figures.get("before", {}), figures.get("after", {})
+        rows.append(
+            (
+                "*" if version.active else "",
+                version.number,
+                version.about.get("job"),
+                _change(before.get("content"), after.get("content")),
+                _change(before.get("loss"), after.get("loss")),
+                "the base model as it came" if version.number == 0 else version.about.get("file"),
+                "" if version.whole else "damaged",
+            )
+        )
+    print_table(("", "version", "job", "content", "loss", "file", ""), rows)
+    return 0
+
+
+def _change(before: float | None, after: float | None) -> str:
+    return "" if before is None or after is None else f"{before:.2f} → {after:.2f}"
+
+
+def promote(arguments: argparse.Namespace, home: Home) -> int:
+    """Make a version active."""
+    from agent.registry import Registry  # noqa: PLC0415
+
+    with open_existing(home.database) as store:
+        Registry(home.path, store).promote(arguments.version)
+    return _tell_active(arguments, arguments.version)
+
+
+def rollback(arguments: argparse.Namespace, home: Home) -> int:
+    """Make active what was active before."""
+    from agent.registry import Registry  # noqa: PLC0415
+
+    with open_existing(home.database) as store:
+        active = Registry(home.path, store).rollback()
+    return _tell_active(arguments, active)
+
+
+def _tell_active(arguments: argparse.Namespace, version: int) -> int:
+    name = f"version {version}" if version else "the base model"
+    print_json({"active": version}) if arguments.json else say(f"{name} is active")
+    return 0
+
+
+def generate(arguments: argparse.Namespace, home: Home) -> int:
+    """One greedy answer, by a worker that is gone afterwards."""
+    from agent.protocol import Generate, Load  # noqa: PLC0415
+    from agent.workers import Worker  # noqa: PLC0415
+
+    config = read_config(home.config)
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    number, base, adapter, system = _chosen_version(arguments.version, home, config)
+    model = home.model(base)
+    if not model.exists():
+        raise BaseModelError(f"the base model {base} is not prepared: run `nslora-agent init`")
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": prompt})
+    busy = "a job is using the device: wait for it (`nslora-agent ls`) or cancel it"
+    with locked(home.device_lock, busy) as lock, tempfile.TemporaryDirectory() as work:
+        data, out = Path(work) / "prompt.jsonl", Path(work) / "answer.jsonl"
+        data.write_text(json.dumps({"id": "1", "messages": messages}) + "\n")
+        with Worker("quant.worker", Path(work) / "log", keep=(lock,)) as worker:
+            worker.ask(Load(str(model), adapter, config.training.device, config.training.dtype))
+            worker.ask(Generate(str(data), str(out), arguments.max_new_tokens))
+        answer = json.loads(out.read_text())
+    found = {"version": number, "base": base, "text": answer["text"], "tokens": answer["tokens"]}
+    print_json(found) if arguments.json else say(answer["text"])
+    return 0
+
+
+def _chosen_version(asked: str | None, home: Home, config: Config) -> tuple[int, str, str | None, str]:
+    """Version number, base model, adapter folder and system prompt for `generate`."""
+    from agent.registry import Registry  # noqa: PLC0415
+
+    if asked is not None and asked != "base" and not asked.isdigit():
+        raise NotFound(f'--version must be a number from `nslora-agent versions` or "base", not {asked!r}')
+    if not home.database.exists():
+        return 0, config.base, None, ""
+    with Store(home.database) as store:
+        registry = Registry(home.path, store)
+        number = registry.active() if asked is None else 0 if asked == "base" else int(asked)
+        if not number:
+            return 0, config.base, None, ""
+        folder = registry.folder(number)
+        base = registry.get(number).about["base"]
+    return number, base, str(folder), (folder / "system_prompt.txt").read_text()
