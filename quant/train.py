@@ -133,7 +133,7 @@ def start(model: Model, examples: Sequence[Encoded], settings: Training, resume:
     if not isinstance(model.network, PeftModel):
         add_adapter(model, settings)
     if settings.checkpointing:
-        model.network.activation_checkpointing_enable({"use_reentrant": False})
+        model.network.gradient_checkpointing_enable({"use_reentrant": False})
     model.network.train()
     per_step = settings.micro_batch * settings.accumulation
     schedule = Schedule.plan(len(examples), per_step, settings.seed, epochs=settings.epochs, steps=settings.steps)
