@@ -1,0 +1,187 @@
+"""kill -9 of the worker, the loop and the daemon in the middle of real training: nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import write_model
+
+from agent.events import read_events
+from agent.home import Home
+from agent.registry import Registry
+from agent.store import Store
+
+AGENT = str(Path(sys.executable).with_name("nslora-agent"))
+FLAGS = ["--steps", "24", "--rank", "4", "--micro-batch", "4", "--checkpoint-every", "4", "--learning-rate", "1e-2"]
+ROWS = [
+    {"prompt": f"which number has pump {i % 6}, asked for time {i}?", "completion": f"it has number {i % 6 * 37}"}
+    for i in range(24)
+]
+
+
+def agent(home: Home, *arguments: str) -> str:
+    command = [AGENT, *arguments, "--state", str(home.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("resume") / "tiny")
+
+
+@pytest.fixture
+def home(tmp_path: Path, source: Path, tiny_base: Callable[[str], Path]) -> Home:
+    """A state folder whose base model is the tiny one, with one job in the queue."""
+    made = Home(tmp_path / "state").create()
+    made.config.write_text(f'base = "{source}"\n')
+    made.model(str(source)).symlink_to(tiny_base("llama"))
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    agent(made, "enqueue", str(data), *FLAGS)
+    return made
+
+
+def start_daemon(home: Home) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([AGENT, "run", "--drain", "--state", str(home.path)], stdout=subprocess.DEVNULL)
+
+
+def events(home: Home, kind: str) -> list[dict[str, Any]]:
+    return [e for e, _ in read_events(home.run(1) / "events.jsonl") if e["event"] == kind]
+
+
+def losses(home: Home) -> dict[int, float]:
+    """Loss by step; a step that was done twice must have had the same loss both times."""
+    found: dict[int, float] = {}
+    for event in events(home, "step"):
+        assert event["loss"] == pytest.approx(found.setdefault(event["step"], event["loss"]), abs=5e-5)
+    return found
+
+
+def processes(home: Home) -> dict[str, int]:
+    """Pids of our processes that have this state folder open or in their arguments, by module."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().decode().split("\0")
+            mine = str(home.path) in words or any(
+                str(home.path) in str(link.readlink()) for link in (entry / "fd").iterdir()
+            )
+        except (OSError, UnicodeDecodeError):
+            continue
+        module = words[words.index("-m") + 1] if "-m" in words else "agent.cli" if "run" in words else None
+        if mine and module:
+            found[module] = int(entry.name)
+    return found
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError("it did not happen in time")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, source: Path, tiny_base: Callable[[str], Path]) -> dict[int, float]:
+    """Losses of the same job when nobody kills anything."""
+    folder = tmp_path_factory.mktemp("whole")
+    whole = Home(folder / "state").create()
+    whole.config.write_text(f'base = "{source}"\n')
+    whole.model(str(source)).symlink_to(tiny_base("llama"))
+    data = folder / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    agent(whole, "enqueue", str(data), *FLAGS)
+    agent(whole, "run", "--drain")
+    return losses(whole)
+
+
+@pytest.fixture
+def daemons() -> Iterator[list[subprocess.Popen[bytes]]]:
+    started: list[subprocess.Popen[bytes]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("victim", ["quant.worker", "agent.loop", "agent.cli"])
+def test_a_killed_process_costs_no_step_and_changes_no_loss(
+    home: Home, uninterrupted: dict[int, float], daemons: list[subprocess.Popen[bytes]], victim: str
+) -> None:
+    """SIGKILL after a checkpoint: no child survives its parent, the job goes on, every loss is as without the kill."""
+    daemons.append(start_daemon(home))
+    wait_for(lambda: len(events(home, "step")) >= 6)
+    before = processes(home)
+    os.kill(before[victim], signal.SIGKILL)
+    below = {"agent.cli": ["agent.loop", "quant.worker"], "agent.loop": ["quant.worker"], "quant.worker": []}
+    for child in below[victim]:
+        wait_for(lambda pid=before[child]: not alive(pid), 5)
+    if victim == "agent.cli":
+        daemons[0].wait()
+        daemons.append(start_daemon(home))
+    assert daemons[-1].wait(120) == 0
+    with Store(home.database) as store:
+        job = store.get(1)
+        assert (job.state, job.deaths, job.attempt, job.version) == ("done", 1, 2, 1)
+        assert len(store.promotion_stack()) <= 1
+        assert [v.whole for v in Registry(home.path, store).versions()] == [True, True]
+    assert events(home, "resume"), "it began again instead of going on from its checkpoint"
+    assert losses(home) == pytest.approx(uninterrupted, abs=5e-5)
+    assert processes(home) == {}
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_sigterm_checkpoints_and_the_next_daemon_goes_on(
+    home: Home, uninterrupted: dict[int, float], daemons: list[subprocess.Popen[bytes]]
+) -> None:
+    """A stop in good order counts no death and repeats no step."""
+    daemons.append(start_daemon(home))
+    wait_for(lambda: len(events(home, "step")) >= 6)
+    daemons[0].terminate()
+    assert daemons[0].wait(30) == 0
+    with Store(home.database) as store:
+        assert (store.get(1).state, store.get(1).deaths) == ("queued", 0)
+    assert processes(home) == {}
+    daemons.append(start_daemon(home))
+    assert daemons[-1].wait(120) == 0
+    steps = [e["step"] for e in events(home, "step")]
+    assert steps == sorted(set(steps))
+    assert losses(home) == pytest.approx(uninterrupted, abs=5e-5)
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    home: Home, uninterrupted: dict[int, float], daemons: list[subprocess.Popen[bytes]]
+) -> None:
+    """The newest checkpoint lost bytes: the one before it is taken."""
+    daemons.append(start_daemon(home))
+    wait_for(lambda: len(events(home, "checkpoint")) >= 2)
+    daemons[0].terminate()
+    daemons[0].wait(30)
+    newest = sorted(home.run(1).glob("attempt-*/checkpoints/step-*"))[-1]
+    weights = newest / "adapter.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+    daemons.append(start_daemon(home))
+    assert daemons[-1].wait(120) == 0
+    assert newest.name not in events(home, "resume")[0]["checkpoint"]
+    assert losses(home) == pytest.approx(uninterrupted, abs=5e-5)
