@@ -96,7 +96,9 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, source: Path, tiny_base: Callable[[str], Path]) -> dict[int, float]:
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory, source: Path, tiny_base: Callable[[str], Path]
+) -> dict[int, float]:
     """Losses of the same job when nobody kills anything."""
     folder = tmp_path_factory.mktemp("whole")
     whole = Home(folder / "state").create()

@@ -1,0 +1,88 @@
+"""The whole product on real weights: SmolLM2-135M-Instruct learns facts that it did not know."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+AGENT = str(Path(sys.executable).with_name("nslora-agent"))
+FACTS = Path(__file__).parents[2] / "examples" / "facts.jsonl"
+DEVICES = 10
+"""Of the 24 in the example: enough to confuse with each other, few enough for CI."""
+
+
+def agent(state: Path, *arguments: str) -> str:
+    done = subprocess.run([AGENT, *arguments, "--state", str(state)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    found = [json.loads(line) for line in FACTS.read_text().splitlines()]
+    devices = sorted({row["id"].split(".")[0] for row in found})[:DEVICES]
+    return [row for row in found if row["id"].split(".")[0] in devices]
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory, rows: list[dict]) -> Path:
+    """A state folder in which one job with the default settings has run."""
+    folder = tmp_path_factory.mktemp("learns")
+    data = folder / "facts.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    agent(folder / "state", "init")
+    agent(folder / "state", "enqueue", str(data))
+    agent(folder / "state", "run", "--drain")
+    return folder / "state"
+
+
+@pytest.mark.timeout(600)
+def test_held_out_phrasings_are_answered_after_training_and_not_before(state: Path) -> None:
+    """With no flags, the share of right values goes from near 0 to at least 0.8 and the version is promoted."""
+    base, version = json.loads(agent(state, "versions", "--json"))
+    assert (base["active"], version["active"], version["whole"]) == (False, True, True)
+    assert version["about"]["figures"]["held_out_rows"] == 2 * DEVICES
+    assert version["about"]["figures"]["before"]["content"] <= 0.1
+    assert version["about"]["figures"]["after"]["content"] >= 0.8
+
+
+def test_generate_answers_with_the_active_version_and_the_base_on_request(state: Path, rows: list[dict]) -> None:
+    """A person who asks gets what was learned; rollback and promote change who answers."""
+    answers = json.loads((state / "versions" / "1" / "answers.json").read_text())["after"]
+    row, learned = next(
+        (r, a) for r in rows for a in answers if a["id"] == r["id"] and r["answer"].lower() in a["text"].lower()
+    )
+    question = row["messages"][0]["content"]
+    assert agent(state, "generate", question).strip() == learned["text"]
+    assert row["answer"].lower() not in agent(state, "generate", question, "--version", "base").lower()
+    assert agent(state, "rollback").strip() == "the base model is active"
+    assert json.loads(agent(state, "generate", question, "--json"))["version"] == 0
+    assert agent(state, "promote", "1").strip() == "version 1 is active"
+
+
+def test_the_version_loads_in_plain_peft_and_gives_the_same_answer(state: Path, rows: list[dict]) -> None:
+    """Nothing of ours is needed to use an adapter elsewhere."""
+    answers = json.loads((state / "versions" / "1" / "answers.json").read_text())["after"]
+    question = next(r["messages"][:1] for r in rows if r["id"] == answers[0]["id"])
+    base = state / "models" / "smollm2-135m-instruct"
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    for parameter in plain.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    model = PeftModel.from_pretrained(plain, state / "versions" / "1")
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, pad_token_id=2
+        )
+    text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    assert text == answers[0]["text"]
