@@ -13,6 +13,7 @@ from typing import Any
 
 from agent.durable import write_file
 from agent.errors import ConfigError
+from agent.home import is_local
 from agent.jsonl import Limits
 from agent.protocol import Training, setting
 
@@ -45,6 +46,8 @@ def read_config(path: Path) -> Config:
         raise ConfigError(f"{path}: {fault}") from fault
     faults: list[str] = []
     config: Config = _build(Config, table, "", faults)
+    if is_local(config.base) and not Path(config.base).is_absolute():
+        faults.append(f"base must be an absolute path, not {config.base!r}; `nslora-agent init --base` makes it one")
     if faults:
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
     return config

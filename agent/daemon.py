@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from agent import systemd
-from agent.durable import sweep_temporaries
 from agent.errors import StaleAttempt
 from agent.home import Home
 from agent.jobs import Job, State
@@ -30,7 +29,7 @@ POLL = 1.0
 """Seconds between looks at the queue."""
 FROZEN = 60.0
 """Seconds without a heartbeat until the processes of a job are killed (they beat every 5)."""
-STOP_TIMEOUT = 75.0
+STOP_TIMEOUT = 75
 """Seconds a job gets to checkpoint after SIGTERM; the unit's TimeoutStopSec is longer."""
 PROGRESS_EVERY = 5.0
 """Seconds between reports of a running job."""
@@ -69,7 +68,6 @@ class Daemon:
         """Put right what a crash or power cut left: orphaned jobs, half-written files, the promotion rows."""
         Registry(self._home.path, self._store).reconcile()
         sweep_orphans(self._home.spool, self._store.spools())
-        sweep_temporaries(self._home.models)
         for job in self._store.orphans():
             self._take_back(job)
         systemd.notify("READY=1")
@@ -88,12 +86,15 @@ class Daemon:
         systemd.notify("STOPPING=1")
         if self._running is None:
             return
-        self._running.process.terminate()
-        try:
-            self._running.process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self._running.process.kill()
-        self._reap(self._running)
+        running = self._running
+        running.process.terminate()
+        for _ in range(STOP_TIMEOUT):
+            systemd.notify("WATCHDOG=1")
+            if _ended(running.process, within=1.0):
+                break
+        else:
+            running.process.kill()
+        self._reap(running)
 
     def _take_back(self, job: Job) -> None:
         """Queue a job whose daemon is gone. A reboot or power cut is not the job's fault and counts no death."""
@@ -150,6 +151,14 @@ class Daemon:
         if status != self._status:
             systemd.notify(f"STATUS={status}")
             self._status = status
+
+
+def _ended(process: subprocess.Popen[bytes], within: float) -> bool:
+    try:
+        process.wait(within)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def boot_id() -> str:

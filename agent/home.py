@@ -90,7 +90,6 @@ def is_local(source: str) -> bool:
 def model_id(source: str) -> str:
     """A folder name for a base model; two paths or hub ids never share one."""
     slug = re.sub(r"[^a-z0-9.]+", "-", Path(source).name.lower()).strip("-.") or "model"
-    if "/" not in source and not is_local(source):
+    if "/" not in source:
         return slug
-    key = str(Path(source).expanduser().absolute()) if is_local(source) else source
-    return f"{slug}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    return f"{slug}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from agent.config import Config, default_toml, read_config, write_base
-from agent.durable import locked, remove_tree, write_file
+from agent.durable import TEMPORARY, fsync_path, locked, remove_tree, sweep_temporaries, write_file
 from agent.errors import BaseModelError
-from agent.home import Home
+from agent.home import Home, is_local
 from agent.output import hint, print_json, print_table, say
 from agent.store import Store
 
@@ -20,7 +20,7 @@ def init(arguments: argparse.Namespace, home: Home) -> int:
     """Write config.toml and prepare the base model once."""
     home.create()
     if arguments.base:
-        write_base(home.config, arguments.base)
+        write_base(home.config, _absolute(arguments.base))
     elif not home.config.exists():
         write_file(home.config, default_toml(Config().base).encode())
     config = read_config(home.config)
@@ -38,6 +38,12 @@ def init(arguments: argparse.Namespace, home: Home) -> int:
     return 0
 
 
+def _absolute(base: str) -> str:
+    """A base model's name as config.toml keeps it: paths mean the same from every folder."""
+    local = is_local(base) or Path(base).exists()
+    return str(Path(base).expanduser().absolute()) if local else base
+
+
 def prepare_base(home: Home, base: str, *, again: bool) -> dict[str, Any]:
     """Fetch and quantise the base model unless it is there; returns what was made, empty if nothing."""
     from agent.protocol import Fetch, Fetched, Prepare, Prepared  # noqa: PLC0415
@@ -48,7 +54,7 @@ def prepare_base(home: Home, base: str, *, again: bool) -> dict[str, Any]:
         return {}
     with (
         locked(home.models / ".lock", "another `nslora-agent init` is preparing a base model"),
-        tempfile.TemporaryDirectory(dir=home.models, prefix=".tmp-") as work,
+        _workplace(home.models) as work,
     ):
         log = Path(work) / "log"
         hint(f"fetching {base}")
@@ -62,7 +68,14 @@ def prepare_base(home: Home, base: str, *, again: bool) -> dict[str, Any]:
             prepared = worker.ask(Prepare(fetched.path, str(fresh)))
         remove_tree(target)
         fresh.rename(target)
+        fsync_path(home.models)
     return dataclasses.asdict(prepared) if isinstance(prepared, Prepared) else {}
+
+
+def _workplace(models: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder for half-made things, after clearing away what a killed `init` left; the caller holds the lock."""
+    sweep_temporaries(models)
+    return tempfile.TemporaryDirectory(dir=models, prefix=TEMPORARY)
 
 
 def doctor(arguments: argparse.Namespace, home: Home) -> int:

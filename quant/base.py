@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import time
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from quant.chat import Encoder
 from quant.devices import choose_device, choose_dtype
 
 transformers_logging.disable_progress_bar()
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @dataclass

@@ -7,9 +7,11 @@ training at the next step, with a checkpoint.
 from __future__ import annotations
 
 import functools
+import logging
 import signal
 import sys
 import threading
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from agent import protocol
@@ -23,6 +25,9 @@ _stopping = threading.Event()
 @functools.cache
 def _commands() -> Commands:
     """Import torch only when the first request is being served: stdout is safe and the Alive events run by then."""
+    # What libraries say about themselves must not stand last in the log, where a crash's reason is looked for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
     from quant.commands import Commands  # noqa: PLC0415
 
     return Commands(_stopping.is_set)

@@ -25,7 +25,7 @@ def agent(state: Path, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+def rows() -> list[dict]:
     found = [json.loads(line) for line in FACTS.read_text().splitlines()]
     devices = sorted({row["id"].split(".")[0] for row in found})[:DEVICES]
     return [row for row in found if row["id"].split(".")[0] in devices]

@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     wait_for(lambda: len(events(home, "checkpoint")) >= 2)
     daemons[0].terminate()
     daemons[0].wait(30)
-    newest = sorted(home.run(1).glob("attempt-*/checkpoints/step-*"))[-1]
+    newest = max(home.run(1).glob("attempt-*/checkpoints/step-*"))
     weights = newest / "adapter.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
     daemons.append(start_daemon(home))
