@@ -37,7 +37,7 @@ def comparable(text: str) -> object:
     """The text itself on the Python it is made with; elsewhere, where argparse words it otherwise, its options."""
     if sys.version_info[:2] == (3, 11):
         return text
-    return {title: set(re.findall(r"--?\w[\w-]*", body)) for title, body in sections(text).items()}
+    return {title: set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", body)) for title, body in sections(text).items()}
 
 
 def table_rows(text: str, columns: int) -> list[list[str]]:
