@@ -1,0 +1,205 @@
+"""Rules of this house that no tool checks: what may be imported where, how long things may be, what is shipped."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checkout import PACKAGES, ROOT, pyproject, python_files
+from needs import needs
+
+LINES_OF_A_FILE = 400
+LINES_OF_MOST_FUNCTIONS = 35
+LINES_OF_THE_MEDIAN_FUNCTION = 10
+
+HEAVY = {
+    "torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "gguf", "huggingface_hub", "numpy",
+    "textgrad", "litellm", "httpx", "rich", "sqlite_utils",
+}  # fmt: skip
+"""What no module of agent/ imports before it has to."""
+CONTRACT = ("agent.errors", "agent.durable", "agent.protocol")
+"""What the workers may import of agent/."""
+
+PLACES = {
+    **dict.fromkeys(("torch", "transformers", "peft", "bitsandbytes", "safetensors"), ("quant/",)),
+    **dict.fromkeys(("httpx", "textgrad"), ("offload/",)),
+    "huggingface_hub": ("agent/fetch.py",),
+    "socket": ("agent/systemd.py",),
+    **dict.fromkeys(("requests", "urllib.request", "http.client", "http.server", "socketserver", "asyncio"), ()),
+    **dict.fromkeys(("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"), ()),
+}
+"""The only places that may import a module; nowhere, where there is none."""
+FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "torch.save", "os.system", "os.popen"}
+LISTENING = {"listen", "bind", "start_server", "create_server"}
+"""Methods that open a port: this program has none."""
+FORBIDDEN_ARGUMENTS = {"trust_remote_code", "allow_pickle", "shell"}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+# ---- imports ----
+
+
+def imported_by(module: str) -> set[str]:
+    """Names of all modules that a fresh interpreter holds after importing `module` and did not hold before."""
+    code = f"import sys; old = set(sys.modules); import {module}; print(*(set(sys.modules) - old))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("path", python_files("agent"), ids=named)
+def test_a_module_of_agent_imports_nothing_heavy(path: Path) -> None:
+    """Commands start at once and the daemon stays small: torch and the like are imported where they are used."""
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    tops = {name.partition(".")[0] for name in imported_by(module)}
+    assert "agent" in tops
+    assert not tops & HEAVY
+
+
+@pytest.mark.parametrize("module", CONTRACT)
+def test_the_contract_imports_only_the_standard_library(module: str) -> None:
+    """What the workers share with the loop brings nothing else of agent along."""
+    allowed = {"agent", *CONTRACT}
+    found = {name for name in imported_by(module) if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert module in found
+    assert found <= allowed
+
+
+# ---- what code may not do ----
+
+
+def faults(source: str, where: str) -> Iterator[str]:
+    """What is forbidden in a file of that name, one line for each."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from (f"line {node.lineno} imports {name}" for name in misplaced(node, where))
+        elif isinstance(node, ast.Call):
+            yield from (f"line {node.lineno}: {what}" for what in call_faults(node))
+
+
+def misplaced(node: ast.Import | ast.ImportFrom, where: str) -> Iterator[str]:
+    names = [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        names = [str(node.module), *(f"{node.module}.{name}" for name in names)]
+    for module, places in PLACES.items():
+        if any(name == module or name.startswith(f"{module}.") for name in names) and not where.startswith(places):
+            yield module
+
+
+def call_faults(node: ast.Call) -> Iterator[str]:
+    called = ast.unparse(node.func)
+    if called in FORBIDDEN_CALLS:
+        yield called
+    if isinstance(node.func, ast.Attribute) and node.func.attr in LISTENING:
+        yield f"{called} opens a port"
+    for keyword in node.keywords:
+        off = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+        if keyword.arg in FORBIDDEN_ARGUMENTS and not off:
+            yield f"{keyword.arg} is not False"
+
+
+@pytest.mark.parametrize("path", python_files(*PACKAGES), ids=named)
+def test_code_runs_no_foreign_code_and_stays_off_the_network(path: Path) -> None:
+    """No pickle, no eval, no shell, no remote code, no port; torch and the network only in their own folders."""
+    assert list(faults(path.read_text(), named(path))) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "where"),
+    [
+        ("import pickle", "agent/store.py"),
+        ("from torch import nn", "agent/loop.py"),
+        ("import torch.nn as nn", "offload/worker.py"),
+        ("def f():\n    import httpx", "quant/worker.py"),
+        ("from urllib import request", "agent/fetch.py"),
+        ("import socket", "agent/daemon.py"),
+        ("torch.load(path)", "quant/base.py"),
+        ("eval(text)", "agent/config.py"),
+        ("run(command, shell=True)", "agent/fetch.py"),
+        ("AutoModel.from_pretrained(path, trust_remote_code=flag)", "quant/base.py"),
+        ("connection.listen(5)", "agent/systemd.py"),
+    ],
+)
+def test_the_check_above_sees_what_is_forbidden(source: str, where: str) -> None:
+    """One line of each kind is found."""
+    assert len(list(faults(source, where))) == 1
+
+
+def test_the_check_above_leaves_the_rest_alone() -> None:
+    """Imports in their own place, `network.eval()` and an argument that switches a danger off are fine."""
+    source = "import torch\nfrom safetensors.torch import load_file\nnetwork.eval()\nload(trust_remote_code=False)"
+    assert list(faults(source, "quant/base.py")) == []
+
+
+# ---- sizes ----
+
+
+@pytest.mark.parametrize("path", python_files(*PACKAGES, "benchmarks", "docs", "examples"), ids=named)
+def test_a_file_is_short(path: Path) -> None:
+    """A file can be read in one go."""
+    assert len(path.read_text().splitlines()) <= LINES_OF_A_FILE
+
+
+def test_functions_are_short() -> None:
+    """Of what is shipped, half of the functions fit into ten lines and nine in ten into a screen."""
+    trees = [ast.parse(path.read_text()) for path in python_files(*PACKAGES)]
+    functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, Function)]
+    lengths = [1 + int(node.end_lineno or 0) - node.lineno for node in functions]
+    assert statistics.median(lengths) <= LINES_OF_THE_MEDIAN_FUNCTION
+    assert statistics.quantiles(lengths, n=10)[-1] <= LINES_OF_MOST_FUNCTIONS
+
+
+# ---- what is shipped ----
+
+
+def test_the_packages_are_listed_one_by_one() -> None:
+    """Nothing is shipped because it happens to lie in the checkout."""
+    assert pyproject()["tool"]["setuptools"] == {"packages": list(PACKAGES)}
+
+
+def test_a_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> None:
+    """No test, benchmark or example is shipped; every module of the three packages and the licence are."""
+    if importlib.util.find_spec("setuptools") is None and os.environ.get("CI") != "true":
+        pytest.skip("setuptools is not installed: pip install setuptools")
+    copy = tmp_path / "checkout"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", tmp_path, copy], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    code = {name for name in names if ".dist-info/" not in name}
+    assert code == {named(path) for path in python_files(*PACKAGES)}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_systemd_accepts_the_unit_that_make_renders(tmp_path: Path) -> None:
+    """No unknown key, no wrong value, no placeholder left."""
+    make, analyze = needs("make", "make"), needs("systemd-analyze", "systemd")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
+    program = tmp_path / "bin" / "nslora-agent"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    state = tmp_path / "state"
+    # -o install: the environment counts as made
+    render = [make, "-s", "-C", tmp_path, "-o", "install", "unit", f"BIN={program.parent}", f"STATE={state}"]
+    subprocess.run(render, check=True, capture_output=True)
+    unit = tmp_path / "build" / "nslora-agent.service"
+    assert f"ExecStart={program} run --state {state}\n" in unit.read_text()
+    done = subprocess.run([analyze, "verify", "--man=no", unit], capture_output=True, text=True, check=False)
+    complaints = [line for line in done.stderr.splitlines() if "nslora-agent" in line]
+    assert (done.returncode, complaints) == (0, [])
