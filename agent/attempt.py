@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from threading import Event
 from typing import Any
 
+from agent import protocol
 from agent.errors import StaleAttempt
 from agent.events import EventLog
 from agent.home import Home
 from agent.jobs import Job
-from agent.protocol import Answer, Checkpointed, Event, Note, Request, Step, Train
+from agent.protocol import Answer, Checkpointed, Note, Request, Step, Train
 from agent.store import Store
 from agent.workers import Worker
 
@@ -23,22 +25,21 @@ class Stopped(Exception):
 
 
 class Attempt:
-    """What the stages of a job share while this process works on it."""
+    """What the stages of a job share while this process works on it.
 
-    def __init__(self, home: Home, store: Store, job: Job, worker: Worker) -> None:
+    `stopping` is set by SIGTERM: come to an end where the job can be taken up again.
+    """
+
+    def __init__(self, home: Home, store: Store, job: Job, worker: Worker, stopping: Event) -> None:
         if job.token is None:
             raise StaleAttempt(f"job {job.id} is not claimed")
         self.home, self.store, self.job, self.worker = home, store, job, worker
         self.token: str = job.token
         self.run = home.run(job.id)
         self.events = EventLog(self.run / "events.jsonl")
-        self._stopping = False
+        self._stopping = stopping
         self._progress: dict[str, Any] = {}
         self._beaten = 0.0
-
-    def stop(self, *_: object) -> None:
-        """Signal handler: come to an end where the job can be taken up again."""
-        self._stopping = True
 
     def ask(self, request: Request) -> Answer:
         """Put a request to the worker, recording its events; raises Stopped after SIGTERM.
@@ -49,7 +50,7 @@ class Attempt:
         training = isinstance(request, Train)
 
         def idle() -> None:
-            if self._stopping:
+            if self._stopping.is_set():
                 self._stop_worker(training=training)
             self._beat()
 
@@ -57,7 +58,7 @@ class Attempt:
 
     def phase(self, name: str) -> None:
         """Say what comes next, in the events and in the job's row."""
-        if self._stopping:
+        if self._stopping.is_set():
             raise Stopped
         self.events.add("phase", phase=name)
         self._progress = {**self._progress, "phase": name}
@@ -75,7 +76,7 @@ class Attempt:
             self.store.beat(self.job.id, self.token, self._progress)
             self._beaten = time.monotonic()
 
-    def _record(self, event: Event) -> None:
+    def _record(self, event: protocol.Event) -> None:
         if isinstance(event, Step):
             self.events.add("step", **dataclasses.asdict(event))
             shown = ("step", "steps", "loss", "tokens_per_s", "rss_mb")

@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Adapts a 4-bit language model to this box's own data: queue a JSONL file, get an adapter.",
         epilog="example:\n  nslora-agent init && nslora-agent enqueue data.jsonl && nslora-agent run --drain",
     )
-    parser.add_argument("--version", action="version", version=_LazyVersion())
+    parser.add_argument("--version", action="version", version=_LazyVersion("%(prog)s"))
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (_add_set_up, _add_data, _add_daemon, _add_jobs, _add_versions, _add_generate):
         add(_Adder(subparsers))

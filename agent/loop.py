@@ -17,13 +17,14 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from agent import gate
 from agent.attempt import Attempt, Stopped
 from agent.dataset import split
 from agent.durable import folder_fault, locked, read_manifest, remove_tree, write_json
-from agent.errors import AgentError, BaseModelError, Busy, StaleAttempt, StorageError, WorkerDied
+from agent.errors import AgentError, BaseModelError, Busy, StaleAttempt, WorkerDied
 from agent.evaluation import Evaluation, model_card
 from agent.gate import Verdict
 from agent.home import Home
@@ -234,67 +235,63 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in stream]
 
 
-def run_job(home: Home, store: Store, job_id: int, token: str) -> int:
+def run_job(home: Home, store: Store, job: Job, stopping: Event) -> int:
     """Work on a claimed job and record how it ended; returns the process's exit code.
 
     0: the job reached an end that is in its row (also failed). WorkerDied's code: a process died, the daemon
     decides on another attempt. StaleAttempt's code: the job is no longer ours, nothing was changed.
     """
-    job = dataclasses.replace(store.get(job_id), token=token)
-    run = home.run(job_id)
-    run.mkdir(mode=0o700, exist_ok=True)
-    with ExitStack() as stack:
-        locks = tuple(_lock_when_free(stack, path, store, job) for path in (run / "lock", home.device_lock))
-        worker = stack.enter_context(Worker("quant.worker", run / "worker.log", keep=locks))
-        attempt = Attempt(home, store, job, worker)
-        signal.signal(signal.SIGTERM, attempt.stop)
-        return _record_outcome(attempt)
-
-
-def _lock_when_free(stack: ExitStack, path: Path, store: Store, job: Job) -> int:
-    """Take a lock, however long a dying earlier attempt or a `generate` holds it."""
-    while True:
-        try:
-            return stack.enter_context(locked(path, "in use"))
-        except Busy:  # noqa: PERF203  each turn of this loop sleeps
-            store.beat(job.id, str(job.token), {"phase": "wait"})
-            time.sleep(LOCK_POLL)
-
-
-def _record_outcome(attempt: Attempt) -> int:
-    store, job, token = attempt.store, attempt.job.id, attempt.token
+    run, token = home.run(job.id), str(job.token)
     try:
-        verdict, version = JobLoop(attempt).work()
+        with ExitStack() as stack:
+            locks = tuple(
+                _lock_when_free(stack, path, store, job, stopping) for path in (run / "lock", home.device_lock)
+            )
+            worker = stack.enter_context(Worker("quant.worker", run / "worker.log", keep=locks))
+            return _finish(Attempt(home, store, job, worker, stopping))
     except Stopped:
-        store.requeue(job, token, "stopped with a checkpoint; goes on from there")
+        store.requeue(job.id, token, "stopped in good order; goes on from its last checkpoint")
         return 0
     except (WorkerDied, StaleAttempt) as fault:
         print(fault, file=sys.stderr)  # noqa: T201  the daemon reads the last line of our log
         return fault.exit_code
     except (AgentError, OSError) as fault:
-        reason = (
-            str(fault) if isinstance(fault, AgentError) else str(StorageError(f"{fault.strerror}: {fault.filename}"))
-        )
-        attempt.events.add("ended", state=State.FAILED, reason=reason)
-        store.finish(job, token, State.FAILED, reason)
+        reason = str(fault) if isinstance(fault, AgentError) else f"{fault.strerror}: {fault.filename}"
+        store.finish(job.id, token, State.FAILED, reason)
         return 0
-    store.finish(job, token, State.DONE, verdict.reason, version)
-    attempt.events.add("ended", state=State.DONE, reason=verdict.reason)
+
+
+def _finish(attempt: Attempt) -> int:
+    verdict, version = JobLoop(attempt).work()
+    attempt.store.finish(attempt.job.id, attempt.token, State.DONE, verdict.reason, version)
     for path in attempt.run.iterdir():
         if path.name not in KEPT:
             remove_tree(path)
     return 0
 
 
+def _lock_when_free(stack: ExitStack, path: Path, store: Store, job: Job, stopping: Event) -> int:
+    """Take a lock, however long a dying earlier attempt or a `generate` holds it."""
+    while not stopping.is_set():
+        try:
+            return stack.enter_context(locked(path, "in use"))
+        except Busy:  # noqa: PERF203  each turn of this loop sleeps
+            store.beat(job.id, str(job.token), {"phase": "wait"})
+            stopping.wait(LOCK_POLL)
+    raise Stopped
+
+
 def main() -> int:
     """Entry point of the process."""
     state, job, token, parent = sys.argv[1:]
+    stopping = Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     die_with_parent(int(parent))
     os.nice(NICENESS)
     home = Home(Path(state))
     try:
         with Store(home.database, actor="loop") as store:
-            return run_job(home, store, int(job), token)
+            return run_job(home, store, dataclasses.replace(store.get(int(job)), token=token), stopping)
     except AgentError as fault:
         print(fault, file=sys.stderr)  # noqa: T201  as above
         return fault.exit_code

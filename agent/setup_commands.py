@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from agent.config import Config, default_toml, read_config, write_base
-from agent.durable import TEMPORARY, fsync_path, locked, remove_tree, sweep_temporaries, write_file
+from agent.config import read_config, write_base
+from agent.durable import TEMPORARY, fsync_path, locked, sweep_temporaries
 from agent.errors import BaseModelError
 from agent.home import Home, is_local
 from agent.output import hint, print_json, print_table, say
@@ -19,20 +19,18 @@ from agent.store import Store
 def init(arguments: argparse.Namespace, home: Home) -> int:
     """Write config.toml and prepare the base model once."""
     home.create()
-    if arguments.base:
-        write_base(home.config, _absolute(arguments.base))
-    elif not home.config.exists():
-        write_file(home.config, default_toml(Config().base).encode())
-    config = read_config(home.config)
+    base = _absolute(arguments.base) if arguments.base else read_config(home.config).base
     with Store(home.database):
         pass
-    target = home.model(config.base)
-    made = prepare_base(home, config.base, again=arguments.again)
-    facts = {"state": str(home.path), "config": str(home.config), "base": config.base, "model": str(target), **made}
+    target = home.model(base)
+    made = prepare_base(home, base, again=arguments.again)
+    if arguments.base or not home.config.exists():
+        write_base(home.config, base)
+    facts = {"state": str(home.path), "config": str(home.config), "base": base, "model": str(target), **made}
     if arguments.json:
         print_json(facts)
     else:
-        say(f"base model   {config.base}" + (f", prepared in {made['seconds']} s" if made else ", already prepared"))
+        say(f"base model   {base}" + (f", prepared in {made['seconds']} s" if made else ", already prepared"))
         say(f"settings     {home.config}")
         say("next         nslora-agent enqueue data.jsonl, then nslora-agent run")
     return 0
@@ -66,7 +64,8 @@ def prepare_base(home: Home, base: str, *, again: bool) -> dict[str, Any]:
         with Worker("quant.worker", log) as worker:
             fresh = Path(work) / target.name
             prepared = worker.ask(Prepare(fetched.path, str(fresh)))
-        remove_tree(target)
+        if target.exists():
+            target.rename(Path(work) / "old")
         fresh.rename(target)
         fsync_path(home.models)
     return dataclasses.asdict(prepared) if isinstance(prepared, Prepared) else {}
