@@ -84,7 +84,7 @@ class Daemon:
         self._tell_systemd()
 
     def shutdown(self) -> None:
-        """Let the running job checkpoint and go back into the queue."""
+        """Let the running job checkpoint and go back into the queue; however it ends, that counts as no death."""
         systemd.notify("STOPPING=1")
         if self._running is None:
             return
@@ -93,7 +93,7 @@ class Daemon:
             self._running.process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._running.process.kill()
-        self._reap(self._running)
+        self._reap(self._running, counts=False)
 
     def _sweep_models(self) -> None:
         """Delete what a killed `init` left, unless one is at work: that is its own."""
@@ -136,19 +136,19 @@ class Daemon:
             running.reported = now
             self._report("progress", job)
 
-    def _reap(self, running: Running) -> None:
+    def _reap(self, running: Running, *, counts: bool = True) -> None:
         """Note how the process ended; one that did not finish its job has died."""
         status = running.process.wait()
         self._running = None
         job = self._store.get(running.job.id)
         if job.token == running.token:
             reason = f"the job's process {how_it_ended(status)}{last_words(running.log)}"
-            job = self._died_unless_cancelled(job, running.token, reason)
+            job = self._died_unless_cancelled(job, running.token, reason, counts=counts)
         self._report("ended", job)
 
-    def _died_unless_cancelled(self, job: Job, token: str, reason: str) -> Job:
+    def _died_unless_cancelled(self, job: Job, token: str, reason: str, *, counts: bool) -> Job:
         try:
-            return self._store.died(job.id, token, reason)
+            return self._store.died(job.id, token, reason, counts=counts)
         except StaleAttempt:
             return self._store.get(job.id)
 
