@@ -278,8 +278,9 @@ def _record_outcome(attempt: Attempt) -> int:
         attempt.events.add("ended", state=State.FAILED, reason=reason)
         store.finish(job, token, State.FAILED, reason)
         return 0
-    store.finish(job, token, State.DONE, verdict.reason, version)
+    # Before the state changes, because `logs -f` reads to the end of the events once the job has ended.
     attempt.events.add("ended", state=State.DONE, reason=verdict.reason)
+    store.finish(job, token, State.DONE, verdict.reason, version)
     for path in attempt.run.iterdir():
         if path.name not in KEPT:
             remove_tree(path)
