@@ -158,8 +158,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _mend_streams() -> None:
     """Let a closed stdout or stderr swallow what is written, and show in escapes what its encoding cannot."""
-    sys.stdout = sys.stdout or Path(os.devnull).open("w")
-    sys.stderr = sys.stderr or Path(os.devnull).open("w")
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  as long as the process
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
