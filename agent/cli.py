@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from agent import job_commands, setup_commands, version_commands
 from agent.config import add_training_flags
@@ -29,22 +31,35 @@ def build_parser() -> argparse.ArgumentParser:
         description="Adapts a 4-bit language model to this box's own data: queue a JSONL file, get an adapter.",
         epilog="example:\n  nslora-agent init && nslora-agent enqueue data.jsonl && nslora-agent run --drain",
     )
-    parser.add_argument("--version", action="version", version=_LazyVersion("%(prog)s"))
+    parser.add_argument("--version", action=_PrintVersion)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (_add_set_up, _add_data, _add_daemon, _add_jobs, _add_versions, _add_generate):
         add(_Adder(subparsers))
     return parser
 
 
-class _LazyVersion(str):
-    """The version for argparse, read from the installed package only when it is printed."""
+class _PrintVersion(argparse.Action):
+    """Prints the version, which is read from the installed package only when it is asked for."""
 
-    __slots__ = ()
+    def __init__(self, option_strings: list[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help="print the version and exit")
 
-    def __mod__(self, _: object) -> str:
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from agent.version import version_string  # noqa: PLC0415  importlib.metadata costs 30 ms on every start
 
-        return version_string()
+        print(version_string())
+        parser.exit()
+
+
+def _count(text: str) -> int:
+    """A flag's or argument's whole number; what does not fit into SQLite's integers is no number of anything."""
+    number = int(text)
+    if not 0 <= number < 1 << 63:
+        raise ValueError(text)
+    return number
+
+
+_count.__name__ = "number"  # argparse says "invalid number value: '-1'"
 
 
 class _Adder:
@@ -91,7 +106,7 @@ def _add_jobs(add: _Adder) -> None:
     states = ", ".join(state.value for state in State)
     ls = add("ls", job_commands.ls, "List jobs.", "nslora-agent ls --json")
     ls.add_argument("--only", metavar="STATE", choices=[s.value for s in State], help=f"one of {states}")
-    ls.add_argument("-n", "--last", type=int, default=50, metavar="N", help="show the newest N [50]")
+    ls.add_argument("-n", "--last", type=_count, default=50, metavar="N", help="show the newest N [50]")
     for name, run, about in (
         ("show", job_commands.show, "Show one job: its history, figures and version."),
         ("logs", job_commands.logs, "Show what a job did."),
@@ -99,7 +114,7 @@ def _add_jobs(add: _Adder) -> None:
         ("retry", job_commands.retry, "Queue a failed, dead or cancelled job again; it goes on from its checkpoint."),
     ):
         parser = add(name, run, about, f"nslora-agent {name} 1")
-        parser.add_argument("job", metavar="JOB", type=int, help="the id that enqueue printed")
+        parser.add_argument("job", metavar="JOB", type=_count, help="the id that enqueue printed")
         if name == "logs":
             parser.add_argument("-f", "--follow", action="store_true", help="keep printing until the job ends")
 
@@ -107,7 +122,7 @@ def _add_jobs(add: _Adder) -> None:
 def _add_versions(add: _Adder) -> None:
     add("versions", version_commands.versions, "List the versions made so far; * is active.", "nslora-agent versions")
     promote = add("promote", version_commands.promote, "Make a version active (0: the base).", "nslora-agent promote 2")
-    promote.add_argument("version", metavar="N", type=int, help="a number from `nslora-agent versions`")
+    promote.add_argument("version", metavar="N", type=_count, help="a number from `nslora-agent versions`")
     add("rollback", version_commands.rollback, "Go back to what was active before.", "nslora-agent rollback")
 
 
@@ -116,25 +131,46 @@ def _add_generate(add: _Adder) -> None:
     generate = add("generate", version_commands.generate, "Answer a prompt with the active version.", example)
     generate.add_argument("prompt", metavar="PROMPT", help='the question, or "-" for stdin')
     generate.add_argument("--version", metavar="N", help='a version\'s number, or "base" [the active version]')
-    generate.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer [128]")
+    generate.add_argument("--max-new-tokens", type=_count, metavar="N", help="longest answer [max_new_tokens]")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code (see `agent.errors`)."""
-    arguments = build_parser().parse_args(argv)
+    _mend_streams()
+    arguments = argparse.Namespace(json=False)
     try:
-        run: Command = arguments.run
-        return run(arguments, Home.find(arguments.state))
+        try:
+            arguments = build_parser().parse_args(argv)
+            run: Command = arguments.run
+            return run(arguments, Home.find(arguments.state))
+        finally:
+            _flush()
     except AgentError as fault:
         return _fail(str(fault), type(fault).__name__, fault.exit_code, as_json=arguments.json)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
         return 130
     except OSError as fault:
-        message = f"{fault.strerror or fault}: {fault.filename or 'no file name'}"
+        message = f"{fault.strerror or fault}: {fault.filename or 'standard output'}"
         return _fail(message, "StorageError", 74, as_json=arguments.json)
+
+
+def _mend_streams() -> None:
+    """Let a closed stdout or stderr swallow what is written, and show in escapes what its encoding cannot."""
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  as long as the process
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    """Write out what is buffered; where that fails, the interpreter must not try it again as it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def _fail(message: str, name: str, exit_code: int, *, as_json: bool) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from agent.durable import write_file
 from agent.errors import ConfigError
-from agent.home import is_local
+from agent.home import resolve
 from agent.jsonl import Limits
 from agent.protocol import Training, setting
 
@@ -39,18 +39,16 @@ class Config:
 def read_config(path: Path) -> Config:
     """The settings in a file, or the defaults where there is none; raises ConfigError with every fault in it."""
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return Config()
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise ConfigError(f"{path}: {fault}") from fault
     faults: list[str] = []
     config: Config = _build(Config, table, "", faults)
-    if is_local(config.base) and not Path(config.base).is_absolute():
-        faults.append(f"base must be an absolute path, not {config.base!r}; `nslora-agent init --base` makes it one")
     if faults:
         raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
-    return config
+    return dataclasses.replace(config, base=resolve(config.base, path.absolute().parent))
 
 
 def _build(cls: type[Any], table: dict[str, Any], prefix: str, faults: list[str]) -> Any:
@@ -110,9 +108,14 @@ def default_toml(base: str) -> str:
 
 
 def write_base(path: Path, base: str) -> None:
-    """Name another base model in a config.toml, which is made if there is none."""
+    """Name another base model in a config.toml, which is made if there is none.
+
+    Raises ConfigError for a name that a TOML string cannot hold as it is.
+    """
+    if not base.isprintable():
+        raise ConfigError(f"the base model's name {base!r} holds characters that config.toml cannot: rename it")
     line = f"base = {_toml(base)}"
-    text = path.read_text() if path.exists() else default_toml(base)
+    text = path.read_text(encoding="utf-8") if path.exists() else default_toml(base)
     changed, count = re.subn(r"(?m)^base\s*=.*$", lambda _: line, text, count=1)
     write_file(path, (changed if count else f"{line}\n{text}").encode())
 

@@ -82,7 +82,7 @@ class Daemon:
         self._tell_systemd()
 
     def shutdown(self) -> None:
-        """Let the running job checkpoint and go back into the queue."""
+        """Let the running job checkpoint and go back into the queue; however it ends, that counts as no death."""
         systemd.notify("STOPPING=1")
         if self._running is None:
             return
@@ -94,7 +94,7 @@ class Daemon:
                 break
         else:
             running.process.kill()
-        self._reap(running)
+        self._reap(running, counts=False)
 
     def _take_back(self, job: Job) -> None:
         """Queue a job whose daemon is gone. A reboot or power cut is not the job's fault and counts no death."""
@@ -129,19 +129,19 @@ class Daemon:
             running.reported = now
             self._report("progress", job)
 
-    def _reap(self, running: Running) -> None:
+    def _reap(self, running: Running, *, counts: bool = True) -> None:
         """Note how the process ended; one that did not finish its job has died."""
         status = running.process.wait()
         self._running = None
         job = self._store.get(running.job.id)
         if job.token == running.token:
             reason = f"the job's process {how_it_ended(status)}{last_words(running.log)}"
-            job = self._died_unless_cancelled(job, running.token, reason)
+            job = self._died_unless_cancelled(job, running.token, reason, counts=counts)
         self._report("ended", job)
 
-    def _died_unless_cancelled(self, job: Job, token: str, reason: str) -> Job:
+    def _died_unless_cancelled(self, job: Job, token: str, reason: str, *, counts: bool) -> Job:
         try:
-            return self._store.died(job.id, token, reason)
+            return self._store.died(job.id, token, reason, counts=counts)
         except StaleAttempt:
             return self._store.get(job.id)
 

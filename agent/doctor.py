@@ -38,8 +38,9 @@ class Finding:
 
 def examine(home: Home, config: Config) -> list[Finding]:
     """All findings; training can run if none is a failure."""
+    state = [_state(home), _sqlite(home)]
     box = [_memory(), _disk(home), _board(), _temperature()]
-    return [_python(), _state(home), _sqlite(home), *box, *_four_bit(config), _base(home, config)]
+    return [_python(), *state, *box, *_four_bit(config), _base(home, config)]
 
 
 def _python() -> Finding:
@@ -79,7 +80,8 @@ def _memory() -> Finding:
 
 
 def _disk(home: Home) -> Finding:
-    free = shutil.disk_usage(home.path).free
+    there = next(folder for folder in (home.path, *home.path.parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
     seen = f"{free / 1e9:.1f} GB free in {home.path}"
     status, advice = (OK, "") if free >= NEEDED_DISK else (WARNING, "free at least 1 GB or move the state folder")
     return Finding("disk", status, seen, advice)

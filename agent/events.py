@@ -67,6 +67,7 @@ def in_words(event: dict[str, Any]) -> str:
         "verdict": "verdict: {reason}",
         "promoted": "version {version} is active",
         "note": "note: {text}",
+        "ended": "{state}: {reason}",
     }
     try:
         return texts[event["event"]].format(**event)

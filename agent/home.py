@@ -20,7 +20,7 @@ class Home:
     @classmethod
     def find(cls, given: str | None) -> Home:
         """`--state`, else $NSLORA_STATE, else the XDG state folder."""
-        xdg = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        xdg = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111  never raises
         return cls(Path(given or os.environ.get("NSLORA_STATE") or Path(xdg) / "nslora").absolute())
 
     def create(self) -> Home:
@@ -73,6 +73,11 @@ class Home:
         """Held by whoever has a model in memory."""
         return self.path / "device.lock"
 
+    @property
+    def models_lock(self) -> Path:
+        """Held by whoever makes or deletes something in `models`."""
+        return self.models / ".lock"
+
     def run(self, job: int) -> Path:
         """The folder of one job."""
         return self.runs / str(job)
@@ -87,9 +92,14 @@ def is_local(source: str) -> bool:
     return source.startswith(("/", "./", "../", "~")) or source.endswith(".gguf")
 
 
+def resolve(source: str, folder: Path) -> str:
+    """A base model's name as it means the same in every process: a path is taken from `folder` and made absolute."""
+    return os.path.abspath(folder / os.path.expanduser(source)) if is_local(source) else source  # noqa: PTH100, PTH111
+
+
 def model_id(source: str) -> str:
-    """A folder name for a base model; two paths or hub ids never share one."""
+    """A folder name for a resolved base model; two paths or hub ids never share one."""
     slug = re.sub(r"[^a-z0-9.]+", "-", Path(source).name.lower()).strip("-.") or "model"
-    if "/" not in source:
+    if source == slug and not is_local(source):
         return slug
-    return f"{slug}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+    return f"{slug}-{hashlib.sha256(os.fsencode(source)).hexdigest()[:8]}"

@@ -62,7 +62,7 @@ def enqueue(arguments: argparse.Namespace, home: Home) -> int:
     home.create()
     with open_source(arguments.file) as source:
         kept = spool(source, home.spool, uuid.uuid4().hex, config.limits, skip_bad=arguments.skip_bad)
-    shown = "stdin" if arguments.file == "-" else str(Path(arguments.file).absolute())
+    shown = "stdin" if arguments.file == "-" else _shown(Path(arguments.file))
     with Store(home.database) as store:
         job = store.add(
             file=shown,
@@ -84,14 +84,20 @@ def enqueue(arguments: argparse.Namespace, home: Home) -> int:
     return 0
 
 
+def _shown(path: Path) -> str:
+    """A file's name for people: bytes that are not UTF-8, which SQLite refuses, become escapes."""
+    return str(path.absolute()).encode(errors="backslashreplace").decode()
+
+
 def _say_if_nobody_works(home: Home) -> None:
     from agent.errors import Busy  # noqa: PLC0415
 
     try:
         with locked(home.daemon_lock, "daemon"):
-            hint("no daemon is running; start it with `nslora-agent run`")
+            pass
     except Busy:
-        pass
+        return
+    hint("no daemon is running; start it with `nslora-agent run`")
 
 
 def run(arguments: argparse.Namespace, home: Home) -> int:

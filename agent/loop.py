@@ -26,6 +26,7 @@ from agent.dataset import split
 from agent.durable import folder_fault, locked, read_manifest, remove_tree, write_json
 from agent.errors import AgentError, BaseModelError, Busy, StaleAttempt, WorkerDied
 from agent.evaluation import Evaluation, model_card
+from agent.events import EventLog
 from agent.gate import Verdict
 from agent.home import Home
 from agent.jobs import Job, State
@@ -257,12 +258,15 @@ def run_job(home: Home, store: Store, job: Job, stopping: Event) -> int:
         return fault.exit_code
     except (AgentError, OSError) as fault:
         reason = str(fault) if isinstance(fault, AgentError) else f"{fault.strerror}: {fault.filename}"
+        EventLog(run / "events.jsonl").add("ended", state=State.FAILED, reason=reason)
         store.finish(job.id, token, State.FAILED, reason)
         return 0
 
 
 def _finish(attempt: Attempt) -> int:
     verdict, version = JobLoop(attempt).work()
+    # Before the state changes, because `logs -f` reads to the end of the events once the job has ended.
+    attempt.events.add("ended", state=State.DONE, reason=verdict.reason)
     attempt.store.finish(attempt.job.id, attempt.token, State.DONE, verdict.reason, version)
     for path in attempt.run.iterdir():
         if path.name not in KEPT:

@@ -283,15 +283,19 @@ def encode(envelope: Envelope) -> bytes:
 def decode(line: bytes) -> Envelope:
     """The envelope in a line; raises ProtocolError for anything else."""
     try:
-        record = json.loads(line)
+        record = json.loads(line, parse_constant=_no_constant)
         if record["v"] != VERSION:
             raise ProtocolError(f"protocol version {record['v']!r}, expected {VERSION}: reinstall nslora-agent")
         (kind,) = {"request", "event", "answer", "error"} & record.keys()
         name, body = record[kind], record["body"]
         message = errors.BY_NAME[name](body) if kind == "error" else _build(MESSAGES[name], body)
         return Envelope(kind, int(record["id"]), message)
-    except (ValueError, KeyError, TypeError, RecursionError) as fault:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as fault:
         raise ProtocolError(f"not a protocol line ({type(fault).__name__}: {fault}): {line[:200]!r}") from fault
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _build(cls: type[Any], body: dict[str, Any]) -> Any:

@@ -6,11 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-_WORD = re.compile(r"\w+(?:[.,:'\u2019-]\w+)*")
+_WORD = re.compile(r"\w+(?:(?:['\u2019-]|(?<=\d)[.,:](?=\d))\w+)*")
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and numbers of a text; `1,024.5`, `10:30` and `half-open` are one word each."""
+    """Lower-case words and numbers of a text; `1,024.5`, `10:30` and `half-open` are one word, `port:415` is two."""
     return _WORD.findall(text.casefold())
 
 

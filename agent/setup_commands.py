@@ -11,7 +11,7 @@ from typing import Any
 from agent.config import read_config, write_base
 from agent.durable import TEMPORARY, fsync_path, locked, sweep_temporaries
 from agent.errors import BaseModelError
-from agent.home import Home, is_local
+from agent.home import Home, is_local, resolve
 from agent.output import hint, print_json, print_table, say
 from agent.store import Store
 
@@ -19,7 +19,7 @@ from agent.store import Store
 def init(arguments: argparse.Namespace, home: Home) -> int:
     """Write config.toml and prepare the base model once."""
     home.create()
-    base = _absolute(arguments.base) if arguments.base else read_config(home.config).base
+    base = _named(arguments.base) if arguments.base else read_config(home.config).base
     with Store(home.database):
         pass
     target = home.model(base)
@@ -36,10 +36,10 @@ def init(arguments: argparse.Namespace, home: Home) -> int:
     return 0
 
 
-def _absolute(base: str) -> str:
-    """A base model's name as config.toml keeps it: paths mean the same from every folder."""
-    local = is_local(base) or Path(base).exists()
-    return str(Path(base).expanduser().absolute()) if local else base
+def _named(base: str) -> str:
+    """A base model's name as config.toml keeps it; what exists here is a path, also without a slash in it."""
+    here = Path(base).exists() and not is_local(base)
+    return resolve(f"./{base}" if here else base, Path.cwd())
 
 
 def prepare_base(home: Home, base: str, *, again: bool) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def prepare_base(home: Home, base: str, *, again: bool) -> dict[str, Any]:
     if target.exists() and not again:
         return {}
     with (
-        locked(home.models / ".lock", "another `nslora-agent init` is preparing a base model"),
+        locked(home.models_lock, "another `nslora-agent init` is preparing a base model"),
         _workplace(home.models) as work,
     ):
         log = Path(work) / "log"

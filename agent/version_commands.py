@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
+import os
+import re
 import tempfile
 from pathlib import Path
 
-from agent.config import Config, read_config
+from agent.config import Config, read_config, value_fault
 from agent.durable import locked
-from agent.errors import BaseModelError, NotFound
+from agent.errors import BaseModelError, ConfigError, DataError, NotFound
 from agent.home import Home
 from agent.output import print_json, print_table, say
+from agent.protocol import Training
 from agent.store import Store, open_existing
 
 
@@ -79,7 +81,8 @@ def generate(arguments: argparse.Namespace, home: Home) -> int:
     from agent.workers import Worker  # noqa: PLC0415
 
     config = read_config(home.config)
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    longest = _longest(arguments.max_new_tokens, config)
+    prompt = _prompt(arguments.prompt)
     number, base, adapter, system = _chosen_version(arguments.version, home, config)
     model = home.model(base)
     if not model.exists():
@@ -92,18 +95,39 @@ def generate(arguments: argparse.Namespace, home: Home) -> int:
         data.write_text(json.dumps({"id": "1", "messages": messages}) + "\n")
         with Worker("quant.worker", Path(work) / "log", keep=(lock,)) as worker:
             worker.ask(Load(str(model), adapter, config.training.device, config.training.dtype))
-            worker.ask(Generate(str(data), str(out), arguments.max_new_tokens))
+            worker.ask(Generate(str(data), str(out), longest))
         answer = json.loads(out.read_text())
     found = {"version": number, "base": base, "text": answer["text"], "tokens": answer["tokens"]}
     print_json(found) if arguments.json else say(answer["text"])
     return 0
 
 
+def _longest(asked: int | None, config: Config) -> int:
+    """Most tokens of an answer: as asked, else as in config.toml; raises ConfigError for a wrong number."""
+    if asked is None:
+        return config.training.max_new_tokens
+    fault = value_fault(Training.__dataclass_fields__["max_new_tokens"], asked)
+    if fault:
+        raise ConfigError(f"--max-new-tokens {fault}")
+    return asked
+
+
+def _prompt(given: str) -> str:
+    """The prompt itself, or standard input for "-"; raises DataError if it is no text."""
+    from agent.dataset import open_source  # noqa: PLC0415
+
+    raw = open_source("-").read() if given == "-" else os.fsencode(given)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise DataError("the prompt is not UTF-8: convert it with iconv") from None
+
+
 def _chosen_version(asked: str | None, home: Home, config: Config) -> tuple[int, str, str | None, str]:
     """Version number, base model, adapter folder and system prompt for `generate`."""
     from agent.registry import Registry  # noqa: PLC0415
 
-    if asked is not None and asked != "base" and not asked.isdigit():
+    if asked is not None and not re.fullmatch("base|[0-9]{1,18}", asked):
         raise NotFound(f'--version must be a number from `nslora-agent versions` or "base", not {asked!r}')
     if not home.database.exists():
         return 0, config.base, None, ""

@@ -23,18 +23,21 @@ SILENCE = 50.0
 TICK = 0.5
 """Seconds between calls of `idle` while waiting."""
 
-PASSED_ON = (
-    "PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA", "NVIDIA", "OMP_", "MKL_", "MALLOC_",
-)  # fmt: skip
-"""Prefixes of the environment variables a worker may see: no key, no token, no proxy."""
+PASSED_ON = {
+    "PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "NVIDIA_VISIBLE_DEVICES",
+    "NVIDIA_DRIVER_CAPABILITIES", "NVIDIA_TF32_OVERRIDE",
+}  # fmt: skip
+"""Environment variables a worker may see: no key, no token, no proxy (NVIDIA_API_KEY is one, LANGCHAIN_API_KEY too)."""
+PREFIXES = ("LC_", "CUDA_", "OMP_", "MKL_", "MALLOC_")
+"""Families of variables it may see: none of them has a secret."""
 NETWORK = ("PIP_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "HF_", "SSL_CERT")
-"""What the downloading process may see besides."""
+"""What the downloading process may see besides, by prefix."""
 
 
 def child_environment(*, network: bool = False) -> dict[str, str]:
     """The environment of a worker: an allow-list, and everything that could phone home switched off."""
-    allowed = PASSED_ON + NETWORK if network else PASSED_ON
-    kept = {name: value for name, value in os.environ.items() if name.startswith(allowed)}
+    prefixes = PREFIXES + NETWORK if network else PREFIXES
+    kept = {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(prefixes)}
     offline = {} if network else {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     return {**kept, **offline, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -63,11 +66,14 @@ def start_module(
 
 
 class Worker:
-    """A worker process; use as a context manager, which ends it."""
+    """A worker process; use as a context manager, which ends it. `silence` is in seconds."""
 
-    def __init__(self, module: str, log: Path, *, network: bool = False, keep: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, module: str, log: Path, *, network: bool = False, keep: tuple[int, ...] = (), silence: float = SILENCE
+    ) -> None:
         self.module = module
         self.log = log
+        self.silence = silence
         self.process = start_module(module, str(os.getpid()), log=log, pipes=True, network=network, keep=keep)
         self._ids = itertools.count(1)
         self._lines: queue.Queue[bytes] = queue.Queue()
@@ -81,6 +87,8 @@ class Worker:
     ) -> None:
         self.process.kill()
         self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
 
     def ask(
         self,
@@ -100,8 +108,8 @@ class Worker:
             try:
                 line = self._lines.get(timeout=TICK)
             except queue.Empty:
-                if time.monotonic() - heard > SILENCE:
-                    raise WorkerDied(f"{self.module} has been silent for {SILENCE:.0f} s: frozen") from None
+                if time.monotonic() - heard > self.silence:
+                    raise WorkerDied(f"{self.module} has been silent for {self.silence:.0f} s: frozen") from None
                 continue
             heard = time.monotonic()
             message = self._receive(line, number)

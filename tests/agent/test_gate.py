@@ -62,7 +62,7 @@ def test_few_rows_are_judged_by_loss_and_the_verdict_says_so() -> None:
     assert verdict.promote
     assert verdict.metric == "loss"
     assert verdict.gain == pytest.approx(2.0 - verdict.after)
-    assert "too few rows" in verdict.reason
+    assert "fewer than 20 rows" in verdict.reason
 
 
 def test_few_rows_ignore_rewards() -> None:

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from agent.config import (
+    DEFAULT_BASE,
+    Config,
+    add_training_flags,
+    default_toml,
+    read_config,
+    training_from,
+    write_base,
+)
+from agent.errors import ConfigError
+from agent.jsonl import Limits
+from agent.protocol import Training
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "config.toml"
+
+
+def faults(path: Path, text: str | bytes) -> list[str]:
+    """Every fault of a file, without its name."""
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError) as found:
+        read_config(path)
+    lines = str(found.value).split("\n")
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    return [line.removeprefix(f"{path}: ") for line in lines]
+
+
+# ---- the file ----
+
+
+def test_without_a_file_everything_has_its_default(path: Path) -> None:
+    """A fresh box needs no config.toml."""
+    assert read_config(path) == Config(DEFAULT_BASE, Training(), Limits())
+
+
+def test_the_written_file_gives_the_defaults_as_it_is_and_with_every_line_uncommented(path: Path) -> None:
+    """What it shows beside each setting is what holds, for all of them."""
+    path.write_text(default_toml(DEFAULT_BASE))
+    assert read_config(path) == Config()
+    uncommented = re.sub(r"(?m)^#(?=\w+ = )", "", path.read_text())
+    names = re.findall(r"(?m)^(\w+) = ", uncommented)
+    assert names == ["base", *(f.name for f in (*dataclasses.fields(Training), *dataclasses.fields(Limits)))]
+    path.write_text(uncommented)
+    assert read_config(path) == Config()
+
+
+def test_every_setting_in_the_file_says_what_it_means(path: Path) -> None:
+    """The line above each is its help, with its bounds or choices."""
+    lines = default_toml(DEFAULT_BASE).split("\n")
+    for cls in (Training, Limits):
+        for known in dataclasses.fields(cls):
+            (at,) = [i for i, line in enumerate(lines) if line.startswith(f"#{known.name} = ")]
+            assert lines[at - 1].startswith(f"# {known.metadata['help']}")
+
+
+def test_settings_are_read_and_whole_numbers_serve_as_floats(path: Path) -> None:
+    """`epochs = 3` is as good as 3.0."""
+    path.write_text('base = "org/model"\n[training]\nepochs = 3\nrank = 8\ncheckpointing = false\n')
+    config = read_config(path)
+    assert config == Config("org/model", Training(epochs=3.0, rank=8, checkpointing=False))
+    assert type(config.training.epochs) is float
+
+
+def test_every_fault_is_reported_at_once_with_what_may_have_been_meant(path: Path) -> None:
+    """One run of the command is enough to mend the file."""
+    text = """
+    bass = "x"
+    colour = 1
+    [training]
+    rnak = 8
+    rank = 0
+    alpha = "16"
+    dtype = "float16"
+    checkpointing = 1
+    warmup = 1.5
+    learning_rate = nan
+    clip = inf
+    [limits]
+    max_lines = 1.0
+    """
+    found = faults(path, text)
+    assert found == [
+        "unknown setting bass; did you mean base?",
+        "unknown setting colour",
+        "unknown setting training.rnak; did you mean training.rank?",
+        "training.rank must be between 1 and 256, not 0",
+        "training.alpha must be of type int, not '16'",
+        "training.dtype must be one of auto, float32, bfloat16, not 'float16'",
+        "training.checkpointing must be of type bool, not 1",
+        "training.warmup must be between 0 and 1, not 1.5",
+        "training.learning_rate must be between 1e-07 and 1, not nan",
+        "training.clip must be between 0 and 1000, not inf",
+        "limits.max_lines must be of type int, not 1.0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("training = 5", "must be a table: [training]"),
+        ("[base]\nx = 1", "base must be of type str"),
+        ("base = ", "Invalid value"),
+        ("[training]\nrank = 8\n[training]", "training"),
+        (b'base = "\xff"', "utf-8"),
+        (b"x = " + b"9" * 5000, "limit"),
+        ("[training]\nrank = true", "must be of type int, not True"),
+    ],
+)
+def test_a_file_that_is_no_such_toml_is_one_fault(path: Path, text: str | bytes, words: str) -> None:
+    """Syntax, encoding and tables in the wrong place are told like any other fault."""
+    (fault,) = faults(path, text)
+    assert words in fault
+
+
+def test_a_folder_in_place_of_the_file_is_a_fault(path: Path) -> None:
+    """It is named, not skipped."""
+    path.mkdir()
+    with pytest.raises(ConfigError, match=re.escape(str(path))):
+        read_config(path)
+
+
+def test_a_relative_base_model_is_taken_from_the_folder_of_the_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon, the loop and the downloader run in other folders than the person did."""
+    path.write_text('base = "./models/x"\n')
+    monkeypatch.chdir("/")
+    assert read_config(path).base == f"{path.parent}/models/x"
+    path.write_text('base = "~/x.gguf"\n')
+    assert read_config(path).base == os.path.expanduser("~/x.gguf")  # noqa: PTH111  not ours
+
+
+# ---- naming another base model ----
+
+
+def test_naming_a_base_model_keeps_the_rest_of_the_file(path: Path) -> None:
+    """Only that line changes, comments stay."""
+    before = '# mine\nbase = "old"\n\n[training]\n# base = "no"\nrank = 8  # small\n'
+    path.write_text(before)
+    write_base(path, 'C:\\odd "name"')
+    after = path.read_text()
+    assert read_config(path).base == 'C:\\odd "name"'
+    assert read_config(path).training.rank == 8
+    assert after.replace(after.split("\n")[1], 'base = "old"') == before
+
+
+@pytest.mark.parametrize("before", [None, "", "[training]\nrank = 8\n", '#base = "x"\n[training]\nrank = 8\n'])
+def test_a_base_model_can_be_named_where_the_file_has_none(path: Path, before: str | None) -> None:
+    """It lands above the tables."""
+    if before is not None:
+        path.write_text(before)
+    write_base(path, "org/model")
+    assert read_config(path) == Config("org/model", Training(rank=8 if before else 16))
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\0b", "a\udcffb", "a\x7fb"])
+def test_a_name_that_toml_cannot_hold_is_refused(path: Path, name: str) -> None:
+    """Better than a config.toml that nobody can read afterwards."""
+    with pytest.raises(ConfigError, match="rename"):
+        write_base(path, name)
+    assert not path.exists()
+
+
+# ---- flags ----
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_training_flags(parser)
+    return parser.parse_args(arguments)
+
+
+def test_flags_override_the_file_and_leave_the_rest(path: Path) -> None:
+    """Only what is given on the command line changes."""
+    path.write_text("[training]\nrank = 8\nepochs = 2.0\n")
+    settings = training_from(parse("--rank", "4", "--no-checkpointing", "--learning-rate", "1e-4"), read_config(path))
+    assert settings == Training(rank=4, epochs=2.0, checkpointing=False, learning_rate=1e-4)
+    assert training_from(parse(), read_config(path)) == Training(rank=8, epochs=2.0)
+
+
+def test_every_training_setting_has_a_flag() -> None:
+    """Each default can be given as a flag and changes nothing."""
+    given = []
+    for known in dataclasses.fields(Training):
+        flag = "--" + known.name.replace("_", "-")
+        given += [flag] if known.type == "bool" else [flag, str(known.default)]
+    assert training_from(parse(*given), Config(training=Training(rank=8))) == Training()
+
+
+def test_every_wrong_flag_is_reported_at_once() -> None:
+    """Bounds and choices of the file hold for flags too."""
+    with pytest.raises(ConfigError) as found:
+        training_from(parse("--rank", "0", "--held-out", "0.9", "--device", "tpu", "--epochs", "nan"), Config())
+    assert str(found.value).split("\n") == [
+        "--rank must be between 1 and 256, not 0",
+        "--epochs must be between 0.01 and 1000, not nan",
+        "--held-out must be between 0 and 0.5, not 0.9",
+        "--device must be one of auto, cpu, cuda, not 'tpu'",
+    ]

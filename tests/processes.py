@@ -1,0 +1,163 @@
+"""Real processes for the tests: the installed command, the daemon, and what /proc says of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from agent.jobs import Job
+from agent.store import Store
+
+AGENT = str(Path(sys.executable).with_name("nslora-agent"))
+T = TypeVar("T")
+
+
+def agent(*arguments: object, state: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end, its stdin empty unless `input` is given."""
+    command = [AGENT, *map(str, arguments), "--state", str(state)]
+    empty = {} if {"input", "stdin"} & options.keys() else {"stdin": subprocess.DEVNULL}
+    defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 60, "check": False}
+    return subprocess.run(command, **{**defaults, **empty, **options})
+
+
+def wait_until(found: Callable[[], T | None], seconds: float, what: str) -> T:
+    """The first value of `found()` that is true; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if value := found():
+            return value
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
+        time.sleep(0.05)
+
+
+# ---- /proc ----
+
+
+def is_alive(pid: int) -> bool:
+    """False for a process that is gone or a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def command_line(pid: int) -> str:
+    """A process's arguments, separated by blanks; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode().replace("\0", " ")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def descendants(pid: int) -> list[int]:
+    """All living processes below one."""
+    parents = {int(p.name): _parent(int(p.name)) for p in Path("/proc").iterdir() if p.name.isdecimal()}
+    found = [pid]
+    for ancestor in found:
+        found += [child for child, parent in parents.items() if parent == ancestor]
+    return [child for child in found[1:] if is_alive(child)]
+
+
+def of_state(state: Path, module: str = "") -> list[int]:
+    """Every living process that was started for a state folder (and runs `module`)."""
+    pids = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdecimal()]
+    return [pid for pid in pids if str(state) in (line := command_line(pid)) and module in line and is_alive(pid)]
+
+
+def environment(pid: int) -> dict[str, str]:
+    """The environment a process was started with."""
+    entries = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(entry.split("=", 1) for entry in entries if entry)
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory in MB (10^6 bytes)."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def internet_sockets(pid: int) -> set[str]:
+    """Inodes of the TCP and UDP sockets that a process has open."""
+    kinds = ("tcp", "tcp6", "udp", "udp6")
+    lines = [line for kind in kinds for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]]
+    ours = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    return {inode for line in lines if f"socket:[{(inode := line.split()[9])}]" in ours}
+
+
+# ---- the daemon ----
+
+
+@dataclass
+class Daemon:
+    """A running `nslora-agent run`; `told` is what it said to the service manager."""
+
+    state: Path
+    process: subprocess.Popen[str]
+    manager: socket.socket
+
+    def told(self, until: str, seconds: float = 20) -> list[str]:
+        """The messages to the service manager up to one that starts with `until`."""
+        messages: list[str] = []
+        self.manager.settimeout(seconds)
+        while not messages or not messages[-1].startswith(until):
+            messages.append(self.manager.recv(4096).decode())
+        return messages
+
+    def job(self, number: int) -> Job:
+        """A job's row."""
+        with Store(self.state / "jobs.db") as store:
+            return store.get(number)
+
+    def wait_for(self, number: int, state: str, seconds: float = 60) -> Job:
+        """The job's row once it is in a state; fails after `seconds`."""
+
+        def reached() -> Job | None:
+            job = self.job(number)
+            return job if job.state == state else None
+
+        return wait_until(reached, seconds, f"job {number} {state}")
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@contextmanager
+def daemon(state: Path, *arguments: str) -> Iterator[Daemon]:
+    """A daemon that has initialised; killed at the end if it still runs, and nothing of it may be left then."""
+    address = f"@nslora-test-{os.getpid()}-{time.monotonic_ns()}"
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        (state / "daemon.log").open("w") as log,
+        subprocess.Popen(
+            [AGENT, "run", "--state", str(state), *arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "NOTIFY_SOCKET": address},
+            text=True,
+        ) as process,
+    ):
+        try:
+            manager.bind("\0" + address[1:])
+            yield Daemon(state, process, manager)
+        finally:
+            process.kill()
+            process.wait()
+            wait_until(lambda: not of_state(state), 10, "everything of the daemon is gone")
