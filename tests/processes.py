@@ -25,8 +25,8 @@ def agent(*arguments: object, state: Path, **options: Any) -> subprocess.Complet
     """Run one command to its end, its stdin empty unless `input` is given."""
     command = [AGENT, *map(str, arguments), "--state", str(state)]
     empty = {} if {"input", "stdin"} & options.keys() else {"stdin": subprocess.DEVNULL}
-    defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 60, "check": False}
-    return subprocess.run(command, **{**defaults, **empty, **options})
+    defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 60}
+    return subprocess.run(command, check=False, **{**defaults, **empty, **options})
 
 
 def wait_until(found: Callable[[], T | None], seconds: float, what: str) -> T:
@@ -96,7 +96,7 @@ def internet_sockets(pid: int) -> set[str]:
     """Inodes of the TCP and UDP sockets that a process has open."""
     kinds = ("tcp", "tcp6", "udp", "udp6")
     lines = [line for kind in kinds for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]]
-    ours = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    ours = {str(descriptor.readlink()) for descriptor in Path(f"/proc/{pid}/fd").iterdir()}
     return {inode for line in lines if f"socket:[{(inode := line.split()[9])}]" in ours}
 
 
@@ -140,11 +140,18 @@ class Daemon:
 
 
 @contextmanager
+def _listening(address: str) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        yield manager
+
+
+@contextmanager
 def daemon(state: Path, *arguments: str) -> Iterator[Daemon]:
     """A daemon that has initialised; killed at the end if it still runs, and nothing of it may be left then."""
     address = f"@nslora-test-{os.getpid()}-{time.monotonic_ns()}"
     with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        _listening("\0" + address[1:]) as manager,
         (state / "daemon.log").open("w") as log,
         subprocess.Popen(
             [AGENT, "run", "--state", str(state), *arguments],
@@ -155,7 +162,6 @@ def daemon(state: Path, *arguments: str) -> Iterator[Daemon]:
         ) as process,
     ):
         try:
-            manager.bind("\0" + address[1:])
             yield Daemon(state, process, manager)
         finally:
             process.kill()
