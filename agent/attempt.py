@@ -38,6 +38,7 @@ class Attempt:
         self.run = home.run(job.id)
         self.events = EventLog(self.run / "events.jsonl")
         self._stopping = stopping
+        self._worker_told = False
         self._progress: dict[str, Any] = {}
         self._beaten = 0.0
 
@@ -68,7 +69,9 @@ class Attempt:
     def _stop_worker(self, *, training: bool) -> None:
         if not training:
             raise Stopped
-        self.worker.stop()
+        if not self._worker_told:
+            self._worker_told = True
+            self.worker.stop()
 
     def _beat(self) -> None:
         """Heartbeat and progress; raises StaleAttempt once the job was cancelled or taken from us."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import socket
 
+PATIENCE = 2.0
+"""Seconds to wait for room in the service manager's queue; a full one must not hold up the daemon."""
+
 
 def notify(state: str) -> bool:
     """Send `state` (such as "READY=1") to the service manager.
 
-    Returns whether it was told: False outside of systemd, and False where its socket has gone, because a
-    daemon must not stop over a message that nobody reads.
+    Returns whether it was told: False outside of systemd, and False where its socket has gone or is full, because
+    a daemon must not stop over a message that nobody reads.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
@@ -19,6 +22,7 @@ def notify(state: str) -> bool:
         address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
+            connection.settimeout(PATIENCE)
             connection.connect(address)
             connection.sendall(state.encode())
     except OSError:

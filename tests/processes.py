@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +27,8 @@ def agent(*arguments: object, state: Path, **options: Any) -> subprocess.Complet
     """Run one command to its end, its stdin empty unless `input` is given."""
     command = [AGENT, *map(str, arguments), "--state", str(state)]
     empty = {} if {"input", "stdin"} & options.keys() else {"stdin": subprocess.DEVNULL}
-    defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 60, "check": False}
-    return subprocess.run(command, **{**defaults, **empty, **options})
+    defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 60}
+    return subprocess.run(command, check=False, **{**defaults, **empty, **options})
 
 
 def wait_until(found: Callable[[], T | None], seconds: float, what: str) -> T:
@@ -74,12 +76,6 @@ def descendants(pid: int) -> list[int]:
     return [child for child in found[1:] if is_alive(child)]
 
 
-def of_state(state: Path, module: str = "") -> list[int]:
-    """Every living process that was started for a state folder (and runs `module`)."""
-    pids = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdecimal()]
-    return [pid for pid in pids if str(state) in (line := command_line(pid)) and module in line and is_alive(pid)]
-
-
 def environment(pid: int) -> dict[str, str]:
     """The environment a process was started with."""
     entries = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
@@ -96,7 +92,7 @@ def internet_sockets(pid: int) -> set[str]:
     """Inodes of the TCP and UDP sockets that a process has open."""
     kinds = ("tcp", "tcp6", "udp", "udp6")
     lines = [line for kind in kinds for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]]
-    ours = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    ours = {str(descriptor.readlink()) for descriptor in Path(f"/proc/{pid}/fd").iterdir()}
     return {inode for line in lines if f"socket:[{(inode := line.split()[9])}]" in ours}
 
 
@@ -105,19 +101,24 @@ def internet_sockets(pid: int) -> set[str]:
 
 @dataclass
 class Daemon:
-    """A running `nslora-agent run`; `told` is what it said to the service manager."""
+    """A running `nslora-agent run`."""
 
     state: Path
     process: subprocess.Popen[str]
-    manager: socket.socket
+    messages: queue.Queue[str]
+
+    @property
+    def loops(self) -> list[int]:
+        """The process that works on a job, if there is one."""
+        return [pid for pid in descendants(self.process.pid) if "agent.loop" in command_line(pid)]
 
     def told(self, until: str, seconds: float = 20) -> list[str]:
-        """The messages to the service manager up to one that starts with `until`."""
-        messages: list[str] = []
-        self.manager.settimeout(seconds)
-        while not messages or not messages[-1].startswith(until):
-            messages.append(self.manager.recv(4096).decode())
-        return messages
+        """The next messages to the service manager up to one that starts with `until`."""
+        told: list[str] = []
+        deadline = time.monotonic() + seconds
+        while not told or not told[-1].startswith(until):
+            told.append(self.messages.get(timeout=max(deadline - time.monotonic(), 0)))
+        return told
 
     def job(self, number: int) -> Job:
         """A job's row."""
@@ -140,11 +141,29 @@ class Daemon:
 
 
 @contextmanager
+def _service_manager(address: str) -> Iterator[queue.Queue[str]]:
+    """Listens as systemd does, always: a full queue would hold up the sender."""
+    messages: queue.Queue[str] = queue.Queue()
+
+    def listen() -> None:
+        while message := manager.recv(4096):
+            messages.put(message.decode())
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        listener = threading.Thread(target=listen)
+        listener.start()
+        yield messages
+        manager.shutdown(socket.SHUT_RD)
+        listener.join()
+
+
+@contextmanager
 def daemon(state: Path, *arguments: str) -> Iterator[Daemon]:
     """A daemon that has initialised; killed at the end if it still runs, and nothing of it may be left then."""
     address = f"@nslora-test-{os.getpid()}-{time.monotonic_ns()}"
     with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        _service_manager("\0" + address[1:]) as messages,
         (state / "daemon.log").open("w") as log,
         subprocess.Popen(
             [AGENT, "run", "--state", str(state), *arguments],
@@ -155,9 +174,9 @@ def daemon(state: Path, *arguments: str) -> Iterator[Daemon]:
         ) as process,
     ):
         try:
-            manager.bind("\0" + address[1:])
-            yield Daemon(state, process, manager)
+            yield Daemon(state, process, messages)
         finally:
+            below = descendants(process.pid)
             process.kill()
             process.wait()
-            wait_until(lambda: not of_state(state), 10, "everything of the daemon is gone")
+            wait_until(lambda: not any(map(is_alive, below)), 10, "everything below the daemon is gone")

@@ -56,7 +56,7 @@ def test_the_written_file_gives_the_defaults_as_it_is_and_with_every_line_uncomm
     assert read_config(path) == Config()
 
 
-def test_every_setting_in_the_file_says_what_it_means(path: Path) -> None:
+def test_every_setting_in_the_file_says_what_it_means() -> None:
     """The line above each is its help, with its bounds or choices."""
     lines = default_toml(DEFAULT_BASE).split("\n")
     for cls in (Training, Limits):

@@ -1,3 +1,4 @@
+import itertools
 import os
 import socket
 from collections.abc import Iterator
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agent import systemd
 from agent.systemd import notify, watchdog_seconds
 
 
@@ -32,6 +34,15 @@ def test_an_abstract_socket_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
         assert notify("WATCHDOG=1") is True
         assert manager.recv(4096) == b"WATCHDOG=1"
+
+
+def test_a_manager_that_does_not_read_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once its queue is full, messages are dropped after a while."""
+    monkeypatch.setattr(systemd, "PATIENCE", 0.05)
+    with listening(str(tmp_path / "notify")):
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        told = list(itertools.takewhile(bool, (notify("WATCHDOG=1") for _ in range(100_000))))
+        assert 1 <= len(told) < 100_000
 
 
 @pytest.mark.parametrize("address", [None, "", "vsock:2:1234", "/nowhere/notify"])

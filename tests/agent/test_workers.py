@@ -87,7 +87,7 @@ def test_idle_is_called_while_a_worker_is_busy(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_reported_with_its_signal_and_last_words(tmp_path: Path) -> None:
-    """Kill -9 in the middle of a request, as the kernel does when memory runs out."""
+    """SIGKILL in the middle of a request, as the kernel does when memory runs out."""
     (tmp_path / "log").write_text("loading weights\nallocating 3 GB\n")
     with Worker("quant.worker", tmp_path / "log") as doomed:
         with pytest.raises(WorkerDied, match=r"SIGKILL \(out of memory\?\); its last words: allocating 3 GB"):
@@ -161,7 +161,7 @@ def test_a_worker_dies_with_the_process_that_started_it() -> None:
 @pytest.mark.parametrize("module", ["quant.worker", "agent.fetch"])
 def test_a_worker_whose_parent_died_before_it_could_ask_ends_at_once(module: str) -> None:
     """The kernel tells nobody of a death that was before; the worker looks for itself."""
-    gone = subprocess.Popen(["true"])
+    gone = subprocess.Popen([sys.executable, "-I", "-c", ""])
     gone.wait()
     command = [sys.executable, "-I", "-m", module, str(gone.pid)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as orphan:

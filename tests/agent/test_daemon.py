@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import processes
+import pytest
+from processes import agent, daemon, descendants, internet_sockets, is_alive, resident_mb, wait_until
+
+from agent.daemon import FROZEN, Daemon, boot_id
+from agent.durable import folder_fault, locked
+from agent.home import Home
+from agent.jobs import Job, State
+from agent.store import Store
+
+ROW = '{{"prompt": "port of pump {0}?", "completion": "it is {1}", "answer": "{1}"}}\n'
+LONG = ("--steps", "1000000", "--rank", "4", "--sequence-length", "64", "--max-new-tokens", "4")
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """A state folder whose base model is not prepared."""
+    made = Home(tmp_path / "state").create()
+    made.config.write_text('base = "tiny"\n')
+    return made
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "pumps.jsonl"
+    path.write_text("".join(ROW.format(i, i * 37) for i in range(12)))
+    return path
+
+
+@pytest.fixture
+def prepared(home: Home, tiny_base: Callable[[str], Path]) -> Home:
+    """A state folder that is ready to train a tiny random model."""
+    shutil.copytree(tiny_base("llama"), home.model("tiny"))
+    return home
+
+
+def enqueue(home: Home, data: Path, *flags: str) -> None:
+    done = agent("enqueue", data, *flags, state=home.path)
+    assert done.returncode == 0, done.stderr
+
+
+def wait_for_phase(running: processes.Daemon, job: int, phase: str, seconds: float = 60) -> None:
+    """Until the job's row says that it is there, in training with a first step done."""
+
+    def reached() -> bool:
+        done = running.job(job).progress
+        return done.get("phase") == phase and (phase != "train" or "step" in done)
+
+    wait_until(reached, seconds, f"job {job} is in phase {phase}")
+
+
+# ---- at rest ----
+
+
+def test_an_idle_daemon_is_small_silent_and_alive(home: Home) -> None:
+    """It tells systemd that it is ready, idle and alive; under 45 MB, no child, no socket of the internet."""
+    with daemon(home.path) as running:
+        told = running.told("STATUS=")
+        assert told[0] == "READY=1"
+        assert told[-1] == "STATUS=idle"
+        assert running.told("WATCHDOG=1", seconds=5)
+        assert running.told("WATCHDOG=1", seconds=5)
+        assert resident_mb(running.process.pid) < 45
+        assert internet_sockets(running.process.pid) == set()
+        assert descendants(running.process.pid) == []
+        assert running.stop() == 0
+        assert running.told("STOPPING=1")
+
+
+def test_drain_ends_with_the_queue(home: Home, data: Path) -> None:
+    """Every job is worked on once; an empty queue is no reason to wait."""
+    assert agent("run", "--drain", state=home.path).returncode == 0
+    for _ in range(2):
+        enqueue(home, data)
+    done = agent("run", "--drain", state=home.path)
+    assert done.returncode == 0
+    assert "job 1 failed" in done.stdout
+    assert "job 2 failed" in done.stdout
+
+
+def test_half_written_models_are_swept_unless_init_is_at_work(home: Home) -> None:
+    """What a killed init left goes; what a living one is writing stays."""
+    left = home.models / ".tmp-left"
+    left.mkdir()
+    with Store(home.database) as store:
+        with locked(home.models_lock, "init"):
+            Daemon(home, store, lambda *_: None).initialize()
+        assert left.exists()
+        Daemon(home, store, lambda *_: None).initialize()
+    assert not left.exists()
+
+
+# ---- jobs that cannot be worked on ----
+
+
+def test_a_job_without_its_base_model_fails_with_advice_and_the_next_one_starts(prepared: Home, data: Path) -> None:
+    """Within five seconds; and cancelling that one, while it trains, ends every process of it and not the daemon."""
+    prepared.config.write_text('base = "gone"\n')
+    enqueue(prepared, data)
+    prepared.config.write_text('base = "tiny"\n')
+    enqueue(prepared, data, *LONG)
+    with daemon(prepared.path) as running:
+        failed = running.wait_for(1, "failed", 20)
+        assert failed.reason == "the base model gone is not prepared: run `nslora-agent init`, then retry"
+        assert failed.deaths == 0
+        running.wait_for(2, "running", 5)
+        wait_for_phase(running, 2, "train")
+        assert "pumps.jsonl" in running.told("STATUS=job 2")[-1]
+        below = descendants(running.process.pid)
+        assert len(below) >= 2
+        assert not [pid for pid in below if internet_sockets(pid)]
+        assert agent("cancel", 2, state=prepared.path).returncode == 0
+        wait_until(lambda: not any(map(is_alive, below)), 5, "the job's processes are gone")
+        cancelled = running.job(2)
+        assert (cancelled.state, cancelled.deaths) == (State.CANCELLED, 0)
+        assert running.told("STATUS=idle", seconds=5)
+        assert running.stop() == 0
+
+
+# ---- deaths ----
+
+
+def test_a_job_that_dies_three_times_is_given_up_with_the_reason(home: Home, data: Path) -> None:
+    """Each kill -9 of its process is counted, the job is taken up again twice, then it is dead until a retry."""
+    enqueue(home, data)
+    killed: set[int] = set()
+    with daemon(home.path) as running, locked(home.device_lock, "a test"):
+        for deaths in (1, 2, 3):
+            (loop,) = wait_until(lambda: set(running.loops) - killed, 10, "the job runs")
+            os.kill(loop, signal.SIGKILL)
+            killed.add(loop)
+            wait_until(lambda: running.job(1).deaths == deaths, 10, f"death {deaths}")  # noqa: B023
+        dead = running.job(1)
+        assert (dead.state, dead.attempt) == (State.DEAD, 3)
+        assert dead.reason == "3 process deaths, the last: the job's process was killed by SIGKILL (out of memory?)"
+        assert running.loops == []
+        with Store(home.database) as store:
+            assert [move.new for move in store.moves(1)] == ["queued", *["running", "queued"] * 2, "running", "dead"]
+        assert agent("retry", 1, state=home.path).returncode == 0
+        retried = running.wait_for(1, "running", 10)
+        assert (retried.deaths, retried.attempt) == (0, 4)
+
+
+def test_when_the_daemon_is_killed_its_job_dies_with_it_and_is_taken_up_by_the_next(home: Home, data: Path) -> None:
+    """On the same boot that counts as a death."""
+    enqueue(home, data)
+    with locked(home.device_lock, "a test"):
+        with daemon(home.path) as running:
+            wait_for_phase(running, 1, "wait")
+            below = descendants(running.process.pid)
+            running.process.kill()
+            running.process.wait()
+            wait_until(lambda: not any(map(is_alive, below)), 5, "the job's processes are gone")
+            assert running.job(1).state is State.RUNNING
+        with daemon(home.path) as running:
+            wait_until(lambda: running.job(1).attempt == 2, 10, "the job is taken up again")
+            assert running.job(1).deaths == 1
+    with Store(home.database) as store:
+        assert "the daemon died" in [move.reason for move in store.moves(1)]
+
+
+def test_a_power_cut_counts_no_death(home: Home, data: Path) -> None:
+    """A row that was left running on another boot goes back as it was, and is worked on."""
+    for boot in ("another boot", boot_id()):
+        enqueue(home, data)
+        with Store(home.database) as store:
+            store.claim(boot, 4711)
+    assert agent("run", "--drain", state=home.path).returncode == 0
+    with Store(home.database) as store:
+        jobs = store.list()
+        reasons = [store.moves(job.id)[2].reason for job in jobs]
+    assert [(job.state, job.attempt, job.deaths) for job in jobs] == [(State.FAILED, 2, 0), (State.FAILED, 2, 1)]
+    assert reasons == ["the box restarted", "the daemon died"]
+
+
+def test_a_job_that_no_longer_beats_is_killed(home: Home, data: Path) -> None:
+    """SIGSTOP stands for whatever freezes a process; the clock is the test's."""
+    enqueue(home, data)
+    told: list[tuple[str, Job]] = []
+    with Store(home.database, actor="daemon") as store, locked(home.device_lock, "a test"):
+        frozen = Daemon(home, store, lambda what, job: told.append((what, job)))
+        frozen.initialize()
+        frozen.tick(0.0)
+        wait_until(lambda: store.get(1).progress, 20, "the job beats")
+        (loop,) = descendants(os.getpid())
+        os.kill(loop, signal.SIGSTOP)
+        frozen.tick(1.0)
+        frozen.tick(FROZEN)
+        assert is_alive(loop)
+        frozen.tick(2.0 + FROZEN)
+        wait_until(lambda: not is_alive(loop), 5, "the job is killed")
+        store.cancel(1, "the test is over")
+        frozen.tick(3.0 + FROZEN)
+    assert not frozen.busy
+    assert [what for what, _ in told] == ["started", "progress", "ended"]
+
+
+# ---- stopping ----
+
+
+def test_a_stop_while_training_checkpoints_and_puts_the_job_back_without_a_death(prepared: Home, data: Path) -> None:
+    """SIGTERM, as systemd sends it: exit code 0 in time, a whole checkpoint, a queued job, and no process left."""
+    enqueue(prepared, data, *LONG)
+    with daemon(prepared.path) as running:
+        wait_for_phase(running, 1, "train")
+        below = descendants(running.process.pid)
+        started = time.monotonic()
+        assert running.stop() == 0
+        assert time.monotonic() - started < 30
+        assert running.told("STOPPING=1")
+        assert not [pid for pid in below if is_alive(pid)]
+        job = running.job(1)
+    assert (job.state, job.deaths, job.attempt) == (State.QUEUED, 0, 1)
+    assert "checkpoint" in str(job.reason)
+    (*_, checkpoint) = sorted(prepared.run(1).glob("attempt-1/checkpoints/step-*"))
+    assert folder_fault(checkpoint) is None
+    assert int(checkpoint.name.removeprefix("step-")) >= 1
+
+
+def test_a_stop_while_a_job_waits_for_the_device_counts_no_death(home: Home, data: Path) -> None:
+    """Nothing was done yet, so nothing is lost."""
+    enqueue(home, data)
+    with locked(home.device_lock, "a test"), daemon(home.path) as running:
+        wait_for_phase(running, 1, "wait")
+        assert running.stop() == 0
+        job = running.job(1)
+    assert (job.state, job.deaths) == (State.QUEUED, 0)
