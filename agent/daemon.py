@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from agent import systemd
-from agent.errors import StaleAttempt
+from agent.errors import AgentError, StaleAttempt
 from agent.home import Home
 from agent.jobs import Job, State
+from agent.output import hint
 from agent.registry import Registry
 from agent.spool import sweep_orphans
 from agent.store import Store
@@ -33,6 +34,9 @@ STOP_TIMEOUT = 75
 """Seconds a job gets to checkpoint after SIGTERM; the unit's TimeoutStopSec is longer."""
 PROGRESS_EVERY = 5.0
 """Seconds between reports of a running job."""
+
+ENDED_BY_ITSELF = (State.DONE, State.FAILED)
+"""States that a job's own process sets; it may still be clearing its folder then."""
 
 Report = Callable[[str, Job], None]
 """Called with what happened ("started", "progress", "ended", ...) and the job's row."""
@@ -49,6 +53,7 @@ class Running:
     heartbeat: float | None
     heard: float
     reported: float
+    killed_because: str = ""
 
 
 class Daemon:
@@ -119,12 +124,12 @@ class Daemon:
             self._reap(running)
             return
         job = self._store.get(running.job.id)
-        if job.token != running.token:
-            running.process.kill()
+        if job.token != running.token and job.state not in ENDED_BY_ITSELF:
+            _kill(running, "was cancelled")
         elif job.heartbeat != running.heartbeat:
             running.heartbeat, running.heard = job.heartbeat, now
         elif now - running.heard > FROZEN:
-            running.process.kill()
+            _kill(running, f"gave no heartbeat for {FROZEN:.0f} s and was killed")
         if now - running.reported >= PROGRESS_EVERY:
             running.reported = now
             self._report("progress", job)
@@ -135,7 +140,8 @@ class Daemon:
         self._running = None
         job = self._store.get(running.job.id)
         if job.token == running.token:
-            reason = f"the job's process {how_it_ended(status)}{last_words(running.log)}"
+            ended = running.killed_because or f"{how_it_ended(status)}{last_words(running.log)}"
+            reason = f"the job's process {ended}"
             job = self._died_unless_cancelled(job, running.token, reason, counts=counts)
         self._report("ended", job)
 
@@ -151,6 +157,11 @@ class Daemon:
         if status != self._status:
             systemd.notify(f"STATUS={status}")
             self._status = status
+
+
+def _kill(running: Running, because: str) -> None:
+    running.killed_because = because
+    running.process.kill()
 
 
 def _ended(process: subprocess.Popen[bytes], within: float) -> bool:
@@ -179,12 +190,22 @@ def serve(home: Home, store: Store, report: Report, *, drain: bool) -> None:
     daemon = Daemon(home, store, report)
     daemon.initialize()
     while not stopping:
-        daemon.tick(time.monotonic())
+        _tick(daemon)
         if drain and not daemon.busy:
             break
         if select.select([wake], [], [], POLL)[0]:
             os.read(wake, 4096)
     daemon.shutdown()
+
+
+def _tick(daemon: Daemon) -> None:
+    """One turn; a full disk or a locked database is said and tried again, not died of."""
+    try:
+        daemon.tick(time.monotonic())
+    except AgentError as fault:
+        if not fault.retryable:
+            raise
+        hint(f"nslora-agent: {fault}; trying again")
 
 
 def describe(job: Job) -> dict[str, Any]:
