@@ -137,12 +137,12 @@ class Daemon:
     def _reap(self, running: Running, *, counts: bool = True) -> None:
         """Note how the process ended; one that did not finish its job has died."""
         status = running.process.wait()
-        self._running = None
         job = self._store.get(running.job.id)
         if job.token == running.token:
             ended = running.killed_because or f"{how_it_ended(status)}{last_words(running.log)}"
             reason = f"the job's process {ended}"
             job = self._died_unless_cancelled(job, running.token, reason, counts=counts)
+        self._running = None
         self._report("ended", job)
 
     def _died_unless_cancelled(self, job: Job, token: str, reason: str, *, counts: bool) -> Job:
