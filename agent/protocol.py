@@ -53,7 +53,7 @@ class Training:
     rank: int = setting(16, "rank of the LoRA update of every linear layer", low=1, high=256)
     alpha: int = setting(32, "LoRA scale: updates are multiplied by alpha / rank", low=1, high=1024)
     learning_rate: float = setting(1e-3, "peak learning rate of AdamW", low=1e-7, high=1.0)
-    epochs: float = setting(7.0, "passes over the training rows (ignored if steps is set)", low=0.01, high=1000)
+    epochs: float = setting(8.0, "passes over the training rows (ignored if steps is set)", low=0.01, high=1000)
     steps: int = setting(0, "optimizer steps; 0 means: as many as epochs gives", low=0, high=10_000_000)
     sequence_length: int = setting(512, "longest row in tokens; longer examples are cut", low=16, high=131_072)
     micro_batch: int = setting(8, "most examples packed into one row for one forward pass", low=1, high=4096)
