@@ -153,9 +153,11 @@ def _service_manager(address: str) -> Iterator[queue.Queue[str]]:
         manager.bind(address)
         listener = threading.Thread(target=listen)
         listener.start()
-        yield messages
-        manager.shutdown(socket.SHUT_RD)
-        listener.join()
+        try:
+            yield messages
+        finally:
+            manager.shutdown(socket.SHUT_RD)
+            listener.join()
 
 
 @contextmanager
