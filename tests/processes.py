@@ -20,6 +20,8 @@ from agent.jobs import Job
 from agent.store import Store
 
 AGENT = str(Path(sys.executable).with_name("nslora-agent"))
+GOOD = '{"prompt": "Which port?", "completion": "Port 4713.", "answer": "4713"}\n'
+BAD = '{"prompt": "Which port?"\n'
 T = TypeVar("T")
 
 
@@ -29,6 +31,16 @@ def agent(*arguments: object, state: Path, **options: Any) -> subprocess.Complet
     empty = {} if {"input", "stdin"} & options.keys() else {"stdin": subprocess.DEVNULL}
     defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 60}
     return subprocess.run(command, check=False, **{**defaults, **empty, **options})
+
+
+def failed(done: subprocess.CompletedProcess[str], code: int, *words: str) -> str:
+    """A failure: its exit code, nothing on stdout, on stderr our words and no traceback; returns stderr."""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("nslora-agent: ")
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    for word in words:
+        assert word in done.stderr
+    return done.stderr
 
 
 def wait_until(found: Callable[[], T | None], seconds: float, what: str) -> T:
@@ -153,9 +165,11 @@ def _service_manager(address: str) -> Iterator[queue.Queue[str]]:
         manager.bind(address)
         listener = threading.Thread(target=listen)
         listener.start()
-        yield messages
-        manager.shutdown(socket.SHUT_RD)
-        listener.join()
+        try:
+            yield messages
+        finally:
+            manager.shutdown(socket.SHUT_RD)
+            listener.join()
 
 
 @contextmanager
