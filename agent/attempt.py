@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from threading import Event
 from typing import Any
 
 from agent import protocol
@@ -24,13 +23,24 @@ class Stopped(Exception):
     """SIGTERM came; what was reached is on the disk."""
 
 
-class Attempt:
-    """What the stages of a job share while this process works on it.
+class Stopping:
+    """Set by SIGTERM: come to an end where the job can be taken up again.
 
-    `stopping` is set by SIGTERM: come to an end where the job can be taken up again.
+    A plain flag, because a signal handler must not wait for a lock that the code it interrupts may hold.
     """
 
-    def __init__(self, home: Home, store: Store, job: Job, worker: Worker, stopping: Event) -> None:
+    def __init__(self) -> None:
+        self.asked = False
+
+    def ask(self, *_: object) -> None:
+        """Signal handler."""
+        self.asked = True
+
+
+class Attempt:
+    """What the stages of a job share while this process works on it."""
+
+    def __init__(self, home: Home, store: Store, job: Job, worker: Worker, stopping: Stopping) -> None:
         if job.token is None:
             raise StaleAttempt(f"job {job.id} is not claimed")
         self.home, self.store, self.job, self.worker = home, store, job, worker
@@ -51,7 +61,7 @@ class Attempt:
         training = isinstance(request, Train)
 
         def idle() -> None:
-            if self._stopping.is_set():
+            if self._stopping.asked:
                 self._stop_worker(training=training)
             self._beat()
 
@@ -59,7 +69,7 @@ class Attempt:
 
     def phase(self, name: str) -> None:
         """Say what comes next, in the events and in the job's row."""
-        if self._stopping.is_set():
+        if self._stopping.asked:
             raise Stopped
         self.events.add("phase", phase=name)
         self._progress = {**self._progress, "phase": name}

@@ -17,11 +17,10 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from agent import gate
-from agent.attempt import Attempt, Stopped
+from agent.attempt import Attempt, Stopped, Stopping
 from agent.dataset import split
 from agent.durable import folder_fault, locked, read_manifest, remove_tree, write_json
 from agent.errors import AgentError, BaseModelError, Busy, StaleAttempt, WorkerDied
@@ -236,7 +235,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in stream]
 
 
-def run_job(home: Home, store: Store, job: Job, stopping: Event) -> int:
+def run_job(home: Home, store: Store, job: Job, stopping: Stopping) -> int:
     """Work on a claimed job and record how it ended; returns the process's exit code.
 
     0: the job reached an end that is in its row (also failed). WorkerDied's code: a process died, the daemon
@@ -274,22 +273,22 @@ def _finish(attempt: Attempt) -> int:
     return 0
 
 
-def _lock_when_free(stack: ExitStack, path: Path, store: Store, job: Job, stopping: Event) -> int:
+def _lock_when_free(stack: ExitStack, path: Path, store: Store, job: Job, stopping: Stopping) -> int:
     """Take a lock, however long a dying earlier attempt or a `generate` holds it."""
-    while not stopping.is_set():
+    while not stopping.asked:
         try:
             return stack.enter_context(locked(path, "in use"))
         except Busy:  # noqa: PERF203  each turn of this loop sleeps
             store.beat(job.id, str(job.token), {"phase": "wait"})
-            stopping.wait(LOCK_POLL)
+            time.sleep(LOCK_POLL)
     raise Stopped
 
 
 def main() -> int:
     """Entry point of the process."""
     state, job, token, parent = sys.argv[1:]
-    stopping = Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    stopping = Stopping()
+    signal.signal(signal.SIGTERM, stopping.ask)
     die_with_parent(int(parent))
     os.nice(NICENESS)
     home = Home(Path(state))

@@ -10,7 +10,6 @@ import functools
 import logging
 import signal
 import sys
-import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,8 @@ from agent import protocol
 if TYPE_CHECKING:
     from quant.commands import Commands
 
-_stopping = threading.Event()
+_stops: list[int] = []
+"""Signals that asked for an end; a list, because a handler must not wait for a lock."""
 
 
 @functools.cache
@@ -30,7 +30,7 @@ def _commands() -> Commands:
     warnings.filterwarnings("ignore", category=FutureWarning)
     from quant.commands import Commands  # noqa: PLC0415
 
-    return Commands(_stopping.is_set)
+    return Commands(lambda: bool(_stops))
 
 
 def _handle(request: Any, emit: protocol.Emit) -> protocol.Answer:
@@ -41,7 +41,7 @@ def main() -> None:
     """Serve the process that started us until it closes the pipe or dies."""
     stdout = protocol.claim_stdout()
     protocol.die_with_parent(int(sys.argv[1]))
-    signal.signal(signal.SIGTERM, lambda *_: _stopping.set())
+    signal.signal(signal.SIGTERM, lambda number, _: _stops.append(number))
     protocol.Server(_handle, stdout).serve()
 
 
