@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,18 +124,28 @@ def sweep_temporaries(folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, who: str) -> Iterator[int]:
+def locked(path: Path, who: str, patience: float = 0.0) -> Iterator[int]:
     """Hold an exclusive lock on `path` while the block runs; yields its file descriptor.
 
     The kernel drops the lock when the last process that has the descriptor open is gone, so a child that inherits
-    it keeps the lock until it is dead too. Raises Busy at once, naming `who`, if another process holds it.
+    it keeps the lock until it is dead too. Raises Busy, naming `who`, if another process holds it for longer than
+    `patience` seconds.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + patience
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy(f"{who} ({path} is locked)") from None
+        while not _try_lock(descriptor):
+            if time.monotonic() >= deadline:
+                raise Busy(f"{who} ({path} is locked)")
+            time.sleep(0.05)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

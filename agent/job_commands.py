@@ -117,7 +117,8 @@ def run(arguments: argparse.Namespace, home: Home) -> int:
         said = text
 
     who = f"a daemon is already running for {home.path}"
-    with locked(home.daemon_lock, who), Store(home.database, actor="daemon") as store:
+    # `enqueue` looks at this lock for an instant.
+    with locked(home.daemon_lock, who, patience=1.0), Store(home.database, actor="daemon") as store:
         if not arguments.json:
             say(f"nslora-agent is watching {home.path}; stop with Ctrl-C")
         serve(home, store, report, drain=arguments.drain)

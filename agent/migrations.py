@@ -7,14 +7,12 @@ costs one `PRAGMA user_version`.
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from agent.durable import locked
-from agent.errors import Busy, StateError
+from agent.errors import StateError
 
 WAIT = 30.0
 """Seconds a first command waits for another one that is making the tables."""
@@ -90,8 +88,7 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
     """
     if _is_latest(connection, path):
         return
-    with ExitStack() as turn:
-        _wait_for_turn(turn, path)
+    with locked(path.with_name(f"{path.name}.migrating"), f"{path} is being prepared; try again", WAIT):
         if not _is_latest(connection, path):
             _apply(connection)
 
@@ -101,20 +98,6 @@ def _is_latest(connection: sqlite3.Connection, path: Path) -> bool:
     if version > LATEST:
         raise StateError(f"{path} was made by a newer nslora-agent (schema {version}, known {LATEST}); upgrade")
     return bool(version == LATEST)
-
-
-def _wait_for_turn(turn: ExitStack, path: Path) -> None:
-    """Put the migration lock beside `path` on the stack as soon as whoever holds it is done."""
-    deadline = time.monotonic() + WAIT
-    while True:
-        try:
-            turn.enter_context(locked(path.with_name(f"{path.name}.migrating"), f"{path} is being prepared; try again"))
-        except Busy:  # noqa: PERF203  # each turn of this loop sleeps
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-        else:
-            return
 
 
 def _apply(connection: sqlite3.Connection) -> None:
