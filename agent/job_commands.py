@@ -177,14 +177,15 @@ def show(arguments: argparse.Namespace, home: Home) -> int:
         ("job", f"{job.id}, {job.state.value}"),
         ("file", f"{job.file}, {job.rows} rows" + (f", {job.bad_rows} bad lines left out" if job.bad_rows else "")),
         ("base", job.base),
-        ("doing", progress_in_words(job) if job.state is State.RUNNING else job.reason),
+        ("doing", progress_in_words(job) if job.state is State.RUNNING else None),
+        ("reason", job.reason),
         ("version", job.version),
         ("attempts", f"{job.attempt}, of them {job.deaths} ended by a crash"),
         ("settings", ", ".join(f"{k}={v}" for k, v in job.settings.items())),
         ("folder", home.run(job.id)),
     ]
     print_table(("", ""), [fact for fact in facts if fact[1] not in (None, "")])
-    rows = [(output.clock(m.at), f"{m.old or ''} → {m.new}", m.reason) for m in moves]
+    rows = [(output.clock(m.at), f"{m.old} → {m.new}" if m.old else str(m.new), m.reason) for m in moves]
     print_table(("when", "state", "why"), rows)
     return 0
 
