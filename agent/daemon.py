@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from agent import systemd
-from agent.errors import AgentError, StaleAttempt
+from agent.durable import locked, sweep_temporaries
+from agent.errors import AgentError, Busy, StaleAttempt
 from agent.home import Home
 from agent.jobs import Job, State
 from agent.output import hint
@@ -73,6 +74,7 @@ class Daemon:
         """Put right what a crash or power cut left: orphaned jobs, half-written files, the promotion rows."""
         Registry(self._home.path, self._store).reconcile()
         sweep_orphans(self._home.spool, self._store.spools())
+        self._sweep_models()
         for job in self._store.orphans():
             self._take_back(job)
         systemd.notify("READY=1")
@@ -100,6 +102,14 @@ class Daemon:
         else:
             running.process.kill()
         self._reap(running, counts=False)
+
+    def _sweep_models(self) -> None:
+        """Delete what a killed `init` left, unless one is at work: that is its own."""
+        try:
+            with locked(self._home.models_lock, "init"):
+                sweep_temporaries(self._home.models)
+        except Busy:
+            pass
 
     def _take_back(self, job: Job) -> None:
         """Queue a job whose daemon is gone. A reboot or power cut is not the job's fault and counts no death."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.config import read_config, write_base
-from agent.durable import TEMPORARY, fsync_path, locked, sweep_temporaries
+from agent.durable import TEMPORARY, fsync_path, locked
 from agent.errors import BaseModelError
 from agent.home import Home, is_local, resolve
 from agent.output import hint, print_json, print_table, say
@@ -52,7 +52,7 @@ def prepare_base(home: Home, base: str, *, again: bool) -> dict[str, Any]:
         return {}
     with (
         locked(home.models_lock, "another `nslora-agent init` is preparing a base model"),
-        _workplace(home.models) as work,
+        tempfile.TemporaryDirectory(dir=home.models, prefix=TEMPORARY) as work,
     ):
         log = Path(work) / "log"
         hint(f"fetching {base}")
@@ -69,12 +69,6 @@ def prepare_base(home: Home, base: str, *, again: bool) -> dict[str, Any]:
         fresh.rename(target)
         fsync_path(home.models)
     return dataclasses.asdict(prepared) if isinstance(prepared, Prepared) else {}
-
-
-def _workplace(models: Path) -> tempfile.TemporaryDirectory[str]:
-    """A folder for half-made things, after clearing away what a killed `init` left; the caller holds the lock."""
-    sweep_temporaries(models)
-    return tempfile.TemporaryDirectory(dir=models, prefix=TEMPORARY)
 
 
 def doctor(arguments: argparse.Namespace, home: Home) -> int:
