@@ -298,12 +298,12 @@ def test_doctor_examines_a_box_on_which_nothing_was_done_yet(state: Path) -> Non
     assert "relative gradient error" in findings["4-bit training"]["seen"]
 
 
-def test_init_writes_the_settings_and_says_what_is_wrong_with_a_base_model(state: Path, tmp_path: Path) -> None:
-    """A relative path is meant from where the command is run."""
+def test_init_says_what_is_wrong_with_a_base_model_and_does_not_keep_its_name(state: Path, tmp_path: Path) -> None:
+    """A relative path is meant from where the command is run; the settings name only what could be prepared."""
     done = agent("init", "--base", "./nothing", state=state, cwd=tmp_path)
     assert done.returncode == 68
     assert f"{tmp_path}/nothing is neither a .gguf file" in done.stderr
-    assert f'base = "{tmp_path}/nothing"' in (state / "config.toml").read_text()
+    assert not (state / "config.toml").exists()
     assert list((state / "models").iterdir()) == [state / "models" / ".lock"]
 
 
@@ -316,6 +316,7 @@ def test_init_prepares_a_model_once_and_it_answers(state: Path, tmp_path: Path) 
     told = json.loads(done.stdout)
     assert (told["base"], told["architecture"]) == (str(tmp_path / "source"), "llama")
     assert folder_fault(Path(told["model"])) is None
+    assert f'base = "{tmp_path}/source"' in (state / "config.toml").read_text()
     assert "already prepared" in agent("init", state=state).stdout
     done = agent("generate", "hi", "--max-new-tokens", 3, "--json", state=state, cwd="/", timeout=100)
     assert done.returncode == 0, done.stderr
