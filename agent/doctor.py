@@ -20,7 +20,7 @@ from agent.workers import Worker
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 
-NEEDED_MEMORY = 1.5e9
+NEEDED_MEMORY = 2.1e9
 """Bytes that training the default base model takes at its peak, measured on a CPU in float32."""
 NEEDED_DISK = 1e9
 """Bytes for a base model, a version and two checkpoints."""
