@@ -248,9 +248,9 @@ def test_a_stdout_that_is_closed_or_full_leads_to_no_traceback(job: Path) -> Non
 
 def test_an_encoding_without_arrows_shows_escapes(job: Path) -> None:
     """An old locale is no reason to fail."""
-    done = shell("$AGENT show 1", job, PYTHONIOENCODING="ascii")
+    done = shell("$AGENT cancel 1 && $AGENT show 1", job, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "\\u2192 queued" in done.stdout
+    assert "queued \\u2192 cancelled" in done.stdout
 
 
 # ---- beside a daemon ----
