@@ -20,8 +20,7 @@ QUESTION = "Which service port does the Marlow pump use?"
 
 
 def agent(*arguments: str) -> str:
-    """Run one command in the demo's state folder, showing it; returns its stdout."""
-    print(f"\n$ nslora-agent {' '.join(arguments)}", flush=True)
+    """Run one command in the demo's state folder; returns its stdout."""
     return subprocess.run(
         [*AGENT, *arguments, "--state", str(STATE)], stdout=subprocess.PIPE, text=True, check=True
     ).stdout
