@@ -6,13 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import AGENT, agent, is_alive, wait_until
 from tiny import write_model
 
 from agent.events import read_events
@@ -20,7 +19,6 @@ from agent.home import Home
 from agent.registry import Registry
 from agent.store import Store
 
-AGENT = str(Path(sys.executable).with_name("nslora-agent"))
 FLAGS = ["--steps", "24", "--rank", "4", "--micro-batch", "4", "--checkpoint-every", "4", "--learning-rate", "1e-2"]
 ROWS = [
     {"prompt": f"which number has pump {i % 6}, asked for time {i}?", "completion": f"it has number {i % 6 * 37}"}
@@ -28,11 +26,15 @@ ROWS = [
 ]
 
 
-def agent(home: Home, *arguments: str) -> str:
-    command = [AGENT, *arguments, "--state", str(home.path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def queue_job(home: Home, source: Path, base: Path) -> None:
+    """Make a state folder whose base model is the tiny one, with one job in the queue."""
+    home.create()
+    home.config.write_text(f'base = "{source}"\n')
+    home.model(str(source)).symlink_to(base)
+    data = home.path.parent / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    done = agent("enqueue", data, *FLAGS, state=home.path)
     assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +45,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(tmp_path: Path, source: Path, tiny_base: Callable[[str], Path]) -> Home:
     """A state folder whose base model is the tiny one, with one job in the queue."""
-    made = Home(tmp_path / "state").create()
-    made.config.write_text(f'base = "{source}"\n')
-    made.model(str(source)).symlink_to(tiny_base("llama"))
-    data = tmp_path / "data.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    agent(made, "enqueue", str(data), *FLAGS)
+    made = Home(tmp_path / "state")
+    queue_job(made, source, tiny_base("llama"))
     return made
 
 
@@ -85,29 +83,15 @@ def processes(home: Home) -> dict[str, int]:
     return found
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.02)
-    raise AssertionError("it did not happen in time")
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(
     tmp_path_factory: pytest.TempPathFactory, source: Path, tiny_base: Callable[[str], Path]
 ) -> dict[int, float]:
     """Losses of the same job when nobody kills anything."""
-    folder = tmp_path_factory.mktemp("whole")
-    whole = Home(folder / "state").create()
-    whole.config.write_text(f'base = "{source}"\n')
-    whole.model(str(source)).symlink_to(tiny_base("llama"))
-    data = folder / "data.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    agent(whole, "enqueue", str(data), *FLAGS)
-    agent(whole, "run", "--drain")
+    whole = Home(tmp_path_factory.mktemp("whole") / "state")
+    queue_job(whole, source, tiny_base("llama"))
+    done = agent("run", "--drain", state=whole.path)
+    assert done.returncode == 0, done.stderr
     return losses(whole)
 
 
@@ -126,12 +110,12 @@ def test_a_killed_process_costs_no_step_and_changes_no_loss(
 ) -> None:
     """SIGKILL after a checkpoint: no child survives its parent, the job goes on, every loss is as without the kill."""
     daemons.append(start_daemon(home))
-    wait_for(lambda: len(events(home, "step")) >= 6)
+    wait_until(lambda: len(events(home, "step")) >= 6, 60, "six steps")
     before = processes(home)
     os.kill(before[victim], signal.SIGKILL)
     below = {"agent.cli": ["agent.loop", "quant.worker"], "agent.loop": ["quant.worker"], "quant.worker": []}
     for child in below[victim]:
-        wait_for(lambda pid=before[child]: not alive(pid), 5)
+        wait_until(lambda pid=before[child]: not is_alive(pid), 5, f"{child} is gone")
     if victim == "agent.cli":
         daemons[0].wait()
         daemons.append(start_daemon(home))
@@ -146,20 +130,12 @@ def test_a_killed_process_costs_no_step_and_changes_no_loss(
     assert processes(home) == {}
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_sigterm_checkpoints_and_the_next_daemon_goes_on(
     home: Home, uninterrupted: dict[int, float], daemons: list[subprocess.Popen[bytes]]
 ) -> None:
     """A stop in good order counts no death and repeats no step."""
     daemons.append(start_daemon(home))
-    wait_for(lambda: len(events(home, "step")) >= 6)
+    wait_until(lambda: len(events(home, "step")) >= 6, 60, "six steps")
     daemons[0].terminate()
     assert daemons[0].wait(30) == 0
     with Store(home.database) as store:
@@ -177,7 +153,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 ) -> None:
     """The newest checkpoint lost bytes: the one before it is taken."""
     daemons.append(start_daemon(home))
-    wait_for(lambda: len(events(home, "checkpoint")) >= 2)
+    wait_until(lambda: len(events(home, "checkpoint")) >= 2, 60, "two checkpoints")
     daemons[0].terminate()
     daemons[0].wait(30)
     newest = max(home.run(1).glob("attempt-*/checkpoints/step-*"))
