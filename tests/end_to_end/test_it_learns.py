@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-AGENT = str(Path(sys.executable).with_name("nslora-agent"))
 FACTS = Path(__file__).parents[2] / "examples" / "facts.jsonl"
 DEVICES = 10
 """Of the 24 in the example: enough to confuse with each other, few enough for CI."""
 
 
 def agent(state: Path, *arguments: str) -> str:
-    done = subprocess.run([AGENT, *arguments, "--state", str(state)], capture_output=True, text=True, check=False)
+    """What a command that must succeed prints; training takes its time."""
+    done = processes.agent(*arguments, state=state, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
