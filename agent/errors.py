@@ -3,15 +3,19 @@
     AgentError
     ├── DataError          65  the training data cannot be used as it is
     ├── NotFound           66  a file, job or version that was named does not exist
+    ├── RemoteRefused      67  the remote LLM refuses what was sent: key, model or request is wrong
     ├── BaseModelError     68  the base model cannot be fetched, read or quantised
     ├── WorkerDied         69  a child process ended without an answer          (retryable)
     ├── TrainingFailed     70  the numbers went wrong: not finite, no targets
+    ├── RemoteUnavailable  71  the remote LLM does not answer                  (retryable)
+    ├── BudgetSpent        72  a cap on requests, tokens or money is reached   (retryable)
     ├── StateError         73  the state folder cannot be used
     ├── StorageError       74  the disk is full or failing                      (retryable)
     ├── Busy               75  somebody else holds the daemon or device lock    (retryable)
     ├── StaleAttempt       76  this attempt of a job is no longer the current one
     ├── IllegalMove        77  the job's state does not allow this
-    └── ConfigError        78  config.toml or a flag has a wrong value
+    ├── ConfigError        78  config.toml or a flag has a wrong value
+    └── CacheMiss          79  mode is cache-only and the answer was never recorded
 
 Codes 64 to 78 follow sysexits.h where it has a match; argparse's own usage errors exit 2.
 """
@@ -43,6 +47,12 @@ class NotFound(AgentError):
     exit_code = 66
 
 
+class RemoteRefused(AgentError):
+    """The remote LLM refuses what was sent: the key, the model or the request is wrong."""
+
+    exit_code = 67
+
+
 class BaseModelError(AgentError):
     """The base model cannot be fetched, read or quantised."""
 
@@ -60,6 +70,20 @@ class TrainingFailed(AgentError):
     """The loss is not finite, or no example has a token to learn."""
 
     exit_code = 70
+
+
+class RemoteUnavailable(AgentError):
+    """The remote LLM does not answer, or not with an answer that can be read."""
+
+    exit_code = 71
+    retryable = True
+
+
+class BudgetSpent(AgentError):
+    """A cap on requests, tokens or money is reached."""
+
+    exit_code = 72
+    retryable = True
 
 
 class StateError(AgentError):
@@ -98,6 +122,12 @@ class ConfigError(AgentError):
     """config.toml or a flag has a wrong value."""
 
     exit_code = 78
+
+
+class CacheMiss(AgentError):
+    """The mode is cache-only and the answer was never recorded."""
+
+    exit_code = 79
 
 
 BY_NAME = {cls.__name__: cls for cls in AgentError.__subclasses__()}
