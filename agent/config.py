@@ -15,7 +15,7 @@ from agent.durable import write_file
 from agent.errors import ConfigError
 from agent.home import resolve
 from agent.jsonl import Limits
-from agent.protocol import Training, setting
+from agent.settings import Training, setting
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -17,7 +17,7 @@
     ├── ConfigError        78  config.toml or a flag has a wrong value
     └── CacheMiss          79  mode is cache-only and the answer was never recorded
 
-Codes 64 to 78 follow sysexits.h where it has a match; argparse's own usage errors exit 2.
+Codes follow sysexits.h where it has a match; argparse's own usage errors exit 2.
 """
 
 from __future__ import annotations

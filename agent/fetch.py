@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent import protocol
+from agent import serving
 from agent.durable import sha256_file
 from agent.errors import BaseModelError, StorageError
 from agent.home import is_local
-from agent.protocol import Answer, Emit, Fetch, Fetched
+from agent.protocol import Answer, Fetch, Fetched
+from agent.serving import Emit
 
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
 
@@ -126,9 +127,9 @@ def _handle(request: Any, _: Emit) -> Answer:
 
 def main() -> None:
     """Serve the command that started us."""
-    stdout = protocol.claim_stdout()
-    protocol.die_with_parent(int(sys.argv[1]))
-    protocol.Server(_handle, stdout).serve()
+    stdout = serving.claim_stdout()
+    serving.die_with_parent(int(sys.argv[1]))
+    serving.Server(_handle, stdout).serve()
 
 
 if __name__ == "__main__":

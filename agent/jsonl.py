@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from agent.errors import DataError
-from agent.protocol import setting
+from agent.settings import setting
 
 QUOTED = 200
 """Most bytes of an overlong line that are kept to show it."""

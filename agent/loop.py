@@ -29,9 +29,11 @@ from agent.events import EventLog
 from agent.gate import Verdict
 from agent.home import Home
 from agent.jobs import Job, State
-from agent.protocol import Generate, Load, Loaded, Save, Score, Train, Trained, Training, die_with_parent
+from agent.protocol import Generate, Load, Loaded, Save, Score, Train, Trained
 from agent.registry import Registry
 from agent.reward import content_reward
+from agent.serving import die_with_parent
+from agent.settings import Training
 from agent.shapes import Example, Message
 from agent.spool import load_spool
 from agent.store import Store

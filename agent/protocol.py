@@ -1,4 +1,6 @@
-"""The whole contract between a job's loop and its workers: messages, settings, and how they travel.
+"""The whole contract between a job's loop and its workers: the messages and how they travel.
+
+Those of `offload.worker` stand in `agent.offload_messages`.
 
 One JSON object a line over the worker's stdin and stdout. A request is answered by any number of events and
 then exactly one answer or error; all carry the request's id and the protocol version:
@@ -13,63 +15,41 @@ Bulk data (examples, answers, adapters, checkpoints) goes by path. Standard libr
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
-import os
-import signal
-import sys
-import threading
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from agent import errors
+from agent.offload_messages import (
+    CacheExport,
+    CacheFigures,
+    CacheImport,
+    CachePrune,
+    CacheStats,
+    ImprovePrompt,
+    Listed,
+    Open,
+    Opened,
+    Ping,
+    Ponged,
+    Preview,
+    Previewed,
+    Pruned,
+    ReadLog,
+    RewriteExample,
+    Rewritten,
+)
+from agent.settings import Training
 
 VERSION = 1
 MAX_LINE = 1 << 20
 """Longest line either side accepts, in bytes."""
-ALIVE_EVERY = 5.0
-"""Seconds between `Alive` events while a request is being served."""
 
 
 class ProtocolError(errors.WorkerDied):
     """The other side sent something that is not this protocol."""
-
-
-def setting(
-    default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
-) -> Any:
-    """A dataclass field that also carries what flags, config.toml and the docs say about it."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
-
-
-@dataclass(frozen=True)
-class Training:
-    """How one adapter is trained; the only definition of each of these settings."""
-
-    rank: int = setting(16, "rank of the LoRA update of every linear layer", low=1, high=256)
-    alpha: int = setting(32, "LoRA scale: updates are multiplied by alpha / rank", low=1, high=1024)
-    learning_rate: float = setting(1e-3, "peak learning rate of AdamW", low=1e-7, high=1.0)
-    epochs: float = setting(8.0, "passes over the training rows (ignored if steps is set)", low=0.01, high=1000)
-    steps: int = setting(0, "optimizer steps; 0 means: as many as epochs gives", low=0, high=10_000_000)
-    sequence_length: int = setting(512, "longest row in tokens; longer examples are cut", low=16, high=131_072)
-    micro_batch: int = setting(8, "most examples packed into one row for one forward pass", low=1, high=4096)
-    accumulation: int = setting(1, "micro-batches per optimizer step", low=1, high=4096)
-    warmup: float = setting(0.06, "share of the steps in which the learning rate rises", low=0.0, high=1.0)
-    weight_decay: float = setting(0.0, "AdamW weight decay of the adapter", low=0.0, high=1.0)
-    clip: float = setting(1.0, "largest gradient norm; 0 means: no clipping", low=0.0, high=1000.0)
-    seed: int = setting(0, "seed of the split, the order and the adapter's start", low=0, high=2**31)
-    checkpointing: bool = setting(True, "recompute activations in the backward pass: less memory, a third more time")
-    checkpoint_every: int = setting(20, "optimizer steps between checkpoints", low=1, high=1_000_000)
-    held_out: float = setting(0.1, "share of rows kept for evaluation where the file has no split", low=0.0, high=0.5)
-    max_new_tokens: int = setting(128, "longest generated answer in tokens", low=1, high=8192)
-    dtype: str = setting(
-        "auto", "compute type; auto: bfloat16 where it is native", choices=("auto", "float32", "bfloat16")
-    )
-    device: str = setting("auto", "where to compute; auto: CUDA where it works", choices=("auto", "cpu", "cuda"))
 
 
 # ---- agent.fetch ----
@@ -256,9 +236,16 @@ class Checked:
     versions: dict[str, str]
 
 
-Request = Fetch | Prepare | Load | Score | Generate | Train | Save | Check
+Request = (
+    Fetch | Prepare | Load | Score | Generate | Train | Save | Check
+    | Open | RewriteExample | ImprovePrompt | Preview | Ping
+    | ReadLog | CacheStats | CacheExport | CacheImport | CachePrune
+)  # fmt: skip
 Event = Alive | Note | Step | Checkpointed
-Answer = Fetched | Prepared | Loaded | Written | Trained | Saved | Checked
+Answer = (
+    Fetched | Prepared | Loaded | Written | Trained | Saved | Checked
+    | Opened | Rewritten | Previewed | Ponged | Listed | CacheFigures | Pruned
+)  # fmt: skip
 Message = Request | Event | Answer
 MESSAGES: dict[str, type[Any]] = {cls.__name__: cls for cls in typing.get_args(Message)}
 
@@ -300,70 +287,11 @@ def _no_constant(name: str) -> None:
 
 def _build(cls: type[Any], body: dict[str, Any]) -> Any:
     hints = typing.get_type_hints(cls)
-    nested = {
-        name: _build(hints[name], value) if dataclasses.is_dataclass(hints[name]) else value
-        for name, value in body.items()
-    }
-    return cls(**nested)
+    return cls(**{name: _value(hints[name], value) for name, value in body.items()})
 
 
-# ---- the worker's side ----
-
-Emit = Callable[[Event], None]
-Handler = Callable[[Any, Emit], Answer]
-
-
-def die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill this process when `parent` dies; exit at once if it already has."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:
-        raise SystemExit(errors.WorkerDied.exit_code)
-
-
-def claim_stdout() -> typing.BinaryIO:
-    """Keep the real stdout for the protocol and point fd 1 at stderr, so that a library's print breaks nothing."""
-    stream = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)
-    return stream
-
-
-def rss_mb() -> float:
-    """This process's resident memory in MB (10^6 bytes)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
-
-
-class Server:
-    """Answers requests from stdin, one after the other, until stdin closes."""
-
-    def __init__(self, handler: Handler, stdout: typing.BinaryIO) -> None:
-        self._handler = handler
-        self._stdout = stdout
-        self._lock = threading.Lock()
-
-    def serve(self) -> None:
-        """Run until the other side closes the pipe; a failed request is answered and the next one is read."""
-        while line := sys.stdin.buffer.readline(MAX_LINE):
-            request = decode(line)
-            idle = threading.Event()
-            threading.Thread(target=self._beat, args=(request.id, idle), daemon=True).start()
-            try:
-                answer: Answer | errors.AgentError = self._handler(request.message, self._emitter(request.id))
-            except errors.AgentError as fault:
-                answer = fault
-            idle.set()
-            self._send(Envelope("error" if isinstance(answer, errors.AgentError) else "answer", request.id, answer))
-
-    def _emitter(self, request: int) -> Emit:
-        return lambda message: self._send(Envelope("event", request, message))
-
-    def _beat(self, request: int, idle: threading.Event) -> None:
-        while not idle.wait(ALIVE_EVERY):
-            self._send(Envelope("event", request, Alive(rss_mb())))
-
-    def _send(self, envelope: Envelope) -> None:
-        line = encode(envelope)
-        with self._lock:
-            while line:
-                line = line[self._stdout.write(line) :]
+def _value(hint: Any, value: Any) -> Any:
+    """A field's value out of JSON, which knows neither dataclasses nor tuples."""
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast("type[Any]", hint), value)
+    return tuple(value) if typing.get_origin(hint) is tuple else value

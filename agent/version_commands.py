@@ -15,7 +15,7 @@ from agent.durable import locked
 from agent.errors import BaseModelError, ConfigError, DataError, NotFound
 from agent.home import Home
 from agent.output import print_json, print_table, say
-from agent.protocol import Training
+from agent.settings import Training
 from agent.store import Store, open_existing
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from agent import protocol
+from agent import serving
 from agent.errors import StateError, StorageError
-from agent.protocol import Answer, Check, Emit, Generate, Load, Loaded, Prepare, Save, Saved, Score, Train, Written
+from agent.protocol import Answer, Check, Generate, Load, Loaded, Prepare, Save, Saved, Score, Train, Written
+from agent.serving import Emit
 from quant.base import Model, load, prepare
 from quant.devices import check
 from quant.generate import greedy
@@ -58,7 +59,7 @@ class Commands:
         model = self._model = load(Path(request.model), adapter, request.device, request.dtype)
         dtype = str(model.dtype).removeprefix("torch.")
         seconds = round(time.monotonic() - started, 2)
-        return Loaded(model.architecture, model.device.type, dtype, seconds, protocol.rss_mb())
+        return Loaded(model.architecture, model.device.type, dtype, seconds, serving.rss_mb())
 
     def _score(self, request: Score, _: Emit) -> Answer:
         started = time.monotonic()

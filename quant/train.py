@@ -17,7 +17,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from agent.durable import sweep_temporaries
 from agent.errors import TrainingFailed
-from agent.protocol import Checkpointed, Emit, Note, Step, Trained, Training, rss_mb
+from agent.protocol import Checkpointed, Note, Step, Trained
+from agent.serving import Emit, rss_mb
+from agent.settings import Training
 from quant import checkpoint
 from quant.base import Model
 from quant.batches import Row, Schedule, fill_rows, pack

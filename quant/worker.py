@@ -13,7 +13,8 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from agent import protocol
+from agent import serving
+from agent.protocol import Answer
 
 if TYPE_CHECKING:
     from quant.commands import Commands
@@ -33,16 +34,16 @@ def _commands() -> Commands:
     return Commands(lambda: bool(_stops))
 
 
-def _handle(request: Any, emit: protocol.Emit) -> protocol.Answer:
+def _handle(request: Any, emit: serving.Emit) -> Answer:
     return _commands().handle(request, emit)
 
 
 def main() -> None:
     """Serve the process that started us until it closes the pipe or dies."""
-    stdout = protocol.claim_stdout()
-    protocol.die_with_parent(int(sys.argv[1]))
+    stdout = serving.claim_stdout()
+    serving.die_with_parent(int(sys.argv[1]))
     signal.signal(signal.SIGTERM, lambda number, _: _stops.append(number))
-    protocol.Server(_handle, stdout).serve()
+    serving.Server(_handle, stdout).serve()
 
 
 if __name__ == "__main__":

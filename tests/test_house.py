@@ -26,7 +26,9 @@ HEAVY = {
     "textgrad", "litellm", "httpx", "rich", "sqlite_utils",
 }  # fmt: skip
 """What no module of agent/ imports before it has to."""
-CONTRACT = ("agent.errors", "agent.durable", "agent.protocol")
+CONTRACT = (
+    "agent.errors", "agent.durable", "agent.settings", "agent.offload_messages", "agent.protocol", "agent.serving",
+)  # fmt: skip
 """What the workers may import of agent/."""
 
 PLACES = {

@@ -19,7 +19,7 @@ from agent.config import (
 )
 from agent.errors import ConfigError
 from agent.jsonl import Limits
-from agent.protocol import Training
+from agent.settings import Training
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from agent.evaluation import Evaluation, model_card
 from agent.gate import Measured
-from agent.protocol import Training
+from agent.settings import Training
 
 
 def about(before: Evaluation, after: Evaluation) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def test_a_library_that_prints_cannot_break_the_stream() -> None:
     """What is printed before and after, by Python or by C, goes to stderr; stdout carries the protocol alone."""
     code = """
 import os
-from agent.protocol import claim_stdout
+from agent.serving import claim_stdout
 print("before")
 stream = claim_stdout()
 print("after", flush=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.protocol import Event, Step, Training
+from agent.protocol import Event, Step
+from agent.settings import Training
 from quant.base import load
 from quant.devices import check
 from quant.generate import greedy

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from agent.durable import folder_fault
 from agent.errors import TrainingFailed
-from agent.protocol import Checkpointed, Event, Note, Step, Trained, Training
+from agent.protocol import Checkpointed, Event, Note, Step, Trained
+from agent.settings import Training
 from quant.base import Model, load
 from quant.generate import greedy
 from quant.train import learning_rate, start, train, usable

@@ -1,0 +1,77 @@
+"""Settings that travel to a worker: each is defined once, here; flags, config.toml and docs derive from it.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def setting(
+    default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+) -> Any:
+    """A dataclass field that also carries what flags, config.toml and the docs say about it."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one adapter is trained; the only definition of each of these settings."""
+
+    rank: int = setting(16, "rank of the LoRA update of every linear layer", low=1, high=256)
+    alpha: int = setting(32, "LoRA scale: updates are multiplied by alpha / rank", low=1, high=1024)
+    learning_rate: float = setting(1e-3, "peak learning rate of AdamW", low=1e-7, high=1.0)
+    epochs: float = setting(8.0, "passes over the training rows (ignored if steps is set)", low=0.01, high=1000)
+    steps: int = setting(0, "optimizer steps; 0 means: as many as epochs gives", low=0, high=10_000_000)
+    sequence_length: int = setting(512, "longest row in tokens; longer examples are cut", low=16, high=131_072)
+    micro_batch: int = setting(8, "most examples packed into one row for one forward pass", low=1, high=4096)
+    accumulation: int = setting(1, "micro-batches per optimizer step", low=1, high=4096)
+    warmup: float = setting(0.06, "share of the steps in which the learning rate rises", low=0.0, high=1.0)
+    weight_decay: float = setting(0.0, "AdamW weight decay of the adapter", low=0.0, high=1.0)
+    clip: float = setting(1.0, "largest gradient norm; 0 means: no clipping", low=0.0, high=1000.0)
+    seed: int = setting(0, "seed of the split, the order and the adapter's start", low=0, high=2**31)
+    checkpointing: bool = setting(True, "recompute activations in the backward pass: less memory, a third more time")
+    checkpoint_every: int = setting(20, "optimizer steps between checkpoints", low=1, high=1_000_000)
+    held_out: float = setting(0.1, "share of rows kept for evaluation where the file has no split", low=0.0, high=0.5)
+    max_new_tokens: int = setting(128, "longest generated answer in tokens", low=1, high=8192)
+    dtype: str = setting(
+        "auto", "compute type; auto: bfloat16 where it is native", choices=("auto", "float32", "bfloat16")
+    )
+    device: str = setting("auto", "where to compute; auto: CUDA where it works", choices=("auto", "cpu", "cuda"))
+
+
+@dataclass(frozen=True)
+class Offload:
+    """How and how much the remote LLM is used; the only definition of each of these settings."""
+
+    base_url: str = setting("", "OpenAI-compatible endpoint, such as http://127.0.0.1:8080/v1; empty: nothing is sent")
+    model: str = setting("", "name of the model at that endpoint")
+    api_key_file: str = setting(
+        "", "file with the API key, mode 600; empty: the systemd credential nslora-api-key, if there is one"
+    )
+    mode: str = setting(
+        "remote", "cache-only: never open a socket, use recorded answers", choices=("remote", "cache-only")
+    )
+    allow_http: bool = setting(False, "allow http:// to other machines: what is sent can be read on the way")
+    socket: str = setting("", "Unix socket of the offload unit; empty: the job starts the offload worker itself")
+    rewrite: str = setting("reference", "which part of a flagged example is rewritten", choices=("reference", "prompt"))
+    style: str = setting("", "how every reference should be written, in a sentence; empty: only constraints count")
+    max_tokens: int = setting(512, "longest answer of the remote LLM in tokens", low=16, high=32_768)
+    temperature: float = setting(0.0, "sampling temperature of the remote LLM", low=0.0, high=2.0)
+    connect_timeout: float = setting(5.0, "seconds to wait for a connection", low=0.1, high=300)
+    read_timeout: float = setting(60.0, "seconds to wait for the next byte of an answer", low=0.1, high=3600)
+    total_timeout: float = setting(180.0, "seconds one try may take in all", low=0.1, high=7200)
+    attempts: int = setting(3, "tries of one call before it counts as failed", low=1, high=10)
+    max_response_kb: int = setting(1024, "largest response in KB", low=1, high=65_536)
+    requests_per_job: int = setting(1000, "most HTTP requests for one job", low=0, high=10_000_000)
+    requests_per_day: int = setting(5000, "most HTTP requests in a day (UTC)", low=0, high=10_000_000)
+    tokens_per_job: int = setting(1_000_000, "most tokens for one job, sent and received", low=0, high=10**12)
+    tokens_per_day: int = setting(5_000_000, "most tokens in a day (UTC)", low=0, high=10**12)
+    money_per_job: float = setting(1.0, "most money for one job, in the currency of the prices", low=0.0, high=1e9)
+    money_per_day: float = setting(5.0, "most money in a day (UTC)", low=0.0, high=1e9)
+    price_in: float = setting(0.0, "price of a million tokens sent", low=0.0, high=1e6)
+    price_out: float = setting(0.0, "price of a million tokens received", low=0.0, high=1e6)
+    cache_mb: int = setting(64, "largest size of the recorded answers; the least used go first", low=1, high=100_000)
+    patterns: tuple[str, ...] = setting((), "regular expressions of what else must never be sent")
