@@ -28,7 +28,8 @@ from agent.durable import (
     temporary_beside,
 )
 from agent.errors import NotFound, StateError
-from agent.store import Store, disk_faults
+from agent.faults import disk_faults
+from agent.store import Store
 
 BASE = 0
 """The version that is the base model itself."""

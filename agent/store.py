@@ -9,7 +9,6 @@ sqlite3's own errors leave this file as StorageError, StateError or Busy (`disk_
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import sqlite3
@@ -20,7 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agent.errors import AgentError, Busy, NotFound, StaleAttempt, StateError, StorageError
+from agent.errors import NotFound, StaleAttempt, StateError
+from agent.faults import disk_faults
 from agent.jobs import Job, Move, State, after_death, check_move, check_retry, to_json
 from agent.migrations import migrate
 
@@ -42,37 +42,6 @@ class Promotion:
     version: int
     job: int | None
     at: float
-
-
-def _sqlite_fault(path: Path, fault: sqlite3.Error) -> AgentError:
-    text = str(fault)
-    if "locked" in text:
-        return Busy(f"{path} is in use by another program ({text}); try again")
-    if "full" in text or "disk I/O" in text:
-        return StorageError(f"{path} cannot be written ({text}); free some space or check the disk")
-    if "readonly" in text or "unable to open" in text:
-        return StateError(f"{path} cannot be used ({text}); check owner and mode of it and of its folder")
-    return StateError(f"{path} cannot be read ({text}); move it away or restore it from a backup")
-
-
-def _os_fault(path: Path, fault: OSError) -> AgentError:
-    where = f"{fault.filename or path}: {fault.strerror}"
-    if fault.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
-        return StorageError(f"{where}; free some space or check the disk")
-    return StateError(f"{where}; check owner and mode of it and of its folder")
-
-
-@contextmanager
-def disk_faults(path: Path) -> Iterator[None]:
-    """Turn what the disk or SQLite says about `path` into StorageError, StateError or Busy, each one line."""
-    try:
-        yield
-    except OSError as fault:
-        raise _os_fault(path, fault) from fault
-    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
-        raise
-    except sqlite3.DatabaseError as fault:
-        raise _sqlite_fault(path, fault) from fault
 
 
 def _as_dict(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> dict[str, Any]:
