@@ -27,7 +27,8 @@ HEAVY = {
 }  # fmt: skip
 """What no module of agent/ imports before it has to."""
 CONTRACT = (
-    "agent.errors", "agent.faults", "agent.durable", "agent.settings", "agent.offload_messages", "agent.protocol", "agent.serving",
+    "agent.errors", "agent.faults", "agent.durable", "agent.settings",
+    "agent.offload_messages", "agent.protocol", "agent.serving",
 )  # fmt: skip
 """What the workers may import of agent/."""
 

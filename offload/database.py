@@ -1,0 +1,124 @@
+"""cache.db: recorded answers, leases on those being asked for, the audit of every call, the breaker.
+
+Only offload workers open it. Every write is one short BEGIN IMMEDIATE transaction, on the disk when it returns.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlite_utils
+
+from agent.durable import locked
+from agent.faults import disk_faults
+
+BUSY_TIMEOUT = 10.0
+"""Seconds a statement waits for another worker's transaction."""
+
+MIGRATIONS = sqlite_utils.Migrations("nslora-offload")
+
+
+@MIGRATIONS()
+def answers(database: sqlite_utils.Database) -> None:
+    """Recorded answers: `text` is what TextGrad's step made of `answer`, null until it has, or if it could not."""
+    database.execute("""
+        CREATE TABLE answers (
+            key TEXT PRIMARY KEY,
+            replay TEXT NOT NULL,
+            endpoint TEXT NOT NULL,
+            model TEXT NOT NULL,
+            parameters TEXT NOT NULL,
+            messages TEXT NOT NULL,
+            answer TEXT NOT NULL,
+            text TEXT,
+            prompt_tokens INTEGER NOT NULL,
+            completion_tokens INTEGER NOT NULL,
+            created REAL NOT NULL,
+            used REAL NOT NULL,
+            hits INTEGER NOT NULL DEFAULT 0,
+            bytes INTEGER NOT NULL
+        ) STRICT
+    """)
+    database.execute("CREATE INDEX answers_by_replay ON answers (replay)")
+    database.execute("CREATE INDEX answers_by_use ON answers (used, bytes)")
+    database.execute("CREATE TABLE leases (key TEXT PRIMARY KEY, owner TEXT NOT NULL, expires REAL NOT NULL) STRICT")
+
+
+@MIGRATIONS()
+def calls(database: sqlite_utils.Database) -> None:
+    """The audit, which is also what the caps are counted by: one row for each HTTP request and each cache hit."""
+    database.execute("""
+        CREATE TABLE calls (
+            id INTEGER PRIMARY KEY,
+            at REAL NOT NULL,
+            day TEXT NOT NULL,
+            job INTEGER NOT NULL,
+            example TEXT NOT NULL,
+            why TEXT NOT NULL,
+            request TEXT NOT NULL,
+            outcome TEXT NOT NULL,
+            requests INTEGER NOT NULL,
+            tokens INTEGER NOT NULL,
+            money REAL NOT NULL,
+            prompt_tokens INTEGER NOT NULL DEFAULT 0,
+            completion_tokens INTEGER NOT NULL DEFAULT 0,
+            bytes_out INTEGER NOT NULL DEFAULT 0,
+            bytes_in INTEGER NOT NULL DEFAULT 0,
+            seconds REAL NOT NULL DEFAULT 0
+        ) STRICT
+    """)
+    database.execute("CREATE INDEX calls_by_day ON calls (day, requests, tokens, money)")
+    database.execute("CREATE INDEX calls_by_job ON calls (job, requests, tokens, money)")
+
+
+@MIGRATIONS()
+def breaker(database: sqlite_utils.Database) -> None:
+    """One row: how the remote LLM stood last."""
+    database.execute("""
+        CREATE TABLE breaker (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            failures INTEGER NOT NULL,
+            opened INTEGER NOT NULL,
+            until REAL,
+            reason TEXT NOT NULL
+        ) STRICT
+    """)
+    database.execute("INSERT INTO breaker VALUES (1, 0, 0, NULL, '')")
+
+
+def open_database(path: Path) -> sqlite_utils.Database:
+    """The database at `path`, made or migrated where needed; raises StateError, StorageError or Busy."""
+    with disk_faults(path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Made here and not by SQLite, which would leave it readable to all until a chmod.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+        connection.execute("PRAGMA journal_mode = DELETE")
+        # EXTRA also syncs the folder after the journal is deleted: a paid answer must outlive a power cut.
+        connection.execute("PRAGMA synchronous = EXTRA")
+        database = sqlite_utils.Database(connection, recursive_triggers=False, execute_plugins=False)
+        with locked(path.with_name(f"{path.name}.migrating"), f"{path} is being prepared; try again", BUSY_TIMEOUT):
+            MIGRATIONS.apply(database)
+    return database
+
+
+@contextmanager
+def transaction(database: sqlite_utils.Database) -> Iterator[None]:
+    """Everything written in the block is on the disk afterwards or, if it raises, nothing is; blocks may nest."""
+    connection = database.conn
+    if connection.in_transaction:
+        yield
+        return
+    with disk_faults(Path("cache.db")):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
