@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import sys
 import threading
@@ -44,16 +45,17 @@ def rss_mb() -> float:
 
 
 class Server:
-    """Answers requests from stdin, one after the other, until stdin closes."""
+    """Answers requests from stdin, one after the other, until stdin closes or none came for `idle` seconds."""
 
-    def __init__(self, handler: Handler, stdout: typing.BinaryIO) -> None:
+    def __init__(self, handler: Handler, stdout: typing.BinaryIO, *, idle: float | None = None) -> None:
         self._handler = handler
         self._stdout = stdout
+        self._idle = idle
         self._lock = threading.Lock()
 
     def serve(self) -> None:
         """Run until the other side closes the pipe; a failed request is answered and the next one is read."""
-        while line := sys.stdin.buffer.readline(MAX_LINE):
+        while self._awaited() and (line := sys.stdin.buffer.readline(MAX_LINE)):
             request = decode(line)
             idle = threading.Event()
             threading.Thread(target=self._beat, args=(request.id, idle), daemon=True).start()
@@ -63,6 +65,10 @@ class Server:
                 answer = fault
             idle.set()
             self._send(Envelope("error" if isinstance(answer, errors.AgentError) else "answer", request.id, answer))
+
+    def _awaited(self) -> bool:
+        """Wait for input; the other side sends no request before the last one is answered, so none is buffered."""
+        return bool(select.select([sys.stdin], [], [], self._idle)[0])
 
     def _emitter(self, request: int) -> Emit:
         return lambda message: self._send(Envelope("event", request, message))

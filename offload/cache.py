@@ -19,6 +19,8 @@ Messages = list[dict[str, str]]
 EXPORTED = ("endpoint", "model", "parameters", "messages", "answer", "text", "prompt_tokens", "completion_tokens")
 """Fields of an exported row; the keys are computed again at import, so that no file can plant an answer elsewhere."""
 
+FOUND = "key, answer, text, prompt_tokens, completion_tokens"
+
 
 @dataclass(frozen=True)
 class Question:
@@ -64,11 +66,8 @@ class Cache:
         """The answer, now the most recently used, or None."""
         key = question.replay if self._column == "replay" else question.key
         # `key` breaks ties among endpoints, so that a replay is the same everywhere.
-        sql = (
-            "UPDATE answers SET used = ?, hits = hits + 1"
-            f" WHERE key = (SELECT key FROM answers WHERE {self._column} = ? ORDER BY key LIMIT 1)"
-            " RETURNING key, answer, text, prompt_tokens, completion_tokens"
-        )
+        chosen = f"SELECT key FROM answers WHERE {self._column} = ? ORDER BY key LIMIT 1"  # noqa: S608
+        sql = f"UPDATE answers SET used = ?, hits = hits + 1 WHERE key = ({chosen}) RETURNING {FOUND}"  # noqa: S608
         with transaction(self._database):
             rows = self._database.execute(sql, (self._clock(), key)).fetchall()
         return Recorded(*rows[0]) if rows else None

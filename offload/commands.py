@@ -1,0 +1,144 @@
+"""What the offload worker does for each request of the protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agent import offload_messages as m
+from agent.durable import write_file
+from agent.errors import BudgetSpent, StateError
+from agent.faults import disk_faults
+from agent.protocol import Answer
+from agent.serving import Emit
+from agent.settings import Offload
+from offload import prompts
+from offload.database import open_database
+from offload.redact import Redactor
+from offload.remote import Remote
+from offload.rewrite import NotSent, Rewriter, first_messages
+
+PING: list[dict[str, str]] = [{"role": "user", "content": "Answer with the word ready."}]
+
+
+class Commands:
+    """One method for each request, by its name; `Open` comes first."""
+
+    def __init__(self) -> None:
+        self._opened: tuple[Offload, Remote] | None = None
+
+    def handle(self, request: Any, _emit: Emit) -> Answer:
+        """Serve one request; raises AgentError."""
+        handlers: dict[type[Any], Callable[[Any], Answer]] = {
+            m.Open: self._open,
+            m.RewriteExample: lambda rewrite: self._rewriter.example(rewrite),
+            m.ImprovePrompt: lambda rewrite: self._rewriter.system_prompt(rewrite),
+            m.Preview: self._preview,
+            m.Ping: self._ping,
+            m.ReadLog: self._read_log,
+            m.CacheStats: self._cache_stats,
+            m.CacheExport: self._cache_export,
+            m.CacheImport: self._cache_import,
+            m.CachePrune: self._cache_prune,
+        }
+        return handlers[type(request)](request)
+
+    def _open(self, request: m.Open) -> m.Opened:
+        settings = request.settings
+        Redactor(settings.patterns)  # a bad pattern is said before anything is sent
+        remote = Remote(open_database(Path(request.cache)), settings, lambda: _client(settings))
+        self._opened = settings, remote
+        return m.Opened(remote.standing())
+
+    @property
+    def _settings(self) -> Offload:
+        return self._both[0]
+
+    @property
+    def _remote(self) -> Remote:
+        return self._both[1]
+
+    @property
+    def _both(self) -> tuple[Offload, Remote]:
+        if self._opened is None:
+            raise StateError("the offload worker was asked for something before it was opened")
+        return self._opened
+
+    @property
+    def _rewriter(self) -> Rewriter:
+        return Rewriter(self._remote, self._settings.patterns)
+
+    def _preview(self, request: m.Preview) -> m.Previewed:
+        redactor = Redactor(self._settings.patterns)
+        try:
+            messages = first_messages(request.request, redactor)
+        except NotSent as fault:
+            return m.Previewed([], {str(fault): 1}, cached=False)
+        known = self._remote.cache.known(self._remote.question(messages))
+        return m.Previewed(messages, dict(redactor.counts), known)
+
+    def _ping(self, _: m.Ping) -> m.Ponged:
+        try:
+            reply, money = self._remote.ping(PING)
+        except BudgetSpent as fault:
+            raise BudgetSpent(str(fault)) from fault  # its own class does not cross the process boundary
+        return m.Ponged(
+            model=reply.model,
+            seconds=round(reply.seconds, 3),
+            prompt_tokens=reply.prompt_tokens or 0,
+            completion_tokens=reply.completion_tokens or 0,
+            cost=money,
+            remote=self._remote.standing(),
+        )
+
+    def _read_log(self, request: m.ReadLog) -> m.Listed:
+        return _write_lines(Path(request.out), self._remote.budget.log(request.last))
+
+    def _cache_stats(self, _: m.CacheStats) -> m.CacheFigures:
+        return m.CacheFigures(**self._remote.cache.figures())
+
+    def _cache_export(self, request: m.CacheExport) -> m.Listed:
+        return _write_lines(Path(request.out), list(self._remote.cache.rows()))
+
+    def _cache_import(self, request: m.CacheImport) -> m.Listed:
+        path = Path(request.path)
+        with disk_faults(path), path.open("rb") as lines:
+            return m.Listed(*self._remote.cache.take_over(lines, path, _is_step_of))
+
+    def _cache_prune(self, request: m.CachePrune) -> m.Pruned:
+        return m.Pruned(*self._remote.cache.prune(request.older_than))
+
+
+def _client(settings: Offload) -> Any:
+    from offload.client import Client, Endpoint  # noqa: PLC0415  httpx is imported only to serve a miss
+    from offload.keys import read_key  # noqa: PLC0415
+
+    endpoint = Endpoint(
+        base_url=settings.base_url,
+        model=settings.model,
+        allow_http=settings.allow_http,
+        connect_timeout=settings.connect_timeout,
+        read_timeout=settings.read_timeout,
+        total_timeout=settings.total_timeout,
+        attempts=settings.attempts,
+        max_response_bytes=settings.max_response_kb * 1000,
+    )
+    return Client(endpoint, read_key(settings.api_key_file))
+
+
+def _is_step_of(answer: str, text: str | None) -> bool:
+    """Whether a recorded text is what TextGrad's step cuts out of the answer it was recorded with."""
+    if text is None:
+        return True
+    try:
+        return prompts.between_tags(answer) == text
+    except prompts.Malformed:
+        return False
+
+
+def _write_lines(path: Path, rows: list[dict[str, Any]]) -> m.Listed:
+    with disk_faults(path):
+        write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    return m.Listed(len(rows))

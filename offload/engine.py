@@ -1,0 +1,96 @@
+"""TextGrad, driven by our own client: its loss criticises, its optimizer's step rewrites.
+
+Imported only once there is an answer that is not in the cache. Hygiene of the import (textgrad 0.1.8): it opens a log
+file in the current folder and writes every prompt into it, and it imports litellm and openai, which cost 50 MB and
+fetch a price table from the network. Empty modules stand in for the two, and no log file is opened.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from offload import prompts
+from offload.cache import Messages
+
+Ask = Callable[[Messages], str]
+"""Messages to the remote's answer."""
+
+
+@contextmanager
+def _without_side_effects() -> Iterator[None]:
+    """Import textgrad without litellm, openai, a log file or a folder for it."""
+    names = {"litellm": "completion", "openai": "OpenAI"}
+    for module, name in names.items():
+        sys.modules[module] = types.ModuleType(module, "A stand-in: nothing here uses textgrad's own engines.")
+        setattr(sys.modules[module], name, None)
+    file_handler, make_folder = logging.FileHandler, os.makedirs
+    logging.FileHandler = lambda *_, **__: logging.NullHandler()  # type: ignore[assignment,misc]
+    os.makedirs = lambda *_, **__: None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        logging.FileHandler, os.makedirs = file_handler, make_folder  # type: ignore[misc]
+    logging.getLogger("textgrad").disabled = True
+
+
+with _without_side_effects():
+    import textgrad
+
+
+class Engine(textgrad.EngineLM):  # type: ignore[misc]
+    """TextGrad's engine over `ask`."""
+
+    model_string = "remote"
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+
+    def generate(self, prompt: str, system_prompt: str | None = None, **_: Any) -> str:
+        """The remote's answer to one prompt."""
+        return self._ask([{"role": "system", "content": system_prompt or ""}, {"role": "user", "content": prompt}])
+
+    __call__ = generate
+
+
+class Descent(textgrad.TextualGradientDescent):  # type: ignore[misc]
+    """TextGrad's optimizer with a prompt short enough for a small model; `step` is TextGrad's own."""
+
+    def __init__(self, variable: textgrad.Variable, engine: Engine, prompt: Callable[[str, str], str]) -> None:
+        super().__init__(
+            [variable], engine=engine, new_variable_tags=list(prompts.TAGS), optimizer_system_prompt=prompts.OPTIMIZER
+        )
+        self._prompt = prompt
+
+    def _update_prompt(self, variable: textgrad.Variable) -> str:
+        return self._prompt(variable.value, variable.get_gradient_text())
+
+
+def step(text: str, gradient: str, prompt: Callable[[str, str], str], ask: Ask) -> str:
+    """The text after one step down the textual gradient.
+
+    `prompt` makes the user's message of a text and its gradient. Raises `prompts.Malformed` if the answer cannot be
+    used, and what `ask` raises.
+    """
+    variable = textgrad.Variable(text, role_description="text to mend")
+    variable.gradients.add(textgrad.Variable(gradient, role_description="feedback", requires_grad=False))
+
+    def checked(messages: Messages) -> str:
+        answer = ask(messages)
+        prompts.between_tags(answer)
+        return answer
+
+    Descent(variable, Engine(checked), prompt).step()
+    return str(variable.value)
+
+
+def critique(text: str, wanted: list[str], ask: Ask) -> str:
+    """What TextGrad's loss says is wrong with a text; one call."""
+    loss = textgrad.TextLoss(prompts.critique_system(wanted), engine=Engine(ask))
+    shown = textgrad.Variable(prompts.critique_user(text), role_description="text to check", requires_grad=False)
+    return str(loss(shown).value)

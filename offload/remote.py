@@ -1,0 +1,208 @@
+"""The way to the remote LLM, with everything that keeps it rare: cache, single flight, breaker, caps, audit."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import sqlite_utils
+
+from agent import offload_messages
+from agent.errors import CacheMiss, ConfigError, RemoteRefused
+from agent.settings import Offload
+from offload.breaker import Breaker
+from offload.budget import Budget, Subject
+from offload.cache import Cache, Messages, Question, Recorded
+from offload.retries import RemoteUnavailable
+
+if TYPE_CHECKING:
+    from offload.client import Client, Reply
+
+LEASE_MARGIN = 60.0
+"""Seconds a lease outlives one try: back-off and slow disks."""
+POLL = 0.2
+"""Seconds between looks at an answer that another process is asking for."""
+
+MakeClient = Callable[..., "Client"]
+
+
+@dataclass
+class Cost:
+    """What one rewrite has taken so far: HTTP requests, tokens, money; `cached` while nothing was sent."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    money: float = 0.0
+
+    @property
+    def cached(self) -> bool:
+        """Whether every answer came out of the cache."""
+        return self.calls == 0
+
+
+class Remote:
+    """Answers questions from the cache at `database`, and those it lacks from the endpoint in `settings`.
+
+    `make_client` gets an `on_try` argument (see `offload.client.Client`) and is called at the first miss, so that a
+    worker that only serves hits opens no socket and reads no key.
+    """
+
+    def __init__(
+        self,
+        database: sqlite_utils.Database,
+        settings: Offload,
+        make_client: MakeClient,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings, self._make_client, self._clock = settings, make_client, clock
+        limit = settings.cache_mb * 1_000_000
+        self.cache = Cache(database, limit, any_endpoint=settings.mode == "cache-only", clock=clock)
+        self.budget = Budget(database, settings, clock)
+        self.breaker = Breaker(database, clock)
+        self._client: Client | None = None
+        self._owner = secrets.token_hex(8)
+
+    def question(self, messages: Messages) -> Question:
+        """The key of what these messages ask for under the present settings."""
+        parameters = {"max_tokens": self._settings.max_tokens, "temperature": self._settings.temperature}
+        return Question(self._settings.base_url.rstrip("/"), self._settings.model, parameters, messages)
+
+    def recorded(self, subject: Subject, messages: Messages) -> Recorded | None:
+        """The answer if it is in the cache, noted in the audit."""
+        question = self.question(messages)
+        found = self.cache.get(question)
+        if found:
+            self.budget.note_hit(subject, question.replay)
+        return found
+
+    def ask(self, subject: Subject, messages: Messages, cost: Cost) -> Recorded:
+        """The answer from the cache or from the remote LLM, adding to `cost`.
+
+        Raises CacheMiss in mode cache-only, RemoteUnavailable, RemoteRefused, or BudgetSpent.
+        """
+        found = self.recorded(subject, messages)
+        if found:
+            return found
+        question = self.question(messages)
+        self._check_mode(subject)
+        while not self.cache.lease(question.key, self._owner, self._lease_seconds):
+            time.sleep(POLL)
+            if found := self.recorded(subject, messages):
+                return found
+        try:
+            # Whoever held the lease until just now may have recorded the answer.
+            return self.recorded(subject, messages) or self._fetch(subject, question, cost)
+        finally:
+            self.cache.release(question.key, self._owner)
+
+    def ping(self, messages: Messages) -> tuple[Reply, float]:
+        """One round trip outside of cache and breaker, but within the caps; returns the reply and its money."""
+        self._check_mode(Subject(0, "test", ()))
+        cost = Cost()
+        reply = self._call(Subject(0, "test", ("test",)), self.question(messages), cost)
+        self.breaker.succeeded()
+        return reply, cost.money
+
+    def standing(self) -> offload_messages.Remote:
+        """How the remote stands and what was spent today, for the loop."""
+        standing, today = self.breaker.standing(), self.budget.today()
+        return offload_messages.Remote(
+            breaker=standing.state(self._clock()),
+            failures=standing.failures,
+            reason=standing.reason,
+            retry_at=standing.until,
+            requests_today=today.requests,
+            tokens_today=today.tokens,
+            money_today=round(today.money, 6),
+        )
+
+    @property
+    def _lease_seconds(self) -> float:
+        return self._settings.total_timeout + LEASE_MARGIN
+
+    def _check_mode(self, subject: Subject) -> None:
+        if self._settings.mode == "cache-only":
+            where = f"example {subject.example!r}" if subject.example else "this request"
+            raise CacheMiss(f"no recorded answer for {where}; import it, or set mode to remote")
+        if not self._settings.base_url or not self._settings.model:
+            raise ConfigError("no remote LLM is set: nslora-agent offload set --base-url URL --model NAME")
+
+    def _fetch(self, subject: Subject, question: Question, cost: Cost) -> Recorded:
+        if not self.breaker.allow():
+            standing = self.breaker.standing()
+            wait = (standing.until or 0.0) - self._clock()
+            raise RemoteUnavailable(
+                f"left alone after {standing.failures} failures ({standing.reason})", retry_after=wait
+            )
+        try:
+            reply = self._call(subject, question, cost)
+        except RemoteUnavailable as fault:
+            self.breaker.failed(str(fault), fault.retry_after or 0.0)
+            raise
+        except RemoteRefused:
+            self.breaker.succeeded()  # it does answer
+            raise
+        self.breaker.succeeded()
+        return self.cache.put(question, reply.text, reply.prompt_tokens or 0, reply.completion_tokens or 0)
+
+    def _call(self, subject: Subject, question: Question, cost: Cost) -> Reply:
+        """The remote's reply; every try has a row of its own in the audit, reserved before and settled after."""
+        tries = Tries(self.budget, subject, question, cost, lambda: self._renew(question))
+        if self._client is None:
+            self._client = self._make_client()
+        self._client.on_try = tries.begin
+        try:
+            reply = self._client.complete(question.messages, question.parameters)
+        except (RemoteUnavailable, RemoteRefused) as fault:
+            tries.end(_outcome(fault), {}, billed=getattr(fault, "billed", False))
+            raise
+        tries.answered(reply)
+        return reply
+
+    def _renew(self, question: Question) -> None:
+        self.cache.lease(question.key, self._owner, self._lease_seconds)
+
+
+class Tries:
+    """The rows of one call in the audit."""
+
+    def __init__(
+        self, budget: Budget, subject: Subject, question: Question, cost: Cost, renew: Callable[[], None]
+    ) -> None:
+        self._budget, self._subject, self._question, self._cost = budget, subject, question, cost
+        self._renew = renew
+        self._row: int | None = None
+        self._began = 0.0
+
+    def begin(self, _number: int, failure: RemoteUnavailable | None) -> None:
+        """Reserve the next try, after settling the one that failed. Raises BudgetSpent."""
+        if failure:
+            self.end(_outcome(failure), {}, billed=failure.billed)
+        self._renew()
+        self._row = self._budget.reserve(self._subject, self._question.replay, self._question.messages)
+        self._cost.calls += 1
+        self._began = time.monotonic()
+
+    def answered(self, reply: Reply) -> None:
+        """Settle the last try by what the remote says it took."""
+        names = ("prompt_tokens", "completion_tokens", "bytes_out", "bytes_in")
+        self.end("ok", {name: getattr(reply, name) for name in names}, billed=True)
+        self._cost.prompt_tokens += reply.prompt_tokens or 0
+        self._cost.completion_tokens += reply.completion_tokens or 0
+
+    def end(self, outcome: str, figures: dict[str, Any], *, billed: bool) -> None:
+        """Settle the try that is under way, if there is one."""
+        if self._row is None:
+            return
+        seconds = {"seconds": round(time.monotonic() - self._began, 3)}
+        self._cost.money += self._budget.settle(self._row, outcome, {**figures, **seconds}, billed=billed)
+        self._row = None
+
+
+def _outcome(fault: RemoteUnavailable | RemoteRefused) -> str:
+    return f"{'refused' if isinstance(fault, RemoteRefused) else 'failed'}: {fault}"

@@ -1,0 +1,205 @@
+"""The two operations: rewrite an example, improve the system prompt. Each is one step of TextGrad's optimizer.
+
+Secrets are replaced before anything else sees the texts, and restored in what comes back. What an operation asks for
+depends on the request alone, so that recorded answers fit on every machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from agent.errors import RemoteRefused
+from agent.offload_messages import ImprovePrompt, RewriteExample, Rewritten
+from offload import prompts
+from offload.budget import DayBudgetSpent, JobBudgetSpent, Subject
+from offload.cache import Messages
+from offload.prompts import Malformed
+from offload.redact import Redactor
+from offload.remote import Cost, Remote
+from offload.retries import RemoteUnavailable
+
+LONGEST = 20_000
+"""Characters of all texts of a request; a longer one is not worth a small remote model's while."""
+
+
+class NotSent(Exception):
+    """The request must not leave the box; the message says why."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step as it is sent: the redacted variable and its gradient, and how they become a message."""
+
+    text: str
+    gradient: str
+    prompt: Callable[[str, str], str]
+
+    @property
+    def messages(self) -> Messages:
+        """What the step sends."""
+        return prompts.step_messages(self.prompt(self.text, self.gradient))
+
+
+@dataclass(frozen=True)
+class Redacted:
+    """A request whose texts hold no secret."""
+
+    text: str
+    context: str
+    wanted: list[str]
+    faults: list[str]
+    tried: str
+
+
+def redacted(request: RewriteExample, redactor: Redactor) -> Redacted:
+    """The texts of a request as they may be sent. Raises NotSent."""
+    texts = [request.text, request.context, request.tried, *request.wanted, *request.faults]
+    _check_sendable(texts)
+    return Redacted(
+        redactor.redact(request.text),
+        redactor.redact(request.context),
+        [redactor.redact(rule) for rule in request.wanted],
+        [redactor.redact(fault) for fault in request.faults],
+        redactor.redact(request.tried),
+    )
+
+
+def first_messages(request: RewriteExample, redactor: Redactor) -> Messages:
+    """What would be sent first: the critique where no fault is named, else the step. Raises NotSent."""
+    sent = redacted(request, redactor)
+    if not sent.faults:
+        return prompts.critique_messages(sent.text, sent.wanted)
+    return _example_step(request.part, sent, "; ".join(sent.faults)).messages
+
+
+class Rewriter:
+    """Serves both operations over `remote`; `patterns` are what else must never be sent."""
+
+    def __init__(self, remote: Remote, patterns: Sequence[str]) -> None:
+        self._remote, self._patterns = remote, patterns
+
+    def example(self, request: RewriteExample) -> Rewritten:
+        """One step on a text of an example. Raises CacheMiss, or RemoteRefused where no request would be served."""
+        subject = Subject(request.job, request.example, tuple(request.why))
+        redactor = Redactor(self._patterns)
+
+        def work(cost: Cost) -> tuple[str, str]:
+            sent = redacted(request, redactor)
+            gradient = "; ".join(sent.faults) or self._critique(subject, sent, cost)
+            if gradient == prompts.NOTHING_TO_MEND:
+                return "unneeded", ""
+            return self._stepped(subject, _example_step(request.part, sent, gradient), redactor, cost)
+
+        return self._answer(work)
+
+    def system_prompt(self, request: ImprovePrompt) -> Rewritten:
+        """One step on the system prompt. Raises as `example` does."""
+        subject = Subject(request.job, "", tuple(request.why))
+        redactor = Redactor(self._patterns)
+
+        def work(cost: Cost) -> tuple[str, str]:
+            _check_sendable([request.text, *request.failing])
+            failing = prompts.cases([redactor.redact(case) for case in request.failing])
+            step = Step(redactor.redact(request.text), failing, prompts.improve_system_prompt)
+            return self._stepped(subject, step, redactor, cost)
+
+        return self._answer(work)
+
+    def _critique(self, subject: Subject, sent: Redacted, cost: Cost) -> str:
+        """What is wrong, in the remote's words, where no local check can name it."""
+        found = self._remote.recorded(subject, prompts.critique_messages(sent.text, sent.wanted))
+        if found:
+            said = found.answer
+        else:
+            from offload import engine  # noqa: PLC0415  textgrad is imported only to serve a miss
+
+            said = engine.critique(
+                sent.text, sent.wanted, lambda messages: self._remote.ask(subject, messages, cost).answer
+            )
+        said = said.strip()
+        if said.rstrip(".!").upper() == prompts.NOTHING_TO_MEND:
+            return prompts.NOTHING_TO_MEND
+        if prompts.holds_delimiters(said) or not said:
+            raise Malformed("the critique is empty or holds tags")
+        return said[:1000]
+
+    def _criticise(self, subject: Subject, sent: Redacted, cost: Cost) -> str:
+        from offload import engine  # noqa: PLC0415  textgrad is imported only to serve a miss
+
+        def ask(messages: Messages) -> str:
+            return self._remote.ask(subject, messages, cost).answer
+
+        return engine.critique(sent.text, sent.wanted, ask)
+
+    def _stepped(self, subject: Subject, step: Step, redactor: Redactor, cost: Cost) -> tuple[str, str]:
+        """The text after the step, secrets restored; a text that lost one is rejected."""
+        text = self._step(subject, step, cost)
+        lost = redactor.lost(step.text, text)
+        if lost:
+            return "rejected", f"the rewrite lost {', '.join(lost)}"
+        return "rewritten", redactor.restore(text)
+
+    def _step(self, subject: Subject, step: Step, cost: Cost) -> str:
+        """What TextGrad's optimizer makes of the text; recorded, so that it is made once."""
+        found = self._remote.recorded(subject, step.messages)
+        if found and found.text is not None:
+            return found.text
+        if found:
+            prompts.between_tags(found.answer)  # a malformed answer stays one
+        from offload import engine  # noqa: PLC0415  as above
+
+        recorded: list[str] = []
+
+        def ask(messages: Messages) -> str:
+            answer = found or self._remote.ask(subject, messages, cost)
+            recorded.append(answer.key)
+            return answer.answer
+
+        text = engine.step(step.text, step.gradient, step.prompt, ask)
+        self._remote.cache.note_text(recorded[0], text)
+        return text
+
+    def _answer(self, work: Callable[[Cost], tuple[str, str]]) -> Rewritten:
+        """Do the work and say how it ended."""
+        cost, started = Cost(), time.monotonic()
+        try:
+            outcome, said = work(cost)
+        except (Malformed, NotSent) as fault:
+            outcome, said = "rejected", str(fault)
+        except (RemoteUnavailable, DayBudgetSpent) as fault:
+            outcome, said = "deferred", str(fault)
+        except JobBudgetSpent as fault:
+            outcome, said = "spent", str(fault)
+        except RemoteRefused as fault:
+            if not getattr(fault, "this_request", False):
+                raise
+            outcome, said = "rejected", str(fault)
+        rewritten = outcome == "rewritten"
+        return Rewritten(
+            outcome=outcome,
+            text=said if rewritten else "",
+            reason="" if rewritten else said,
+            cached=cost.cached and outcome not in {"deferred", "spent"},
+            calls=cost.calls,
+            prompt_tokens=cost.prompt_tokens,
+            completion_tokens=cost.completion_tokens,
+            cost=cost.money,
+            seconds=round(time.monotonic() - started, 3),
+            remote=self._remote.standing(),
+        )
+
+
+def _example_step(part: str, sent: Redacted, gradient: str) -> Step:
+    def prompt(text: str, feedback: str) -> str:
+        return prompts.improve(part, text, sent.context, sent.wanted, feedback, sent.tried)
+
+    return Step(sent.text, gradient, prompt)
+
+
+def _check_sendable(texts: list[str]) -> None:
+    if prompts.holds_delimiters(*texts):
+        raise NotSent("it holds one of the tags that delimit texts for the remote LLM")
+    if sum(map(len, texts)) > LONGEST:
+        raise NotSent(f"it is longer than the {LONGEST} characters that are sent for one example")
