@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent import job_commands, setup_commands, version_commands
-from agent.config import add_training_flags
+from agent.config import add_flags
 from agent.errors import AgentError
 from agent.home import Home
 from agent.jobs import State
@@ -94,7 +94,7 @@ def _add_data(add: _Adder) -> None:
     enqueue = add("enqueue", job_commands.enqueue, about, "nslora-agent enqueue data.jsonl --epochs 3")
     enqueue.add_argument("file", metavar="FILE", help='JSONL file, or "-" for stdin')
     enqueue.add_argument("--skip-bad", action="store_true", help="leave bad lines out, keeping them in a file")
-    add_training_flags(enqueue)
+    add_flags(enqueue, "training")
 
 
 def _add_daemon(add: _Adder) -> None:

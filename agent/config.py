@@ -15,7 +15,7 @@ from agent.durable import write_file
 from agent.errors import ConfigError
 from agent.home import resolve
 from agent.jsonl import Limits
-from agent.settings import Training, setting
+from agent.settings import Offload, Training, setting
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,7 +23,7 @@ else:
     import tomli as tomllib
 
 DEFAULT_BASE = "smollm2-135m-instruct"
-GROUPS: dict[str, type[Any]] = {"training": Training, "limits": Limits}
+GROUPS: dict[str, type[Any]] = {"training": Training, "offload": Offload, "limits": Limits}
 """The tables of config.toml."""
 
 
@@ -33,6 +33,7 @@ class Config:
 
     base: str = setting(DEFAULT_BASE, "base model: a built-in name, a folder, a .gguf file or a hub id")
     training: Training = field(default_factory=Training)
+    offload: Offload = field(default_factory=Offload)
     limits: Limits = field(default_factory=Limits)
 
 
@@ -86,6 +87,9 @@ def _typed(known: dataclasses.Field[Any], value: Any) -> Any:
 def value_fault(known: dataclasses.Field[Any], value: object) -> str | None:
     """What is wrong with a value for a setting, or None."""
     wanted = _type_of(known)
+    if wanted is tuple:
+        strings = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        return None if strings else f"must be a list of strings, not {value!r}"
     if type(value) is not wanted and not (wanted is float and type(value) is int):
         return f"must be of type {wanted.__name__}, not {value!r}"
     about = known.metadata
@@ -120,6 +124,28 @@ def write_base(path: Path, base: str) -> None:
     write_file(path, (changed if count else f"{line}\n{text}").encode())
 
 
+def write_settings(path: Path, group: str, values: dict[str, Any]) -> None:
+    """Change settings of one table of a config.toml, which is made if there is none; all else stays as it is.
+
+    Raises ConfigError for a value that is not allowed; nothing is written then.
+    """
+    import tomlkit  # noqa: PLC0415  only the commands that write settings pay for it
+    from tomlkit.exceptions import TOMLKitError  # noqa: PLC0415
+
+    text = path.read_text(encoding="utf-8") if path.exists() else default_toml(DEFAULT_BASE)
+    try:
+        document = tomlkit.parse(text)
+        document.setdefault(group, tomlkit.table()).update(values)
+    except (TOMLKitError, AttributeError) as fault:
+        raise ConfigError(f"{path}: {fault}") from fault
+    changed = tomlkit.dumps(document)
+    faults: list[str] = []
+    _build(Config, tomllib.loads(changed), "", faults)
+    if faults:
+        raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
+    write_file(path, changed.encode())
+
+
 def _help(cls: type[Any], name: str) -> str:
     return str(cls.__dataclass_fields__[name].metadata["help"])
 
@@ -132,31 +158,41 @@ def _bounds(known: dataclasses.Field[Any]) -> str:
 
 
 def _toml(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(value, str) else str(value)
 
 
-def add_training_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag for each training setting; a flag that is not given leaves the setting alone."""
-    group = parser.add_argument_group("training settings (defaults: config.toml)")
-    for known in dataclasses.fields(Training):
-        flag = "--" + known.name.replace("_", "-")
-        text = f"{known.metadata['help']}{_bounds(known)} [{known.default}]".replace("%", "%%")
-        if _type_of(known) is bool:
-            action = argparse.BooleanOptionalAction
-            group.add_argument(flag, dest=f"training.{known.name}", action=action, default=None, help=text)
+def add_flags(parser: argparse.ArgumentParser, group: str) -> None:
+    """One flag for each setting of a table of config.toml; a flag that is not given leaves the setting alone."""
+    flags = parser.add_argument_group(f"{group} settings (defaults: config.toml)")
+    for known in dataclasses.fields(GROUPS[group]):
+        flag, kind, name = "--" + known.name.replace("_", "-"), _type_of(known), known.name.upper()
+        shown = "" if known.default in ("", ()) else f" [{known.default}]"
+        text = f"{known.metadata['help']}{_bounds(known)}{shown}".replace("%", "%%")
+        about: dict[str, Any] = {"dest": f"{group}.{known.name}", "default": None, "help": text}
+        if kind is bool:
+            flags.add_argument(flag, action=argparse.BooleanOptionalAction, **about)
+        elif kind is tuple:
+            flags.add_argument(flag, nargs="*", metavar=name, **about)
         else:
-            kind, name = _type_of(known), known.name.upper()
-            group.add_argument(flag, dest=f"training.{known.name}", type=kind, default=None, metavar=name, help=text)
+            flags.add_argument(flag, type=kind, metavar=name, **about)
+
+
+def given_flags(arguments: argparse.Namespace, group: str) -> dict[str, Any]:
+    """The settings of a table that flags were given for, by name; raises ConfigError with every fault."""
+    fields = {known.name: known for known in dataclasses.fields(GROUPS[group])}
+    given = {name: getattr(arguments, f"{group}.{name}", None) for name in fields}
+    changes = {name: value for name, value in given.items() if value is not None}
+    found = {name: value_fault(fields[name], value) for name, value in changes.items()}
+    faults = [f"--{name.replace('_', '-')} {fault}" for name, fault in found.items() if fault]
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return changes
 
 
 def training_from(arguments: argparse.Namespace, config: Config) -> Training:
     """The training settings of config.toml with the given flags on top; raises ConfigError with every fault."""
-    given = {f.name: getattr(arguments, f"training.{f.name}", None) for f in dataclasses.fields(Training)}
-    changes = {name: value for name, value in given.items() if value is not None}
-    found = {name: value_fault(Training.__dataclass_fields__[name], value) for name, value in changes.items()}
-    faults = [f"--{name.replace('_', '-')} {fault}" for name, fault in found.items() if fault]
-    if faults:
-        raise ConfigError("\n".join(faults))
-    return dataclasses.replace(config.training, **changes)
+    return dataclasses.replace(config.training, **given_flags(arguments, "training"))

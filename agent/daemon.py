@@ -33,6 +33,8 @@ FROZEN = 60.0
 """Seconds without a heartbeat until the processes of a job are killed (they beat every 5)."""
 STOP_TIMEOUT = 75
 """Seconds a job gets to checkpoint after SIGTERM; the unit's TimeoutStopSec is longer."""
+LONGEST_PARKED = 26 * 3600.0
+"""Seconds a job is put aside at most: until the day's budget starts again."""
 PROGRESS_EVERY = 5.0
 """Seconds between reports of a running job."""
 
@@ -118,6 +120,8 @@ class Daemon:
         self._report("taken back", self._store.died(job.id, str(job.token), reason, counts=same_boot))
 
     def _claim(self, now: float) -> None:
+        for parked in self._store.wake(LONGEST_PARKED):
+            self._report("woken", parked)
         job = self._store.claim(boot_id(), os.getpid())
         if job is None:
             return

@@ -95,6 +95,8 @@ class Job:
     """Why it is in this state; every earlier reason is in its moves."""
     version: int | None
     """The version it published."""
+    wake: float | None
+    """When a parked job is queued again by itself."""
     progress: dict[str, Any]
     """What the current or last attempt reported: phase, step, steps, loss, tokens_per_s and the like."""
 

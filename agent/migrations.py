@@ -75,7 +75,13 @@ def promotions(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX promotions_standing ON promotions (id) WHERE undone IS NULL")
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (jobs_and_moves, promotions)
+def parking(connection: sqlite3.Connection) -> None:
+    """When a parked job is tried again, and what was last heard of the remote LLM."""
+    connection.execute("ALTER TABLE jobs ADD COLUMN wake REAL")
+    connection.execute("CREATE TABLE remote (id INTEGER PRIMARY KEY CHECK (id = 1), at REAL NOT NULL, standing TEXT) STRICT")
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (jobs_and_moves, promotions, parking)
 """In the order in which they are applied; a released one is never changed."""
 LATEST = len(MIGRATIONS)
 """The `user_version` of a database that has them all."""

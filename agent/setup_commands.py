@@ -45,7 +45,7 @@ def _named(base: str) -> str:
 def prepare_base(home: Home, base: str, *, again: bool) -> dict[str, Any]:
     """Fetch and quantise the base model unless it is there; returns what was made, empty if nothing."""
     from agent.protocol import Fetch, Fetched, Prepare, Prepared  # noqa: PLC0415
-    from agent.workers import Worker  # noqa: PLC0415
+    from agent.workers import NETWORK, Worker  # noqa: PLC0415
 
     target = home.model(base)
     if target.exists() and not again:
@@ -56,7 +56,7 @@ def prepare_base(home: Home, base: str, *, again: bool) -> dict[str, Any]:
     ):
         log = Path(work) / "log"
         hint(f"fetching {base}")
-        with Worker("agent.fetch", log, network=True) as fetcher:
+        with Worker("agent.fetch", log, more=NETWORK) as fetcher:
             fetched = fetcher.ask(Fetch(base, work))
         if not isinstance(fetched, Fetched):
             raise BaseModelError(f"cannot fetch {base}")

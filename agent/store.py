@@ -9,6 +9,7 @@ sqlite3's own errors leave this file as StorageError, StateError or Busy (`disk_
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import sqlite3
@@ -194,6 +195,25 @@ class Store:
         with self.attempt(job_id, token) as job:
             return self._move(job, State.QUEUED, reason)
 
+    def park(self, job_id: int, token: str, reason: str, wake: float) -> Job:
+        """Put the job aside until `wake` (unix seconds): all that is left needs the remote LLM. Raises StaleAttempt."""
+        with self.attempt(job_id, token) as job:
+            return self._move(job, State.PARKED, reason, wake=wake)
+
+    def wake(self, longest: float) -> Jobs:
+        """Queue the parked jobs whose time has come; returns them.
+
+        A wake-up that lies more than `longest` seconds ahead was set by another clock, and has come too.
+        """
+        now = self._clock()
+        sql = "SELECT * FROM jobs WHERE state = ? AND (wake <= ? OR wake > ?) ORDER BY id"
+        due = self._rows(sql, (State.PARKED, now, now + longest))
+        if not due:
+            return []
+        with self.transaction():
+            jobs = [self.get(row["id"]) for row in due]
+            return [self._move(j, State.QUEUED, "the remote may answer again") for j in jobs if j.state is State.PARKED]
+
     def died(self, job_id: int, token: str, reason: str, *, counts: bool = True) -> Job:
         """Put the job back because its process died, or give it up at the third death. Raises StaleAttempt.
 
@@ -206,7 +226,7 @@ class Store:
     def _move(self, job: Job, new: State, reason: str | None, **changes: Any) -> Job:
         """The one way from a state to another: checked, saved and remembered in the caller's transaction."""
         check_move(job.id, job.state, new)
-        nobody = {"token": None, "boot_id": None, "pid": None, "heartbeat": None}
+        nobody = {"token": None, "boot_id": None, "pid": None, "heartbeat": None, "wake": None}
         moved = self._save(
             replace(job, **{**nobody, **changes, "state": new, "reason": reason, "updated": self._clock()})
         )
@@ -217,7 +237,7 @@ class Store:
         (row,) = self._rows(
             "UPDATE jobs SET state = :state, updated = :updated, attempt = :attempt, token = :token,"
             " boot_id = :boot_id, pid = :pid, heartbeat = :heartbeat, deaths = :deaths, reason = :reason,"
-            " version = :version, progress = :progress WHERE id = :id RETURNING *",
+            " version = :version, wake = :wake, progress = :progress WHERE id = :id RETURNING *",
             job.to_row(),
         )
         return Job.from_row(row)
@@ -270,6 +290,18 @@ class Store:
         """SQLite's journal mode, for doctor."""
         (row,) = self._rows("PRAGMA journal_mode")
         return str(row["journal_mode"])
+
+    # ---- the remote LLM ----
+
+    def note_remote(self, standing: dict[str, Any]) -> None:
+        """Keep what an offload worker said of the remote LLM, for `ls` and `doctor`."""
+        with self.transaction():
+            self._rows("INSERT OR REPLACE INTO remote VALUES (1, ?, ?)", (self._clock(), to_json(standing)))
+
+    def remote(self) -> dict[str, Any] | None:
+        """What was last heard of the remote LLM, with `at` in unix seconds; None if nothing ever was."""
+        rows = self._rows("SELECT at, standing FROM remote")
+        return {"at": rows[0]["at"], **json.loads(rows[0]["standing"])} if rows else None
 
     # ---- promotions, for the registry ----
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
+from typing import BinaryIO
 
 from agent import protocol
 from agent.errors import AgentError, WorkerDied
@@ -34,16 +36,16 @@ NETWORK = ("PIP_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https
 """What the downloading process may see besides, by prefix."""
 
 
-def child_environment(*, network: bool = False) -> dict[str, str]:
+def child_environment(more: tuple[str, ...] = ()) -> dict[str, str]:
     """The environment of a worker: an allow-list, and everything that could phone home switched off."""
-    prefixes = PREFIXES + NETWORK if network else PREFIXES
+    prefixes = PREFIXES + more
     kept = {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(prefixes)}
-    offline = {} if network else {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    offline = {} if more else {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     return {**kept, **offline, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def start_module(
-    module: str, *arguments: str, log: Path, pipes: bool, network: bool = False, keep: tuple[int, ...] = ()
+    module: str, *arguments: str, log: Path, pipes: bool, more: tuple[str, ...] = (), keep: tuple[int, ...] = ()
 ) -> subprocess.Popen[bytes]:
     """Start one of our modules from the installed package, in a session of its own, its stderr appended to `log`.
 
@@ -58,37 +60,23 @@ def start_module(
             stdout=stream,
             stderr=stderr,
             cwd="/",
-            env=child_environment(network=network),
+            env=child_environment(more),
             start_new_session=True,
             pass_fds=keep,
             bufsize=0,
         )
 
 
-class Worker:
-    """A worker process; use as a context manager, which ends it. `silence` is in seconds."""
+class Connection:
+    """Requests to a worker and its answers, over a pipe or a socket. `silence` is in seconds."""
 
-    def __init__(
-        self, module: str, log: Path, *, network: bool = False, keep: tuple[int, ...] = (), silence: float = SILENCE
-    ) -> None:
-        self.module = module
-        self.log = log
+    def __init__(self, name: str, write: Callable[[bytes], object], read: BinaryIO, silence: float) -> None:
+        self.module = name
         self.silence = silence
-        self.process = start_module(module, str(os.getpid()), log=log, pipes=True, network=network, keep=keep)
+        self._write, self._read = write, read
         self._ids = itertools.count(1)
         self._lines: queue.Queue[bytes] = queue.Queue()
         threading.Thread(target=self._drain, daemon=True).start()
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.process.kill()
-        self.process.wait()
-        if self.process.stdin is not None:
-            self.process.stdin.close()
 
     def ask(
         self,
@@ -120,15 +108,10 @@ class Worker:
             elif isinstance(message, protocol.Answer):
                 return message
 
-    def stop(self) -> None:
-        """Ask the worker to come to an end where it can be taken up again (SIGTERM)."""
-        self.process.send_signal(signal.SIGTERM)
-
     def _send(self, envelope: Envelope) -> None:
-        assert self.process.stdin is not None  # noqa: S101  tells the type checker what pipes=True means
         try:
-            self.process.stdin.write(protocol.encode(envelope))
-        except BrokenPipeError:
+            self._write(protocol.encode(envelope))
+        except (BrokenPipeError, ConnectionResetError):
             raise self._death() from None
 
     def _receive(self, line: bytes, number: int) -> object:
@@ -142,15 +125,80 @@ class Worker:
         return envelope.message if envelope.id == number else None
 
     def _drain(self) -> None:
-        """Keep the pipe empty, so that a worker never blocks on us; b"" marks its end."""
-        assert self.process.stdout is not None  # noqa: S101
-        with self.process.stdout, os.fdopen(os.dup(self.process.stdout.fileno()), "rb") as stream:
-            while line := stream.readline(protocol.MAX_LINE):
-                self._lines.put(line)
+        """Keep the stream empty, so that a worker never blocks on us; b"" marks its end."""
+        with self._read as stream:
+            try:
+                while line := stream.readline(protocol.MAX_LINE):
+                    self._lines.put(line)
+            except OSError:  # a reset connection is an end like any other
+                pass
         self._lines.put(b"")
 
     def _death(self) -> WorkerDied:
+        return WorkerDied(f"{self.module} closed the connection")
+
+
+class Worker(Connection):
+    """A worker process; use as a context manager, which ends it. `more`: prefixes of variables it may see besides."""
+
+    def __init__(
+        self,
+        module: str,
+        log: Path,
+        *,
+        more: tuple[str, ...] = (),
+        keep: tuple[int, ...] = (),
+        silence: float = SILENCE,
+    ) -> None:
+        self.log = log
+        self.process = start_module(module, str(os.getpid()), log=log, pipes=True, more=more, keep=keep)
+        assert self.process.stdin is not None  # noqa: S101  tells the type checker what pipes=True means
+        assert self.process.stdout is not None  # noqa: S101
+        stdout = self.process.stdout
+        super().__init__(module, self.process.stdin.write, os.fdopen(os.dup(stdout.fileno()), "rb"), silence)
+        stdout.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+    def stop(self) -> None:
+        """Ask the worker to come to an end where it can be taken up again (SIGTERM)."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def _death(self) -> WorkerDied:
         return WorkerDied(f"{self.module} {how_it_ended(self.process.wait())}{last_words(self.log)}")
+
+
+class SocketWorker(Connection):
+    """A worker that systemd starts for a connection to the Unix socket at `path`; use as a context manager.
+
+    Raises WorkerDied if nobody listens there.
+    """
+
+    def __init__(self, path: str, *, silence: float = SILENCE) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            self._socket.connect(path)
+        except OSError as fault:
+            self._socket.close()
+            advice = "systemctl status nslora-offload.socket tells more"
+            raise WorkerDied(f"the offload unit does not answer at {path} ({fault.strerror}): {advice}") from fault
+        super().__init__(f"the offload unit at {path}", self._socket.sendall, self._socket.makefile("rb"), silence)
+
+    def __enter__(self) -> SocketWorker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Not close(): the reading thread may hold the file open.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
 
 
 def how_it_ended(status: int) -> str:

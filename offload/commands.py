@@ -33,8 +33,8 @@ class Commands:
         """Serve one request; raises AgentError."""
         handlers: dict[type[Any], Callable[[Any], Answer]] = {
             m.Open: self._open,
-            m.RewriteExample: lambda rewrite: self._rewriter.example(rewrite),
-            m.ImprovePrompt: lambda rewrite: self._rewriter.system_prompt(rewrite),
+            m.RewriteExample: self._rewrite_example,
+            m.ImprovePrompt: self._improve_prompt,
             m.Preview: self._preview,
             m.Ping: self._ping,
             m.ReadLog: self._read_log,
@@ -66,9 +66,11 @@ class Commands:
             raise StateError("the offload worker was asked for something before it was opened")
         return self._opened
 
-    @property
-    def _rewriter(self) -> Rewriter:
-        return Rewriter(self._remote, self._settings.patterns)
+    def _rewrite_example(self, request: m.RewriteExample) -> m.Rewritten:
+        return Rewriter(self._remote, self._settings.patterns).example(request)
+
+    def _improve_prompt(self, request: m.ImprovePrompt) -> m.Rewritten:
+        return Rewriter(self._remote, self._settings.patterns).system_prompt(request)
 
     def _preview(self, request: m.Preview) -> m.Previewed:
         redactor = Redactor(self._settings.patterns)

@@ -36,7 +36,7 @@ PLACES = {
     **dict.fromkeys(("torch", "transformers", "peft", "bitsandbytes", "safetensors"), ("quant/",)),
     **dict.fromkeys(("httpx", "textgrad"), ("offload/",)),
     "huggingface_hub": ("agent/fetch.py",),
-    "socket": ("agent/systemd.py",),
+    "socket": ("agent/systemd.py", "agent/workers.py"),
     **dict.fromkeys(("requests", "urllib.request", "http.client", "http.server", "socketserver", "asyncio"), ()),
     **dict.fromkeys(("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"), ()),
 }

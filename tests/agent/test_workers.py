@@ -12,7 +12,7 @@ from processes import environment, is_alive, wait_until
 
 from agent.errors import BaseModelError, StateError, WorkerDied
 from agent.protocol import Alive, Check, Checked, Event, Load, ProtocolError, Score
-from agent.workers import Worker, child_environment, how_it_ended, last_words
+from agent.workers import NETWORK, Worker, child_environment, how_it_ended, last_words
 
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "HF_TOKEN", "PIP_INDEX_URL", "NVIDIA_API_KEY", "LANGCHAIN_API_KEY",
@@ -192,7 +192,7 @@ def test_a_worker_sees_no_secret_of_its_parent(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("secrets")
 def test_the_downloading_process_sees_the_index_and_the_hub_only() -> None:
     """It may log in where base models come from; no other key reaches it."""
-    seen = child_environment(network=True)
+    seen = child_environment(NETWORK)
     assert {name for name in SECRETS if name in seen} == {"HF_TOKEN", "PIP_INDEX_URL", "HTTPS_PROXY"}
     assert "HF_HUB_OFFLINE" not in seen
 
