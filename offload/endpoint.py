@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 
 import httpx
@@ -10,6 +11,8 @@ import httpx
 from agent.errors import ConfigError
 
 EXAMPLE = "base_url must look like https://api.example.com/v1"
+HOST = re.compile(r"[A-Za-z0-9._:-]+")
+"""A name or an address (of IPv6 without its brackets); anything else, which httpx would escape, is a slip."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,15 @@ def completions_url(endpoint: Endpoint) -> httpx.URL:
     """The URL to post to. Raises ConfigError for a base URL that is malformed, unencrypted or holds a password."""
     try:
         url = httpx.URL(endpoint.base_url)
+        host = url.raw_host.decode("ascii")
         # The socket layer encodes the name once more and would fail on an empty or overlong label.
-        url.raw_host.decode("ascii").encode("idna")
+        host.encode("idna")
     except (httpx.InvalidURL, UnicodeError):
         raise ConfigError(EXAMPLE) from None
     # The URL itself is not shown: what is wrong about it may be a password.
     if url.userinfo or url.query or url.fragment:
         raise ConfigError(f"{EXAMPLE}, without a user, password, query or fragment; the API key has a file of its own")
-    if url.scheme not in {"https", "http"} or not url.host:
+    if url.scheme not in {"https", "http"} or not HOST.fullmatch(host) or (url.port or 0) >= 1 << 16:
         raise ConfigError(EXAMPLE)
     if url.scheme == "http" and not endpoint.allow_http and not _is_loopback(url.host):
         raise ConfigError(f"base_url sends text and key to {url.host} unencrypted; use https or set allow_http = true")
