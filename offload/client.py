@@ -8,7 +8,6 @@ gigabytes; cookies are not kept.
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import random
@@ -55,7 +54,8 @@ class Reply(Completion):
 class Client:
     """Talks to one endpoint over one connection; close it or use it as a context manager. Not for several threads.
 
-    `sleep` and `rng` are what waits are made of: `rng` gives numbers in [0, 1).
+    `sleep` and `rng` are what waits are made of: `rng` gives numbers in [0, 1). Raises ConfigError for a URL that does
+    not do, see `completions_url`.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Client:
         self._sleep = sleep
         self._rng = rng
         self._on_try = on_try
-        self._wire = Wire()
+        self._wire = Wire(tls=self._url.scheme == "https")
         self._http = _http_client(endpoint, key, self._wire)
 
     def __enter__(self) -> Client:  # typing.Self came with Python 3.11
@@ -108,8 +108,10 @@ class Client:
 
     def _persist(self, body: bytes) -> tuple[Completion, int]:
         """The completion and the number of the try that brought it."""
+        number = 0
         failure: RemoteUnavailable | None = None
-        for number in itertools.count(1):
+        while True:
+            number += 1
             if self._on_try:
                 self._on_try(number, failure)
             try:
@@ -120,9 +122,9 @@ class Client:
                 if wait is None:
                     raise
             self._sleep(wait)
-        raise AssertionError  # count() has no end
 
     def _try(self, body: bytes) -> Completion:
+        # Causes are cut off below: they quote the server, which may quote the key, and a traceback would print them.
         self._wire.deadline = time.monotonic() + self._endpoint.total_timeout
         try:
             with self._http.stream("POST", self._url, content=body) as response:
@@ -130,7 +132,7 @@ class Client:
                     return self._completion(response)
                 raise self._failure(response)
         except httpx.RequestError as fault:
-            raise RemoteUnavailable(f"{self._name} {self._what_happened(fault)}") from fault
+            raise RemoteUnavailable(f"{self._name} {self._what_happened(fault)}") from None
 
     def _completion(self, response: httpx.Response) -> Completion:
         limit = self._endpoint.max_response_bytes
@@ -140,7 +142,7 @@ class Client:
             if len(body) <= limit:
                 return parse(body)
         except ValueError as fault:
-            raise RemoteUnavailable(f"{self._name} sent no answer to read: {self._clean(str(fault))}") from fault
+            raise RemoteUnavailable(f"{self._name} sent no answer to read: {self._clean(str(fault))}") from None
         advice = "lower max_tokens or raise max_response_bytes"
         raise RemoteUnavailable(f"{self._name} sent more than {limit} bytes; {advice}", again=False)
 
@@ -152,7 +154,7 @@ class Client:
             return RemoteRefused(
                 f"{self._name} answers {status}, a redirect to {target}; set base_url to the right host"
             )
-        said = self._clean(error_message(_read(response, MAX_ERROR_BYTES)))
+        said = self._clean(_explanation(response))
         what = f"{self._name} answers {status}" + (f": {said}" if said else "")
         if not retries.passes(status):
             return RemoteRefused(f"{what}; {ADVICE.get(status, 'check what config.toml says about it')}")
@@ -163,7 +165,7 @@ class Client:
         return RemoteUnavailable(what, retry_after=pause)
 
     def _what_happened(self, fault: httpx.RequestError) -> str:
-        """The end of a sentence about a network's failure; h11 quotes the server, which may quote the key."""
+        """The end of a sentence about a network's failure."""
         end = self._endpoint
         if isinstance(fault, httpx.TimeoutException) and time.monotonic() >= self._wire.deadline:
             return f"gave no whole answer within {end.total_timeout:g} s"
@@ -208,6 +210,14 @@ def _check_form(headers: httpx.Headers) -> None:
     encoding = headers.get("Content-Encoding", "identity").strip().lower()
     if encoding != "identity":
         raise ValueError(f"it is compressed ({encoding}), which was not asked for")
+
+
+def _explanation(response: httpx.Response) -> str:
+    """What the body of an error says; nothing if it breaks off, for the status alone decides what to do."""
+    try:
+        return error_message(_read(response, MAX_ERROR_BYTES))
+    except httpx.RequestError:
+        return ""
 
 
 def _read(response: httpx.Response, limit: int) -> bytes:

@@ -16,6 +16,9 @@ from typing import Any
 import httpcore
 import httpx
 
+KEEP_ALIVE = 5.0
+"""Seconds that an idle connection is kept for the next call; after longer ones a router may have forgotten it."""
+
 
 class Wire(httpx.HTTPTransport):
     """One connection at a time, kept alive between calls; set `deadline` (of time.monotonic) before each exchange.
@@ -25,14 +28,17 @@ class Wire(httpx.HTTPTransport):
     headers and failed exchanges included, without the overhead of TLS.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls: bool) -> None:
         self.deadline = math.inf
         self.sent = 0
         self.received = 0
-        context = httpx.create_ssl_context(trust_env=False)
-        context.load_default_certs()
         # httpx has no argument for a network backend; this attribute is the one thing its constructor sets.
-        self._pool = httpcore.ConnectionPool(ssl_context=context, max_connections=1, network_backend=_Backend(self))
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=_trust() if tls else None,
+            max_connections=1,
+            keepalive_expiry=KEEP_ALIVE,
+            network_backend=_Backend(self),
+        )
 
     def left(self, timeout: float | None) -> float:
         """Seconds that the next step may take. Raises httpcore.ReadTimeout after the deadline."""
@@ -40,6 +46,13 @@ class Wire(httpx.HTTPTransport):
         if left <= 0:
             raise httpcore.ReadTimeout("deadline")
         return left if timeout is None else min(left, timeout)
+
+
+def _trust() -> ssl.SSLContext:
+    """Reading the certificates takes 50 ms or more; without TLS nothing needs them."""
+    context = httpx.create_ssl_context(trust_env=False)
+    context.load_default_certs()
+    return context
 
 
 class _Backend(httpcore.NetworkBackend):

@@ -5,15 +5,14 @@ import logging
 import socket
 import ssl
 import subprocess
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import llm_server as llm
 import pytest
-from calls import ATTEMPTS, CAP, HI, KEY, TIMEOUT, Call, call, client_of, endpoint
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from calls import ATTEMPTS, CAP, HI, KEY, Call, call, client_of, endpoint
 from llm_server import Act, LLMServer, answering, completion, failing, in_turn, saying, sending
 from needs import needs
 
@@ -182,11 +181,11 @@ def test_a_refused_connection_is_tried_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "says"), [("http", f"was silent for {TIMEOUT} s"), ("https", f"took no connection within {TIMEOUT} s")]
+    ("scheme", "says"), [("http", "was silent for 0.1 s"), ("https", "took no connection within 0.1 s")]
 )
 def test_a_server_that_accepts_and_never_reads_is_given_up(deaf: int, scheme: str, says: str) -> None:
     """The handshake of TLS belongs to the connection."""
-    message, waits = refused(f"{scheme}://127.0.0.1:{deaf}/v1")
+    message, waits = refused(f"{scheme}://127.0.0.1:{deaf}/v1", read_timeout=0.1, connect_timeout=0.1)
     assert says in message
     assert len(waits) == ATTEMPTS - 1
 
@@ -239,7 +238,7 @@ def test_the_key_is_not_shown(act: Act, caplog: pytest.LogCaptureFixture) -> Non
     caplog.set_level(logging.DEBUG)
     result = call(in_turn(act))
     assert isinstance(result.outcome, Exception)
-    assert KEY[:8].lower() not in str(result.outcome).lower()
+    assert KEY[:8].lower() not in "".join(traceback.format_exception(result.outcome)).lower()
     assert caplog.text == ""
 
 
@@ -352,63 +351,3 @@ def test_an_authority_of_the_systems_store_is_trusted(certificate: Path, monkeyp
     result = tls_call(certificate)
     assert isinstance(result.outcome, Reply)
     assert result.outcome.bytes_in < 600
-
-
-# ---- anything at all ----
-
-
-@pytest.fixture(scope="module")
-def any_server() -> Iterator[tuple[LLMServer, Client]]:
-    with LLMServer(in_turn(saying("a"))) as server, Client(endpoint(server.url, attempts=1), KEY) as client:
-        yield server, client
-
-
-def outcome(pair: tuple[LLMServer, Client], act: Act) -> Reply | Exception:
-    server, client = pair
-    server.script = in_turn(act)
-    try:
-        return client.complete(HI, {})
-    except (RemoteUnavailable, RemoteRefused) as fault:
-        return fault
-
-
-PIECES = st.sampled_from(
-    [b"{", b"}", b"[", b"]", b'"', b":", b",", b"choices", b"message", b"content", b"error", b"null"]
-)
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | st.text(st.characters(codec=None)),
-    lambda inner: st.lists(inner) | st.dictionaries(
-        st.sampled_from(["choices", "message", "content", "error", "usage", "prompt_tokens", "model", "detail"]), inner
-    ),
-)  # fmt: skip
-BODIES = st.binary() | st.lists(PIECES).map(b"".join) | VALUES.map(lambda value: json.dumps(value).encode())
-
-
-@settings(deadline=None, max_examples=200)
-@given(body=BODIES, status=st.sampled_from([200, 200, 201, 400, 500]))
-def test_any_body_is_a_reply_or_a_failure_with_a_name(
-    any_server: tuple[LLMServer, Client], body: bytes, status: int
-) -> None:
-    """Nothing that a server may send ends the worker."""
-    result = outcome(any_server, answering(body, status))
-    assert str(result).isprintable() if isinstance(result, Exception) else isinstance(result.text.encode(), bytes)
-
-
-LINES = st.sampled_from(
-    [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 302 Go\r\n", b"HTTP/1.1 100 Continue\r\n", b"HTTP/1.1 101 Up\r\n",
-     b"HTTP/1.0 429 Slow\r\n", b"HTTP/1.1 999 \xff\r\n", b"Content-Length: 5\r\n", b"Content-Length: -1\r\n",
-     b"Transfer-Encoding: chunked\r\n", b"Content-Type: application/json; charset=\xff\r\n", b"Set-Cookie: \xff=;;\r\n",
-     b"Location: http://[\r\n", b"Location: //\xff\r\n", b"Retry-After: \xff\r\n", b"Content-Encoding: gzip\r\n",
-     b"\r\n", b"5\r\nhello\r\n", b"0\r\n\r\n", b'{"error":1}']
-)  # fmt: skip
-
-
-@settings(deadline=None, max_examples=200)
-@given(start=st.sampled_from([b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 307 Go\r\n"]), rest=st.lists(LINES | st.binary()))
-def test_any_bytes_are_a_failure_with_a_name(
-    any_server: tuple[LLMServer, Client], start: bytes, rest: list[bytes]
-) -> None:
-    """The same for what is no HTTP, or hardly."""
-    result = outcome(any_server, sending(start + b"".join(rest), then=llm.ending))
-    assert isinstance(result, RemoteUnavailable | RemoteRefused)
-    assert str(result).isprintable()
