@@ -1,0 +1,70 @@
+r"""Words, sentences and the language of a text, counted as IFEval's reference checker counts them.
+
+Words are runs of `\w`. Sentences are Punkt's (Kiss & Strunk 2006), by the English model. Words in capital letters are
+tokens of the Penn Treebank (the rules of NLTK's word_tokenize), of which this needs only the cuts that part letters.
+The language is langdetect's, with a fixed seed.
+"""
+
+from __future__ import annotations
+
+import re
+
+_WORD = re.compile(r"\w+")
+_FINAL_PERIOD = re.compile(r"""(?<![.\s])\.(?=[])}>"'»\u201d\u2019 ]*$)""")
+_CUT = re.compile(r"""[\s"«»\u201c\u201d\u2018\u2019\u201e`;@#$%&?!*()\[\]{}<>]+|--|''|\.{2,}|[:,](?!\d)""")
+_ELISION = re.compile(r"'(?!re|ve|ll|[mtsdn])(?=\w\b)", re.IGNORECASE)
+_CLITICS = (
+    re.compile(r"(?<=[^'])('[sSmMdD]|')$"),
+    re.compile(r"(?<=[^'])('ll|'LL|'re|'RE|'ve|'VE|n't|N'T)$"),
+)
+_FUSED = re.compile(
+    r"\b(can(?=not\b)|d(?='ye\b)|gim(?=me\b)|gon(?=na\b)|got(?=ta\b)|lem(?=me\b)|more(?='n\b)|wan(?=na$)|^'t(?=is\b|was\b))",
+    re.IGNORECASE,
+)
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters, digits and underscores: `don't` is two, `5,820` is two."""
+    return _WORD.findall(text)
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences of a text; a line break alone ends none."""
+    from punkt import sent_tokenize  # noqa: PLC0415  reads its model when imported
+
+    found: list[str] = sent_tokenize(text)
+    return found
+
+
+def capital_words(text: str) -> list[str]:
+    """Tokens whose letters are all capitals: `USA`, `A`, `COVID-19`; the `I` of `I'm`, both `DO` and `N'T`."""
+    return [token for sentence in sentences(text) for token in _tokens(sentence) if token.isupper()]
+
+
+def _tokens(sentence: str) -> list[str]:
+    spaced = _ELISION.sub("' ", _FINAL_PERIOD.sub(" ", sentence))
+    return [token for piece in _CUT.split(spaced) for token in _parted(piece)]
+
+
+def _parted(piece: str) -> list[str]:
+    """A piece without its clitics (`'S`, `N'T`), and these; fused words (`CANNOT`) as two."""
+    ends: list[str] = []
+    for clitic in _CLITICS:
+        if found := clitic.search(piece):
+            piece, ends = piece[: found.start()], [found[0], *ends]
+    return [*_FUSED.sub(r"\1 ", piece).split(), *ends]
+
+
+def language(text: str) -> str | None:
+    """Code of the language that a text most looks like (ISO 639-1; Chinese is zh-cn or zh-tw).
+
+    None where it has no letters to judge by, or only words all in capitals, which langdetect ignores.
+    """
+    import langdetect  # noqa: PLC0415  megabytes of profiles
+
+    langdetect.DetectorFactory.seed = 0
+    try:
+        found: str = langdetect.detect(text)
+    except langdetect.LangDetectException:
+        return None
+    return found
