@@ -262,9 +262,17 @@ class Envelope:
 def encode(envelope: Envelope) -> bytes:
     """One line of JSON with its newline; numbers that are not finite raise ValueError."""
     message = envelope.message
-    body = str(message) if isinstance(message, errors.AgentError) else dataclasses.asdict(message)
-    record = {"v": VERSION, "id": envelope.id, envelope.kind: type(message).__name__, "body": body}
+    name, body = _named(message)
+    record = {"v": VERSION, "id": envelope.id, envelope.kind: name, "body": body}
     return json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _named(message: Message | errors.AgentError) -> tuple[str, Any]:
+    """A message's name and body; an error of a worker's own is named after the one in `agent.errors` it derives from."""
+    if isinstance(message, errors.AgentError):
+        names = (cls.__name__ for cls in type(message).__mro__)
+        return next((name for name in names if name in errors.BY_NAME), "WorkerDied"), str(message)
+    return type(message).__name__, dataclasses.asdict(message)
 
 
 def decode(line: bytes) -> Envelope:

@@ -83,6 +83,13 @@ class Breaker:
         with transaction(self._database):
             self._save(Standing(0, 0, None, ""))
 
+    def abandoned(self) -> None:
+        """A call was not made after all: if it was to be the trial, another may be."""
+        with transaction(self._database):
+            standing = self.standing()
+            if standing.until is not None:
+                self._save(Standing(standing.failures, standing.opened, self._clock(), standing.reason))
+
     def _save(self, standing: Standing) -> None:
         self._database.execute(
             "UPDATE breaker SET failures = ?, opened = ?, until = ?, reason = ?",

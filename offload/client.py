@@ -132,7 +132,8 @@ class Client:
                     return self._completion(response)
                 raise self._failure(response)
         except httpx.RequestError as fault:
-            raise RemoteUnavailable(f"{self._name} {self._what_happened(fault)}") from None
+            billed = not isinstance(fault, httpx.ConnectError | httpx.ConnectTimeout)
+            raise RemoteUnavailable(f"{self._name} {self._what_happened(fault)}", billed=billed) from None
 
     def _completion(self, response: httpx.Response) -> Completion:
         limit = self._endpoint.max_response_bytes
@@ -142,9 +143,10 @@ class Client:
             if len(body) <= limit:
                 return parse(body)
         except ValueError as fault:
-            raise RemoteUnavailable(f"{self._name} sent no answer to read: {self._clean(str(fault))}") from None
-        advice = "lower max_tokens or raise max_response_bytes"
-        raise RemoteUnavailable(f"{self._name} sent more than {limit} bytes; {advice}", again=False)
+            what = f"{self._name} sent no answer to read: {self._clean(str(fault))}"
+            raise RemoteUnavailable(what, billed=True) from None
+        advice = "lower max_tokens or raise max_response_kb"
+        raise RemoteUnavailable(f"{self._name} sent more than {limit} bytes; {advice}", again=False, billed=True)
 
     def _failure(self, response: httpx.Response) -> RemoteUnavailable | RemoteRefused:
         """The error that a status other than 2xx means."""
@@ -157,7 +159,7 @@ class Client:
         said = self._clean(_explanation(response))
         what = f"{self._name} answers {status}" + (f": {said}" if said else "")
         if not retries.passes(status):
-            return RemoteRefused(f"{what}; {ADVICE.get(status, 'check what config.toml says about it')}")
+            return retries.refusal(status)(f"{what}; {ADVICE.get(status, 'check what config.toml says about it')}")
         date = response.headers.get("Date")
         pause = retries.retry_after(response.headers.get("Retry-After"), date, time.time())
         if pause is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from agent import offload_messages as m
 from agent.durable import write_file
-from agent.errors import BudgetSpent, StateError
+from agent.errors import StateError
 from agent.faults import disk_faults
 from agent.protocol import Answer
 from agent.serving import Emit
@@ -17,7 +17,7 @@ from agent.settings import Offload
 from offload import prompts
 from offload.database import open_database
 from offload.redact import Redactor
-from offload.remote import Remote
+from offload.remote import OnTry, Remote
 from offload.rewrite import NotSent, Rewriter, first_messages
 
 PING: list[dict[str, str]] = [{"role": "user", "content": "Answer with the word ready."}]
@@ -48,7 +48,7 @@ class Commands:
     def _open(self, request: m.Open) -> m.Opened:
         settings = request.settings
         Redactor(settings.patterns)  # a bad pattern is said before anything is sent
-        remote = Remote(open_database(Path(request.cache)), settings, lambda: _client(settings))
+        remote = Remote(open_database(Path(request.cache)), settings, lambda on_try: _client(settings, on_try))
         self._opened = settings, remote
         return m.Opened(remote.standing())
 
@@ -82,10 +82,7 @@ class Commands:
         return m.Previewed(messages, dict(redactor.counts), known)
 
     def _ping(self, _: m.Ping) -> m.Ponged:
-        try:
-            reply, money = self._remote.ping(PING)
-        except BudgetSpent as fault:
-            raise BudgetSpent(str(fault)) from fault  # its own class does not cross the process boundary
+        reply, money = self._remote.ping(PING)
         return m.Ponged(
             model=reply.model,
             seconds=round(reply.seconds, 3),
@@ -113,8 +110,9 @@ class Commands:
         return m.Pruned(*self._remote.cache.prune(request.older_than))
 
 
-def _client(settings: Offload) -> Any:
-    from offload.client import Client, Endpoint  # noqa: PLC0415  httpx is imported only to serve a miss
+def _client(settings: Offload, on_try: OnTry) -> Any:
+    from offload.client import Client  # noqa: PLC0415  httpx is imported only to serve a miss
+    from offload.endpoint import Endpoint  # noqa: PLC0415
     from offload.keys import read_key  # noqa: PLC0415
 
     endpoint = Endpoint(
@@ -127,7 +125,7 @@ def _client(settings: Offload) -> Any:
         attempts=settings.attempts,
         max_response_bytes=settings.max_response_kb * 1000,
     )
-    return Client(endpoint, read_key(settings.api_key_file))
+    return Client(endpoint, read_key(settings.api_key_file), on_try=on_try)
 
 
 def _is_step_of(answer: str, text: str | None) -> bool:

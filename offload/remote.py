@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sqlite_utils
 
 from agent import offload_messages
-from agent.errors import CacheMiss, ConfigError, RemoteRefused
+from agent.errors import BudgetSpent, CacheMiss, ConfigError, RemoteRefused
 from agent.settings import Offload
 from offload.breaker import Breaker
 from offload.budget import Budget, Subject
@@ -26,7 +26,8 @@ LEASE_MARGIN = 60.0
 POLL = 0.2
 """Seconds between looks at an answer that another process is asking for."""
 
-MakeClient = Callable[..., "Client"]
+OnTry = Callable[[int, RemoteUnavailable | None], None]
+MakeClient = Callable[[OnTry], "Client"]
 
 
 @dataclass
@@ -47,8 +48,8 @@ class Cost:
 class Remote:
     """Answers questions from the cache at `database`, and those it lacks from the endpoint in `settings`.
 
-    `make_client` gets an `on_try` argument (see `offload.client.Client`) and is called at the first miss, so that a
-    worker that only serves hits opens no socket and reads no key.
+    `make_client` (see `offload.client.Client` for its argument) is called at the first miss, so that a worker that
+    only serves hits opens no socket and reads no key.
     """
 
     def __init__(
@@ -147,19 +148,22 @@ class Remote:
         except RemoteRefused:
             self.breaker.succeeded()  # it does answer
             raise
+        except BudgetSpent:
+            self.breaker.abandoned()
+            raise
         self.breaker.succeeded()
         return self.cache.put(question, reply.text, reply.prompt_tokens or 0, reply.completion_tokens or 0)
 
     def _call(self, subject: Subject, question: Question, cost: Cost) -> Reply:
         """The remote's reply; every try has a row of its own in the audit, reserved before and settled after."""
         tries = Tries(self.budget, subject, question, cost, lambda: self._renew(question))
+        self._tries = tries
         if self._client is None:
-            self._client = self._make_client()
-        self._client.on_try = tries.begin
+            self._client = self._make_client(lambda number, failure: self._tries.begin(number, failure))
         try:
             reply = self._client.complete(question.messages, question.parameters)
         except (RemoteUnavailable, RemoteRefused) as fault:
-            tries.end(_outcome(fault), {}, billed=getattr(fault, "billed", False))
+            tries.end(_outcome(fault), {}, billed=isinstance(fault, RemoteUnavailable) and fault.billed)
             raise
         tries.answered(reply)
         return reply

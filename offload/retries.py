@@ -32,12 +32,25 @@ class RemoteUnavailable(errors.RemoteUnavailable):
     Attributes:
         retry_after: seconds from now before which the server wants no further request, None if it did not say.
         again: False if the same request would fail in the same way.
+        billed: whether the server may have done the work, so that it counts against the caps.
     """
 
-    def __init__(self, message: str, *, retry_after: float | None = None, again: bool = True) -> None:
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, again: bool = True, billed: bool = False
+    ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
         self.again = again
+        self.billed = billed
+
+
+class RequestRefused(errors.RemoteRefused):
+    """This request is refused (too long, not understood); others may be served."""
+
+
+def refusal(status: int) -> type[errors.RemoteRefused]:
+    """The error for a status that no retry mends: whether it is about this request or about all of them."""
+    return RequestRefused if status in {400, 413, 422} else errors.RemoteRefused
 
 
 def passes(status: int) -> bool:

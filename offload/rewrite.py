@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from agent.errors import RemoteRefused
 from agent.offload_messages import ImprovePrompt, RewriteExample, Rewritten
 from offload import prompts
 from offload.budget import DayBudgetSpent, JobBudgetSpent, Subject
@@ -18,7 +17,7 @@ from offload.cache import Messages
 from offload.prompts import Malformed
 from offload.redact import Redactor
 from offload.remote import Cost, Remote
-from offload.retries import RemoteUnavailable
+from offload.retries import RemoteUnavailable, RequestRefused
 
 LONGEST = 20_000
 """Characters of all texts of a request; a longer one is not worth a small remote model's while."""
@@ -166,16 +165,12 @@ class Rewriter:
         cost, started = Cost(), time.monotonic()
         try:
             outcome, said = work(cost)
-        except (Malformed, NotSent) as fault:
+        except (Malformed, NotSent, RequestRefused) as fault:
             outcome, said = "rejected", str(fault)
         except (RemoteUnavailable, DayBudgetSpent) as fault:
             outcome, said = "deferred", str(fault)
         except JobBudgetSpent as fault:
             outcome, said = "spent", str(fault)
-        except RemoteRefused as fault:
-            if not getattr(fault, "this_request", False):
-                raise
-            outcome, said = "rejected", str(fault)
         rewritten = outcome == "rewritten"
         return Rewritten(
             outcome=outcome,
