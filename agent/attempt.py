@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from agent import protocol
-from agent.errors import StaleAttempt
+from agent.durable import locked
+from agent.errors import Busy, StaleAttempt
 from agent.events import EventLog
 from agent.home import Home
 from agent.jobs import Job
+from agent.offload_messages import ImprovePrompt, RewriteExample, Rewritten
+from agent.offloading import offload_worker
 from agent.protocol import Answer, Checkpointed, Note, Request, Step, Train
 from agent.store import Store
-from agent.workers import Worker
+from agent.workers import Connection, Worker
 
 BEAT_EVERY = 5.0
 """Seconds between heartbeats in the job's row: each is a synchronous write to the disk."""
+LOCK_POLL = 1.0
+"""Seconds between tries to get a lock that somebody holds."""
 
 
 class Stopped(Exception):
@@ -38,34 +46,93 @@ class Stopping:
 
 
 class Attempt:
-    """What the stages of a job share while this process works on it."""
+    """What the stages of a job share while this process works on it; use as a context manager, which ends its workers.
 
-    def __init__(self, home: Home, store: Store, job: Job, worker: Worker, stopping: Stopping) -> None:
+    The training worker is started, under the device lock, at the first request for it, and the offload worker at the
+    first for that one.
+    """
+
+    def __init__(self, home: Home, store: Store, job: Job, stopping: Stopping) -> None:
         if job.token is None:
             raise StaleAttempt(f"job {job.id} is not claimed")
-        self.home, self.store, self.job, self.worker = home, store, job, worker
+        self.home, self.store, self.job = home, store, job
         self.token: str = job.token
         self.run = home.run(job.id)
         self.events = EventLog(self.run / "events.jsonl")
         self._stopping = stopping
+        self._kept: tuple[int, ...] = ()
+        self._trainer: Worker | None = None
+        self._offload: Connection | None = None
+        self._workers = ExitStack()
         self._worker_told = False
         self._progress: dict[str, Any] = {}
         self._beaten = 0.0
 
+    def __enter__(self) -> Attempt:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._workers.close()
+
     def ask(self, request: Request) -> Answer:
-        """Put a request to the worker, recording its events; raises Stopped after SIGTERM.
+        """Put a request to the training worker, recording its events; raises Stopped after SIGTERM.
 
         Training is stopped by the worker itself, which checkpoints first and then answers; everything else is
         broken off, since it is cheap to do again.
         """
         training = isinstance(request, Train)
+        worker = self._trainer = self._trainer or self._start_trainer()
 
         def idle() -> None:
             if self._stopping.asked:
-                self._stop_worker(training=training)
-            self._beat()
+                self._stop_worker(worker, training=training)
+            self.beat()
 
-        return self.worker.ask(request, self._record, idle)
+        return worker.ask(request, self._record, idle)
+
+    def ask_remote(self, request: RewriteExample | ImprovePrompt) -> Rewritten:
+        """Put a request to the offload worker; raises Stopped after SIGTERM, and ConfigError for a bad config.toml."""
+        if self._offload is None:
+            self._offload = self._workers.enter_context(offload_worker(self.home, self.run / "offload.log"))
+        answer = self._offload.ask(request, self._record, self._break_off)
+        if not isinstance(answer, Rewritten):
+            raise TypeError(answer)
+        self.store.note_remote(dataclasses.asdict(answer.remote))
+        return answer
+
+    def keep(self, descriptor: int) -> None:
+        """A lock that the training worker shall hold until it is dead too."""
+        self._kept = (*self._kept, descriptor)
+
+    def end_workers(self) -> None:
+        """Give their memory back before another kind of worker is started."""
+        self._workers.close()
+        self._trainer = self._offload = None
+
+    def _start_trainer(self) -> Worker:
+        device = self._workers.enter_context(self.lock(self.home.device_lock))
+        log = self.run / "worker.log"
+        return self._workers.enter_context(Worker("quant.worker", log, keep=(*self._kept, device)))
+
+    @contextmanager
+    def lock(self, path: Path) -> Iterator[int]:
+        """Hold a lock, however long a dying earlier attempt or a `generate` has it; yields its descriptor."""
+        with ExitStack() as stack:
+            yield self._lock_when_free(stack, path)
+
+    def _lock_when_free(self, stack: ExitStack, path: Path) -> int:
+        while not self._stopping.asked:
+            try:
+                return stack.enter_context(locked(path, "in use"))
+            except Busy:  # noqa: PERF203  each turn of this loop sleeps
+                self.store.beat(self.job.id, self.token, {"phase": "wait"})
+                time.sleep(LOCK_POLL)
+        raise Stopped
+
+    def _break_off(self) -> None:
+        if self._stopping.asked:
+            raise Stopped
+        self.beat()
 
     def phase(self, name: str) -> None:
         """Say what comes next, in the events and in the job's row."""
@@ -74,17 +141,18 @@ class Attempt:
         self.events.add("phase", phase=name)
         self._progress = {**self._progress, "phase": name}
         self._beaten = 0.0
-        self._beat()
+        self.beat()
 
-    def _stop_worker(self, *, training: bool) -> None:
+    def _stop_worker(self, worker: Worker, *, training: bool) -> None:
         if not training:
             raise Stopped
         if not self._worker_told:
             self._worker_told = True
-            self.worker.stop()
+            worker.stop()
 
-    def _beat(self) -> None:
+    def beat(self, **values: Any) -> None:
         """Heartbeat and progress; raises StaleAttempt once the job was cancelled or taken from us."""
+        self._progress = {**self._progress, **values}
         if time.monotonic() - self._beaten >= BEAT_EVERY or not self._beaten:
             self.store.beat(self.job.id, self.token, self._progress)
             self._beaten = time.monotonic()

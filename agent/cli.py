@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from agent import job_commands, setup_commands, version_commands
+from agent import job_commands, offload_commands, setup_commands, version_commands
 from agent.config import add_flags
 from agent.errors import AgentError
 from agent.home import Home
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_PrintVersion)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_set_up, _add_data, _add_daemon, _add_jobs, _add_versions, _add_generate):
+    for add in (_add_set_up, _add_data, _add_daemon, _add_jobs, _add_versions, _add_generate, _add_offload, _add_cache):
         add(_Adder(subparsers))
     return parser
 
@@ -78,6 +78,11 @@ class _Adder:
         parser.set_defaults(run=run)
         return parser
 
+    def group(self, name: str, about: str) -> _Adder:
+        """A command that has commands of its own."""
+        parser = self._subparsers.add_parser(name, help=about, description=about, formatter_class=_formatter)
+        return _Adder(parser.add_subparsers(dest=f"{name}_command", metavar="COMMAND", required=True))
+
 
 def _add_set_up(add: _Adder) -> None:
     init = add("init", setup_commands.init, "Write config.toml and prepare the base model.", "nslora-agent init")
@@ -94,6 +99,9 @@ def _add_data(add: _Adder) -> None:
     enqueue = add("enqueue", job_commands.enqueue, about, "nslora-agent enqueue data.jsonl --epochs 3")
     enqueue.add_argument("file", metavar="FILE", help='JSONL file, or "-" for stdin')
     enqueue.add_argument("--skip-bad", action="store_true", help="leave bad lines out, keeping them in a file")
+    modes = ("numeric", "symbolic")
+    about = "numeric: tune weights; symbolic: rewrite examples and system prompt on a remote LLM's advice [numeric]"
+    enqueue.add_argument("--mode", choices=modes, default="numeric", help=about)
     add_flags(enqueue, "training")
 
 
@@ -132,6 +140,44 @@ def _add_generate(add: _Adder) -> None:
     generate.add_argument("prompt", metavar="PROMPT", help='the question, or "-" for stdin')
     generate.add_argument("--version", metavar="N", help='a version\'s number, or "base" [the active version]')
     generate.add_argument("--max-new-tokens", type=_count, metavar="N", help="longest answer [max_new_tokens]")
+
+
+def _add_offload(add: _Adder) -> None:
+    under = add.group("offload", "Set up and inspect the remote LLM that rewrites text.")
+    about = "Change the offload settings in config.toml; without flags, show them."
+    set_ = under("set", offload_commands.set_, about, "nslora-agent offload set --base-url URL --model NAME")
+    add_flags(set_, "offload")
+    about = "One tiny round trip to the remote LLM: reachable, how fast, at what cost?"
+    under("test", offload_commands.test, about, "nslora-agent offload test")
+    about = "Show exactly what a symbolic job would send for each flagged row, after redaction; sends nothing."
+    preview = under("preview", offload_commands.preview, about, "nslora-agent offload preview data.jsonl")
+    preview.add_argument("file", metavar="FILE", help='JSONL file, or "-" for stdin')
+    about = "List every request: when, why, bytes, tokens, cost, cached, outcome."
+    log = under("log", offload_commands.log, about, "nslora-agent offload log --json")
+    log.add_argument("-n", "--last", type=_count, default=50, metavar="N", help="show the newest N [50]")
+
+
+def _add_cache(add: _Adder) -> None:
+    under = add.group("cache", "Inspect, move and prune the recorded answers of the remote LLM.")
+    under("stats", offload_commands.cache_stats, "What the cache holds.", "nslora-agent cache stats")
+    about = "Write all recorded answers to a JSONL file."
+    export = under("export", offload_commands.cache_export, about, "nslora-agent cache export answers.jsonl")
+    export.add_argument("file", metavar="FILE", help="file to write")
+    about = "Take over recorded answers, such as those of another box."
+    imported = under("import", offload_commands.cache_import, about, "nslora-agent cache import answers.jsonl")
+    imported.add_argument("file", metavar="FILE", help="file that `cache export` wrote")
+    about = "Forget answers that were not used for a while."
+    prune = under("prune", offload_commands.cache_prune, about, "nslora-agent cache prune --older-than 30d")
+    prune.add_argument("--older-than", type=_span, required=True, metavar="AGE", help="such as 12h or 30d")
+
+
+def _span(text: str) -> float:
+    """A flag's span of time in seconds: a number and s, m, h or d."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    return _count(text[:-1]) * units[text[-1:]] if text[-1:] in units else float(_count(text))
+
+
+_span.__name__ = "age"
 
 
 def main(argv: list[str] | None = None) -> int:

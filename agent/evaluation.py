@@ -14,24 +14,30 @@ class Evaluation:
     """Held-out results, in the order of the held-out rows.
 
     Attributes:
-        rewards: content reward of each row that has a prompt (plain text has none).
+        content: content reward of each row that has a prompt (plain text has none).
+        style: style reward of each row that has a prompt, None where the row has no constraint.
         losses: mean loss of each row in nats per target token.
         answers: the greedy answer to each prompt: {"id", "text"}.
     """
 
-    rewards: list[float]
+    content: list[float]
+    style: list[float | None]
     losses: list[float]
     answers: list[dict[str, str]]
 
     @property
     def measured(self) -> Measured:
-        """What the gate judges by."""
-        return Measured(tuple(self.rewards), tuple(self.losses))
+        """What the gate judges by: content, or the mean of content and style where a row has constraints."""
+        pairs = zip(self.content, self.style, strict=True)
+        rewards = tuple(content if style is None else (content + style) / 2 for content, style in pairs)
+        metric = "content reward" if all(style is None for style in self.style) else "mean of content and style reward"
+        return Measured(rewards, tuple(self.losses), metric)
 
     @property
     def means(self) -> dict[str, float | None]:
-        """Mean content reward and mean loss, None where there is nothing to take the mean of."""
-        return {"content": _mean(self.rewards), "loss": _mean(self.losses)}
+        """Mean content and style reward and mean loss, None where there is nothing to take the mean of."""
+        styles = [style for style in self.style if style is not None]
+        return {"content": _mean(self.content), "style": _mean(styles), "loss": _mean(self.losses)}
 
 
 def _mean(values: list[float]) -> float | None:
@@ -43,7 +49,7 @@ def model_card(about: dict[str, Any]) -> str:
     figures, settings = about["figures"], about["settings"]
     rows = "\n".join(
         f"| {label} | {_show(figures['before'][key])} | {_show(figures['after'][key])} |"
-        for key, label in (("content", "content reward"), ("loss", "loss, nats/token"))
+        for key, label in (("content", "content reward"), ("style", "style reward"), ("loss", "loss, nats/token"))
     )
     return f"""---
 base_model: {about["base"]}

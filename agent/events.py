@@ -14,6 +14,7 @@ PHASES = {
     "train": "training",
     "after": "measuring held-out rows after training",
     "publish": "publishing the version",
+    "rewrite": "rewriting flagged examples",
     "wait": "waiting for the device",
 }
 """What a job's phases are called for people."""
@@ -63,13 +64,17 @@ def in_words(event: dict[str, Any]) -> str:
         "checkpoint": "checkpoint at step {step}",
         "resume": "going on from {checkpoint}",
         "trained": "trained {step} steps, {tokens} tokens in {seconds:.0f} s, peak {peak_rss_mb:.0f} MB",
-        "evaluated": "{phase}: held-out content {content}, loss {loss}",
+        "evaluated": "{phase}: held-out {means}",
+        "rewrite": "{id}: {state}{why_not}",
+        "parked": "parked: {reason}",
         "verdict": "verdict: {reason}",
         "promoted": "version {version} is active",
         "note": "note: {text}",
         "ended": "{state}: {reason}",
     }
+    means = ", ".join(f"{name} {event[name]}" for name in ("content", "style", "loss") if event.get(name) is not None)
+    why_not = f" ({'; '.join(event['reasons'])})" if event.get("reasons") else ""
     try:
-        return texts[event["event"]].format(**event)
+        return texts[event["event"]].format(**event, means=means, why_not=why_not)
     except (KeyError, ValueError, TypeError):
         return json.dumps(event)

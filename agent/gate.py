@@ -22,6 +22,8 @@ class Measured:
 
     rewards: tuple[float, ...]
     losses: tuple[float, ...]
+    metric: str = "content reward"
+    """What the rewards are."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Verdict:
 
     promote: bool
     metric: str
-    """content reward or loss"""
+    """which reward, or loss"""
     before: float
     after: float
     gain: float
@@ -48,12 +50,12 @@ class Verdict:
 def judge(before: Measured, after: Measured) -> Verdict:
     """Compare two models row by row.
 
-    From 20 rows with a reward on the content reward decides, below that the loss. Raises ValueError if the two were
+    From 20 rows with a reward on the reward decides, below that the loss. Raises ValueError if the two were
     not measured on the same number of rows.
     """
     rows = len(after.losses)
     by_reward = len(after.rewards) >= ENOUGH_ROWS
-    metric = "content reward" if by_reward else "loss"
+    metric = after.metric if by_reward else "loss"
     if len(before.losses) != rows:
         raise ValueError(f"{len(before.losses)} rows before, {rows} after: both must be measured on the same rows")
     if rows == 0:

@@ -44,6 +44,11 @@ class Home:
         return self.path / "jobs.db"
 
     @property
+    def cache(self) -> Path:
+        """Answers of the remote LLM, what they cost, and how it stands; written by the offload worker alone."""
+        return self.path / "cache.db"
+
+    @property
     def spool(self) -> Path:
         """Accepted training files, normalised."""
         return self.path / "spool"

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent import output
-from agent.config import read_config, training_from
+from agent.config import Config, read_config, training_from
 from agent.durable import locked
-from agent.errors import DataError
+from agent.errors import ConfigError, DataError
 from agent.home import Home
 from agent.jobs import Job, State
 from agent.output import hint, print_json, print_table, say
@@ -59,6 +59,7 @@ def enqueue(arguments: argparse.Namespace, home: Home) -> int:
 
     config = read_config(home.config)
     settings = training_from(arguments, config)
+    _check_offload(arguments.mode, config)
     home.create()
     with open_source(arguments.file) as source:
         kept = spool(source, home.spool, uuid.uuid4().hex, config.limits, skip_bad=arguments.skip_bad)
@@ -72,7 +73,7 @@ def enqueue(arguments: argparse.Namespace, home: Home) -> int:
             sha256=kept.sha256,
             settings=dataclasses.asdict(settings),
             base=config.base,
-            mode="numeric",
+            mode=arguments.mode,
         )
     if arguments.json:
         print_json(_job_json(job))
@@ -82,6 +83,13 @@ def enqueue(arguments: argparse.Namespace, home: Home) -> int:
             hint(f"{kept.bad} bad lines were left out; they are in {kept.bad_path}")
         _say_if_nobody_works(home)
     return 0
+
+
+def _check_offload(mode: str, config: Config) -> None:
+    """Raise ConfigError for a job that needs a remote LLM on a box that has none set."""
+    offload = config.offload
+    if mode == "symbolic" and offload.mode == "remote" and not (offload.base_url and offload.model):
+        raise ConfigError("a symbolic job needs a remote LLM: nslora-agent offload set --base-url URL --model NAME")
 
 
 def _shown(path: Path) -> str:
@@ -138,6 +146,8 @@ def progress_in_words(job: Job) -> str:
     from agent.events import PHASES  # noqa: PLC0415
 
     done = job.progress
+    if done.get("phase") == "rewrite" and "flagged" in done:
+        return f"rewriting {done['done']}/{done['flagged']} flagged examples"
     if done.get("phase") != "train" or "step" not in done:
         return PHASES.get(str(done.get("phase")), "starting")
     return f"step {done['step']}/{done['steps']}  loss {done['loss']:.3f}  {done['tokens_per_s']:.0f} tokens/s"
@@ -147,6 +157,7 @@ def ls(arguments: argparse.Namespace, home: Home) -> int:
     """Jobs, oldest first."""
     with open_existing(home.database) as store:
         jobs = store.list(states=[State(arguments.only)] if arguments.only else None, limit=arguments.last)
+        remote = store.remote()
     if arguments.json:
         print_json([_job_json(job) for job in jobs])
     elif not jobs:
@@ -155,14 +166,27 @@ def ls(arguments: argparse.Namespace, home: Home) -> int:
         now = time.time()
         rows = [(j.id, j.state.value, j.rows, output.age(now - j.created), Path(j.file).name, _doing(j)) for j in jobs]
         print_table(("job", "state", "rows", "age", "file", ""), rows)
+        if remote and remote["breaker"] != "closed":
+            hint(f"remote LLM: {remote_in_words(remote)}")
     return 0
 
 
 def _doing(job: Job) -> str:
     if job.state is State.RUNNING:
         return progress_in_words(job)
+    if job.state is State.PARKED and job.wake:
+        return f"until {output.clock(job.wake)}: {job.reason}"[:REASON_SHOWN]
     text = (f"version {job.version}: " if job.version else "") + (job.reason or "")
     return text if len(text) <= REASON_SHOWN else text[:REASON_SHOWN] + "…"
+
+
+def remote_in_words(remote: dict[str, Any]) -> str:
+    """How the remote LLM stood when last heard of."""
+    if remote["breaker"] == "closed":
+        used = f"{remote['requests_today']} requests and {remote['tokens_today']} tokens that day"
+        return f"answered when last asked, {output.clock(remote['at'])}; {used}"
+    until = f"until {output.clock(remote['retry_at'])}" if remote["retry_at"] else "for now"
+    return f"left alone {until} after {remote['failures']} failures in a row: {remote['reason']}"
 
 
 def show(arguments: argparse.Namespace, home: Home) -> int:
@@ -180,6 +204,8 @@ def show(arguments: argparse.Namespace, home: Home) -> int:
         ("doing", progress_in_words(job) if job.state is State.RUNNING else None),
         ("reason", job.reason),
         ("version", job.version),
+        ("remade data", remade if (remade := home.run(job.id) / "remade.jsonl").exists() else None),
+        ("next try", output.clock(job.wake) if job.wake else None),
         ("attempts", f"{job.attempt}, of them {job.deaths} ended by a crash"),
         ("settings", ", ".join(f"{k}={v}" for k, v in job.settings.items())),
         ("folder", home.run(job.id)),

@@ -78,9 +78,13 @@ def promotions(connection: sqlite3.Connection) -> None:
 def parking(connection: sqlite3.Connection) -> None:
     """When a parked job is tried again, and what was last heard of the remote LLM."""
     connection.execute("ALTER TABLE jobs ADD COLUMN wake REAL")
-    connection.execute(
-        "CREATE TABLE remote (id INTEGER PRIMARY KEY CHECK (id = 1), at REAL NOT NULL, standing TEXT) STRICT"
-    )
+    connection.execute("""
+        CREATE TABLE remote (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            at REAL NOT NULL,
+            standing TEXT NOT NULL
+        ) STRICT
+    """)
 
 
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (jobs_and_moves, promotions, parking)

@@ -129,6 +129,16 @@ class Registry:
             raise NotFound(f"there is no version {number}; see nslora-agent versions")
         return folder
 
+    def adapter(self, number: int) -> Path | None:
+        """The folder of a version's adapter; None for one without: the base model, or a system prompt alone."""
+        folder = self.folder(number)
+        return folder if (folder / "adapter_config.json").exists() else None
+
+    def system_prompt(self, number: int) -> str:
+        """The system prompt of a version, empty if it has none."""
+        path = self.folder(number) / "system_prompt.txt"
+        return path.read_text() if path.exists() else ""
+
     def get(self, number: int) -> Version:
         """One version, every file of it checked. Raises NotFound, or StateError naming the damaged file."""
         folder = self.folder(number)

@@ -1,4 +1,4 @@
-"""The content reward: how much of what an answer should say it does say, in [0, 1]."""
+"""Rewards of an answer, in [0, 1]: content, what it should say; style, whether it keeps its constraints."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def content_reward(text: str, reference: str, answer: str | None) -> float:
     if answer is not None:
         return float(_contains(words(text), words(answer)))
     return _overlap(words(text), words(reference))
+
+
+def style_reward(unmet: int, constraints: int) -> float | None:
+    """Share of the constraints that a text meets, `unmet` of them it does not; None where there are none."""
+    return 1 - unmet / constraints if constraints else None
 
 
 def _contains(text: Sequence[str], part: Sequence[str]) -> bool:

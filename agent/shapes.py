@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from agent.constraints import problem
 from agent.jsonl import BadRow, check_text, kind, quote
 
 TRAIN = "train"
@@ -252,7 +253,11 @@ def _constraint(item: Any, where: str) -> dict[str, Any]:
         raise BadRow(f'"id" of {where} is not a name', 'use an id such as "length_constraints:number_words"')
     if kwargs is not None and not isinstance(kwargs, dict):
         raise BadRow(f'"kwargs" of {where} is {kind(kwargs)}', "make it an object, or leave it out")
-    return {"id": name, "kwargs": kwargs or {}}
+    constraint = {"id": name, "kwargs": kwargs or {}}
+    wrong = problem(constraint)
+    if wrong:
+        raise BadRow(f"{where}: {wrong}", "use ids and kwargs as in IFEval, or leave the constraint out")
+    return constraint
 
 
 # Rows of well-known data sets have the keys of several shapes (Alpaca's also carry "text", UltraChat's "prompt"):

@@ -136,6 +136,6 @@ def _chosen_version(asked: str | None, home: Home, config: Config) -> tuple[int,
         number = registry.active() if asked is None else 0 if asked == "base" else int(asked)
         if not number:
             return 0, config.base, None, ""
-        folder = registry.folder(number)
         base = registry.get(number).about["base"]
-    return number, base, str(folder), (folder / "system_prompt.txt").read_text()
+        adapter = registry.adapter(number)
+        return number, base, str(adapter) if adapter else None, registry.system_prompt(number)

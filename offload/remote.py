@@ -159,7 +159,7 @@ class Remote:
         tries = Tries(self.budget, subject, question, cost, lambda: self._renew(question))
         self._tries = tries
         if self._client is None:
-            self._client = self._make_client(lambda number, failure: self._tries.begin(number, failure))
+            self._client = self._make_client(self._begin_try)
         try:
             reply = self._client.complete(question.messages, question.parameters)
         except (RemoteUnavailable, RemoteRefused) as fault:
@@ -167,6 +167,10 @@ class Remote:
             raise
         tries.answered(reply)
         return reply
+
+    def _begin_try(self, number: int, failure: RemoteUnavailable | None) -> None:
+        """The one client calls this for every call's tries."""
+        self._tries.begin(number, failure)
 
     def _renew(self, question: Question) -> None:
         self.cache.lease(question.key, self._owner, self._lease_seconds)

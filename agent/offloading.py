@@ -1,0 +1,22 @@
+"""Starting the offload worker: by ourselves, or through the unit that systemd runs for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from agent.config import read_config
+from agent.home import Home
+from agent.offload_messages import Open
+from agent.workers import Connection, SocketWorker, Worker
+
+
+@contextmanager
+def offload_worker(home: Home, log: Path) -> Iterator[Connection]:
+    """A worker that is open for this box's cache and settings. Raises ConfigError, WorkerDied, or as `Open` fails."""
+    settings = read_config(home.config).offload
+    worker = SocketWorker(settings.socket) if settings.socket else Worker("offload.worker", log)
+    with worker:
+        worker.ask(Open(str(home.cache), settings))
+        yield worker
