@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent import output
 from agent.config import given_flags, read_config, write_settings
+from agent.errors import DataError
 from agent.home import Home
 from agent.output import hint, print_json, print_table, say
 from agent.store import Store
@@ -109,11 +110,14 @@ def preview(arguments: argparse.Namespace, home: Home) -> int:
 
 
 def _train_rows(file: str, home: Home) -> list[Example]:
-    from agent.dataset import open_source, read_examples, split  # noqa: PLC0415
+    from agent.dataset import BadLine, list_bad, open_source, read_examples, split  # noqa: PLC0415
 
     config = read_config(home.config)
+    bad: list[BadLine] = []
     with open_source(file) as source:
-        examples = list(read_examples(source, config.limits))
+        examples = list(read_examples(source, config.limits, bad.append))
+    if bad:
+        raise DataError(list_bad(bad))
     return split(examples, config.training.held_out, config.training.seed)[0]
 
 
@@ -187,14 +191,14 @@ def cache_export(arguments: argparse.Namespace, home: Home) -> int:
     """Recorded answers as JSON lines."""
     from agent.offload_messages import CacheExport  # noqa: PLC0415
 
-    return _move(arguments, home, lambda path: CacheExport(path), "answers written")
+    return _move(arguments, home, CacheExport, "answers written")
 
 
 def cache_import(arguments: argparse.Namespace, home: Home) -> int:
     """Recorded answers from JSON lines."""
     from agent.offload_messages import CacheImport  # noqa: PLC0415
 
-    return _move(arguments, home, lambda path: CacheImport(path), "answers read")
+    return _move(arguments, home, CacheImport, "answers read")
 
 
 def _move(arguments: argparse.Namespace, home: Home, request: Callable[[str], Request], what: str) -> int:

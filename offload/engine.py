@@ -29,13 +29,18 @@ def _without_side_effects() -> Iterator[None]:
     for module, name in names.items():
         sys.modules[module] = types.ModuleType(module, "A stand-in: nothing here uses textgrad's own engines.")
         setattr(sys.modules[module], name, None)
-    file_handler, make_folder = logging.FileHandler, os.makedirs
-    logging.FileHandler = lambda *_, **__: logging.NullHandler()  # type: ignore[assignment,misc]
-    os.makedirs = lambda *_, **__: None  # type: ignore[assignment]
+    swapped: dict[str, tuple[Any, Any]] = {
+        "FileHandler": (logging, lambda *_, **__: logging.NullHandler()),
+        "makedirs": (os, lambda *_, **__: None),
+    }
+    real = {name: vars(module)[name] for name, (module, _) in swapped.items()}
+    for name, (module, stand_in) in swapped.items():
+        vars(module)[name] = stand_in
     try:
         yield
     finally:
-        logging.FileHandler, os.makedirs = file_handler, make_folder  # type: ignore[misc]
+        for name, (module, _) in swapped.items():
+            vars(module)[name] = real[name]
     logging.getLogger("textgrad").disabled = True
 
 
@@ -43,7 +48,7 @@ with _without_side_effects():
     import textgrad
 
 
-class Engine(textgrad.EngineLM):  # type: ignore[misc]
+class Engine(textgrad.EngineLM):
     """TextGrad's engine over `ask`."""
 
     model_string = "remote"
@@ -58,7 +63,7 @@ class Engine(textgrad.EngineLM):  # type: ignore[misc]
     __call__ = generate
 
 
-class Descent(textgrad.TextualGradientDescent):  # type: ignore[misc]
+class Descent(textgrad.TextualGradientDescent):
     """TextGrad's optimizer with a prompt short enough for a small model; `step` is TextGrad's own."""
 
     def __init__(self, variable: textgrad.Variable, engine: Engine, prompt: Callable[[str, str], str]) -> None:
