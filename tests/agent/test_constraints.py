@@ -304,8 +304,8 @@ def row(**changes: Any) -> dict[str, Any]:
 def test_the_benchmark_counts_agreement_and_shows_each_disagreement(tmp_path: Path) -> None:
     """One row of two: the reference finds a title that is not there."""
     file = tmp_path / "rows.jsonl"
-    good = row(key=8, gpt4_response="<<a>>", gpt4_followed=[True, True])
-    file.write_text("\n".join(map(json.dumps, [row(), good])))
+    good = row(key=8, gpt4_response="<<a>>\u2028", gpt4_followed=[True, True])
+    file.write_text("\n".join(json.dumps(item, ensure_ascii=False) for item in (row(), good)))
     done = benchmark(file)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -330,6 +330,12 @@ def test_the_benchmark_refuses_rows_of_another_shape(tmp_path: Path, changes: di
     assert done.returncode == 65
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_benchmark_says_that_a_file_is_missing(tmp_path: Path) -> None:
+    """One line on stderr, exit status 66."""
+    done = benchmark(tmp_path / "rows.jsonl")
+    assert (done.returncode, len(done.stderr.splitlines())) == (66, 1)
 
 
 def test_every_id_is_in_the_tables() -> None:
