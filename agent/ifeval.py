@@ -182,7 +182,7 @@ def _title(text: str) -> str | None:
 
 def _has_title(line: str) -> bool:
     start, end = line.find("<<"), line.rfind(">>")
-    return start >= 0 and bool(line[start : end + 2].lstrip("<").rstrip(">").strip()) and end > start + 2
+    return start >= 0 and bool(line[start : end + 2].lstrip("<").rstrip(">").strip())
 
 
 def _two_responses(text: str) -> str | None:
