@@ -1,5 +1,6 @@
 import json
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -280,10 +281,16 @@ def test_a_text_too_long_to_be_matched_does_not_match() -> None:
     assert fault(item, "a" * (patterns.LONGEST_TEXT + 1)) is not None
 
 
+@pytest.mark.timeout(10)
 def test_a_validator_never_asks_the_network() -> None:
     """A reference to another document is an error, not a download."""
-    with pytest.raises(Unresolvable):
-        own_checks._validator({"$ref": "http://127.0.0.1:9/x"}).is_valid(1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        reference = f"http://127.0.0.1:{listener.getsockname()[1]}/x"
+        with pytest.raises(Unresolvable):
+            own_checks._validator({"$ref": reference}).is_valid(1)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 PIECES = st.sampled_from([*"ab.|*+?()", "[^a]", r"\d", "(?:", "{2}", "{,1}", "{1,2}", "{", "}", "*?", "^", "$", "1"])
