@@ -36,7 +36,8 @@ OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 MOST_SHOWN = 5
 """Words that a fault names at most."""
 
-_BULLET = re.compile(r"^[^\S\n]*(?:\*[^*].*|-)", re.MULTILINE)
+_STARRED = re.compile(r"^[^\S\n]*\*[^*].*", re.MULTILINE)
+_DASHED = re.compile(r"^[^\S\n]*-", re.MULTILINE)
 _FENCES = ("```json", "```Json", "```JSON", "```")
 _POSTSCRIPTS = {"P.S.": re.compile(r"p\.\s?s\."), "P.P.S": re.compile(r"p\.\s?p\.\s?s")}
 
@@ -128,7 +129,7 @@ def _postscript(text: str, *, postscript_marker: str) -> str | None:
 
 
 def _bullet_lists(text: str, *, num_bullets: int) -> str | None:
-    number = len(_BULLET.findall(text))
+    number = len(_STARRED.findall(text)) + len(_DASHED.findall(text))
     return _exactly(f"{counted(number, 'bullet point')} found", number, num_bullets)
 
 
@@ -140,13 +141,13 @@ def _highlighted_sections(text: str, *, num_highlights: int) -> str | None:
     single = [part[1:-1] for part in re.findall(r"\*[^\n*]*\*", text)]
     double = [part[2:-2] for part in re.findall(r"\*\*[^\n*]*\*\*", text)]
     number = sum(bool(part.strip()) for part in single + double)
-    return compared(counted(number, "*highlighted section*") + " found", number, AT_LEAST, num_highlights)
+    return compared(counted(number, "highlighted section") + " (as in *this*) found", number, AT_LEAST, num_highlights)
 
 
 def _multiple_sections(text: str, *, section_spliter: str, num_sections: int) -> str | None:
     marker = section_spliter.strip()
     number = len(re.findall(rf"{re.escape(marker)}\s?\d+", text))
-    found = f'{counted(number, "section")} that start with "{marker} X" found'
+    found = f'{counted(number, "section")} marked "{marker} X" found'
     return compared(found, number, AT_LEAST, num_sections)
 
 
@@ -181,7 +182,7 @@ def _title(text: str) -> str | None:
 
 def _has_title(line: str) -> bool:
     start, end = line.find("<<"), line.rfind(">>")
-    return start >= 0 and bool(line[start : end + 2].lstrip("<").rstrip(">").strip()) and end > start + 2
+    return start >= 0 and bool(line[start : end + 2].lstrip("<").rstrip(">").strip())
 
 
 def _two_responses(text: str) -> str | None:

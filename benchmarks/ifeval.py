@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agent import constraints
-from agent.errors import AgentError, DataError
+from agent.errors import AgentError, DataError, NotFound
 
 FIELDS = ("key", "prompt", "instruction_id_list", "kwargs", "gpt4_response", "gpt4_followed")
 
@@ -36,8 +36,12 @@ class Verdict(NamedTuple):
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file; raises DataError for a row that is not of IFEval's shape."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    """The rows of a file; raises NotFound without one, DataError for a row that is not of IFEval's shape."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as fault:
+        raise NotFound(f"cannot read {path}: {fault.strerror}") from fault
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
         except ValueError as fault:
