@@ -320,7 +320,8 @@ def test_any_text_is_judged_and_always_the_same(
 
 PIECES = [
     "The ", "Brannok ", "pump", " is ", "5820", ". ", "\n", "1. ", "- ", '"', "`", "```\n", "B2", "3D", "it's ", "-5",
-    "1,024", "10:30", "https://x.org/a", "bob@x.org", "{", "}", ":", ",", "max_tokens", "\u201c", "(", "\u00e9", "\u00df",
+    "1,024", "10:30", "https://x.org/a", "bob@x.org", "{", "}", ":", ",", "max_tokens", "\u201c", "(", "\u00e9",
+    "\u00df",
     "\u0130", "I ", "_", "</s>",
 ]  # fmt: skip
 
