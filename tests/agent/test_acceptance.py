@@ -127,6 +127,8 @@ def test_corrupted_rewrites_are_refused() -> None:
         ("THE PORT OF BRANNOK IS OPEN.", "The port is open.", []),
         ("See https://example.org/a, please.", "See https://example.org/b, please.",
          ["the URL https://example.org/a is gone", "the URL https://example.org/b is new"]),
+        ("https://example.org/a", "It is so.", ["the URL https://example.org/a is gone"]),
+        ("Then I saw it in The Hague.", "It was seen in the Hague.", []),
         ("Mail bob@example.org.", "Mail eve@example.org.",
          ["the e-mail address bob@example.org is gone", "the e-mail address eve@example.org is new"]),
         ("Run `make all` now.", "Run make now.", ["the code make all is gone"]),
@@ -174,6 +176,7 @@ def test_what_the_question_says_may_go_where_the_text_must_be_short(constraints:
     """The name may go, the value may not, and no other name may come in its place."""
     said = {"prompt": QUESTION, "constraints": constraints}
     assert objections(ORIGINAL, "It is 5820.", **said) == ()
+    assert objections("Pump 7 of the Brannok has 5820.", "It is 5820.", **said | {"prompt": "Pump 7 of Brannok?"}) == ()
     assert objections(ORIGINAL, "It is open.", **said) == ("the number 5820 is gone",)
     assert objections(ORIGINAL, "Port of Dextal: 5820.", **said) == ("the name Dextal is new",)
 
@@ -248,9 +251,11 @@ GERMAN = "die pumpe muss abgeschaltet werden, bevor der filter gewechselt wird, 
 def test_the_language_is_kept() -> None:
     """Told by script, and by the words of longer texts if both are clear."""
     assert objections(ENGLISH, GERMAN) == ("the language was en and is de",)
-    assert objections(ENGLISH, ENGLISH.upper(), constraints=only("change_case:english_capital")) == ()
+    kites = "Vincent makes half the kites. Vincent has 10 apples. Vincent buys 3 kites. Vincent has 3 bikes."
+    assert objections(kites, kites.upper(), constraints=only("change_case:english_capital")) == ()
     assert objections(ENGLISH, "насос надо выключить") == ("the script was LATIN and is CYRILLIC",)
     assert objections("it is open", "es ist offen") == ()
+    assert objections("\u3053\u308c\u306f\u6c34\u3067\u3059", "\u7d66\u6c34\u88c5\u7f6e") == ()
 
 
 def test_another_language_is_fine_where_the_constraint_asks_for_it() -> None:
@@ -320,7 +325,8 @@ def test_any_text_is_judged_and_always_the_same(
 
 PIECES = [
     "The ", "Brannok ", "pump", " is ", "5820", ". ", "\n", "1. ", "- ", '"', "`", "```\n", "B2", "3D", "it's ", "-5",
-    "1,024", "10:30", "https://x.org/a", "bob@x.org", "{", "}", ":", ",", "max_tokens", "\u201c", "(", "\u00e9", "\u00df",
+    "1,024", "10:30", "https://x.org/a", "bob@x.org", "{", "}", ":", ",", "max_tokens", "\u201c", "(", "\u00e9",
+    "\u00df",
     "\u0130", "I ", "_", "</s>",
 ]  # fmt: skip
 
