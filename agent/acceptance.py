@@ -120,6 +120,11 @@ def objections(
 # ---- what constraints excuse ----
 
 
+def smuggled(original: str, rewritten: str) -> tuple[str, ...]:
+    """Only the objections to template and role tokens and to chatter, for texts that are meant to say something new."""
+    return tuple(_smuggled(original, rewritten))
+
+
 def _id(constraint: Constraint) -> str:
     return str(constraint.get("id", ""))
 

@@ -164,7 +164,7 @@ def json_value(text: str) -> tuple[Any, str | None]:
     try:
         return json.loads(without_fence(text)), None
     except json.JSONDecodeError as fault:
-        return None, f"not valid JSON: {fault.msg} (line {fault.lineno}, column {fault.colno})"
+        return None, f"not valid JSON (line {fault.lineno}, column {fault.colno})"
     except ValueError:
         return None, "not valid JSON: a number has too many digits"
     except RecursionError:
@@ -225,14 +225,14 @@ def _capital_word_frequency(text: str, *, capital_frequency: int, capital_relati
 def _capital(text: str) -> str | None:
     if text.isupper():
         return _english(text)
-    found = [word for word in sentences.words(text) if word != word.upper()]
+    found = [f"{word} instead of {word.upper()}" for word in sentences.words(text) if word != word.upper()]
     return f"lowercase letters found: {_first(found)}" if found else "no capital letters found"
 
 
 def _lowercase(text: str) -> str | None:
     if text.islower():
         return _english(text)
-    found = [word for word in sentences.words(text) if word != word.lower()]
+    found = [f"{word} instead of {word.lower()}" for word in sentences.words(text) if word != word.lower()]
     return f"capital letters found: {_first(found)}" if found else "no lowercase letters found"
 
 
@@ -246,9 +246,12 @@ def _english(text: str) -> str | None:
     return None if found in ("en", None) else _other_language(found, "en")
 
 
+_BEFORE_COMMA = re.compile(r"[^\s,]*,")
+
+
 def _no_comma(text: str) -> str | None:
     number = text.count(",")
-    return f"{counted(number, 'comma')} found" if number else None
+    return f"{counted(number, 'comma')} found: {_first(_BEFORE_COMMA.findall(text))}" if number else None
 
 
 def _no_such_paragraph(*, num_paragraphs: int, nth_paragraph: int, **_: str) -> str | None:
@@ -375,8 +378,8 @@ CHECKS = {
         ),
         {"capital_frequency": COUNT, "capital_relation": RELATION},
     ),
-    "change_case:english_capital": Check(_capital, lambda: "Write in English and only in capital letters.", {}),
-    "change_case:english_lowercase": Check(_lowercase, lambda: "Write in English and only in lowercase letters.", {}),
+    "change_case:english_capital": Check(_capital, lambda: "Write in English and use only capital letters.", {}),
+    "change_case:english_lowercase": Check(_lowercase, lambda: "Write in English and use only lowercase letters.", {}),
     "punctuation:no_comma": Check(_no_comma, lambda: "Use no commas.", {}),
     "startend:quotation": Check(_quotation, lambda: "Wrap the whole answer in double quotation marks.", {}),
 }

@@ -45,10 +45,12 @@ def improve(part: str, text: str, context: str, wanted: list[str], feedback: str
     name = "answer" if part == "reference" else "question"
     lines = [_tagged(tag, value) for tag, value in shown.items() if value]
     if tried:
-        lines.append(f"An earlier try was wrong:\n{_tagged('TRY', tried)}")
-    lines.append(f"Wrong with the {name}: {feedback}")
+        lines.append(f"{_tagged('TRY', tried)}\nThe try was refused.")
+    lines.append(f"Wrong with the {'try' if tried else name}: {feedback}")
     lines += [f"Rule: {rule}" for rule in wanted]
-    lines.append(f"Mend the {name}. Begin your reply with {TAGS[0]}")
+    # A small model that is told to mend repeats its try word for word.
+    task = f"Write a new and shorter {name} in other words." if tried else f"Mend the {name}."
+    lines.append(f"{task} Begin your reply with {TAGS[0]}")
     return "\n".join(lines)
 
 

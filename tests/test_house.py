@@ -23,11 +23,11 @@ LINES_OF_THE_MEDIAN_FUNCTION = 10
 
 HEAVY = {
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "gguf", "huggingface_hub", "numpy",
-    "textgrad", "litellm", "httpx", "rich", "sqlite_utils",
+    "textgrad", "litellm", "httpx", "rich", "sqlite_utils", "pandas", "jsonschema", "referencing", "langdetect", "punkt",
 }  # fmt: skip
 """What no module of agent/ imports before it has to."""
 CONTRACT = (
-    "agent.errors", "agent.faults", "agent.durable", "agent.settings",
+    "agent.errors", "agent.imports", "agent.faults", "agent.durable", "agent.settings",
     "agent.offload_messages", "agent.protocol", "agent.serving",
 )  # fmt: skip
 """What the workers may import of agent/."""

@@ -11,7 +11,7 @@ import pytest
 from agent.config import (
     DEFAULT_BASE,
     Config,
-    add_training_flags,
+    add_flags,
     default_toml,
     read_config,
     training_from,
@@ -178,7 +178,7 @@ def test_a_name_that_toml_cannot_hold_is_refused(path: Path, name: str) -> None:
 
 def parse(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(exit_on_error=False)
-    add_training_flags(parser)
+    add_flags(parser, "training")
     return parser.parse_args(arguments)
 
 
