@@ -10,7 +10,6 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from agent.durable import locked
 from agent.faults import disk_faults
@@ -22,18 +21,12 @@ with pretending_absent("pandas", "numpy"):  # 86 MB that nothing here needs
 BUSY_TIMEOUT = 10.0
 """Seconds a statement waits for another worker's transaction."""
 
-NAME = Path("cache.db")
-"""What the database is called in errors."""
-
 MIGRATIONS = sqlite_utils.Migrations("nslora-offload")
 
 
 @MIGRATIONS()
 def answers(database: sqlite_utils.Database) -> None:
-    """Recorded answers: `text` is what TextGrad's step made of `answer`, null until it has, or if it could not.
-
-    `turn` counts uses: what was used least recently must not depend on a clock that may be put back.
-    """
+    """Recorded answers: `text` is what TextGrad's step made of `answer`, null until it has, or if it could not."""
     database.execute("""
         CREATE TABLE answers (
             key TEXT PRIMARY KEY,
@@ -48,21 +41,13 @@ def answers(database: sqlite_utils.Database) -> None:
             completion_tokens INTEGER NOT NULL,
             created REAL NOT NULL,
             used REAL NOT NULL,
-            turn INTEGER NOT NULL,
             hits INTEGER NOT NULL DEFAULT 0,
             bytes INTEGER NOT NULL
         ) STRICT
     """)
     database.execute("CREATE INDEX answers_by_replay ON answers (replay)")
-    database.execute("CREATE INDEX answers_by_turn ON answers (turn, bytes)")
-    database.execute("""
-        CREATE TABLE leases (
-            key TEXT PRIMARY KEY,
-            owner TEXT NOT NULL,
-            taken REAL NOT NULL,
-            expires REAL NOT NULL
-        ) STRICT
-    """)
+    database.execute("CREATE INDEX answers_by_use ON answers (used, bytes)")
+    database.execute("CREATE TABLE leases (key TEXT PRIMARY KEY, owner TEXT NOT NULL, expires REAL NOT NULL) STRICT")
 
 
 @MIGRATIONS()
@@ -94,19 +79,17 @@ def calls(database: sqlite_utils.Database) -> None:
 
 @MIGRATIONS()
 def breaker(database: sqlite_utils.Database) -> None:
-    """One row: how the remote LLM stood last; open from `since` to `until` or, where `trial` is 1, being tried."""
+    """One row: how the remote LLM stood last."""
     database.execute("""
         CREATE TABLE breaker (
             id INTEGER PRIMARY KEY CHECK (id = 1),
             failures INTEGER NOT NULL,
             opened INTEGER NOT NULL,
-            since REAL,
             until REAL,
-            trial INTEGER NOT NULL,
             reason TEXT NOT NULL
         ) STRICT
     """)
-    database.execute("INSERT INTO breaker VALUES (1, 0, 0, NULL, NULL, 0, '')")
+    database.execute("INSERT INTO breaker VALUES (1, 0, 0, NULL, '')")
 
 
 def open_database(path: Path) -> sqlite_utils.Database:
@@ -132,7 +115,7 @@ def transaction(database: sqlite_utils.Database) -> Iterator[None]:
     if connection.in_transaction:
         yield
         return
-    with disk_faults(NAME):
+    with disk_faults(Path("cache.db")):
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -141,9 +124,3 @@ def transaction(database: sqlite_utils.Database) -> Iterator[None]:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-
-
-def fetch(database: sqlite_utils.Database, sql: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """All rows of a statement, so that no cursor is left to hold up a writer; raises StateError, StorageError or Busy."""
-    with disk_faults(NAME):
-        return database.conn.execute(sql, parameters).fetchall()
