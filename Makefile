@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 STATE ?= /var/lib/nslora
+UNITS := nslora-agent.service nslora-offload.socket nslora-offload@.service
 
 .PHONY: install demo test check docs unit clean
 
@@ -34,8 +35,10 @@ docs: install
 
 unit: install
 	mkdir -p build
-	sed -e 's|@BIN@|$(abspath $(BIN))|' -e 's|@STATE@|$(STATE)|' deploy/nslora-agent.service > build/nslora-agent.service
-	@echo "build/nslora-agent.service: copy it to /etc/systemd/system/ and enable it"
+	for unit in $(UNITS); do \
+	  sed -e 's|@BIN@|$(abspath $(BIN))|' -e 's|@STATE@|$(STATE)|' deploy/$$unit > build/$$unit || exit 1; \
+	done
+	@echo "build/: copy nslora-agent.service to /etc/systemd/system/ and enable it; nslora-offload.* for a remote LLM"
 
 clean:
 	rm -rf .venv .demo build

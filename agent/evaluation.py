@@ -8,6 +8,9 @@ from typing import Any
 
 from agent.gate import Measured
 
+METRICS = {"content": "content reward", "style": "style reward", "loss": "loss, nats/token"}
+"""What is measured on held-out rows, as a version's card calls it."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -35,9 +38,10 @@ class Evaluation:
 
     @property
     def means(self) -> dict[str, float | None]:
-        """Mean content and style reward and mean loss, None where there is nothing to take the mean of."""
+        """Mean content reward and loss, None where there was nothing to measure; with constraints, style reward too."""
         styles = [style for style in self.style if style is not None]
-        return {"content": _mean(self.content), "style": _mean(styles), "loss": _mean(self.losses)}
+        means = {"content": _mean(self.content), "style": _mean(styles), "loss": _mean(self.losses)}
+        return means if styles else {"content": means["content"], "loss": means["loss"]}
 
 
 def _mean(values: list[float]) -> float | None:
@@ -45,20 +49,21 @@ def _mean(values: list[float]) -> float | None:
 
 
 def model_card(about: dict[str, Any]) -> str:
-    """README.md of a version: what it is, how good it is, how to load it."""
-    figures, settings = about["figures"], about["settings"]
+    """README.md of a version: what it is, how good it is, how to use it."""
+    figures = about["figures"]
+    metrics = [(key, label) for key, label in METRICS.items() if key in figures["after"]]
     rows = "\n".join(
-        f"| {label} | {_show(figures['before'][key])} | {_show(figures['after'][key])} |"
-        for key, label in (("content", "content reward"), ("style", "style reward"), ("loss", "loss, nats/token"))
+        f"| {label} | {_show(figures['before'][key])} | {_show(figures['after'][key])} |" for key, label in metrics
     )
+    made = _numeric if about["mode"] == "numeric" else _symbolic
     return f"""---
 base_model: {about["base"]}
 library_name: peft
 tags: [lora, qlora, nslora-agent]
 ---
-# LoRA adapter for {about["base"]}
+# Version for {about["base"]}
 
-Trained by nslora-agent {about["software"]} on `{about["file"]}` (job {about["job"]}, parent version {about["parent"]}).
+Made by nslora-agent {about["software"]} from `{about["file"]}` (job {about["job"]}, parent version {about["parent"]}).
 
 {about["verdict"]["reason"]}
 
@@ -66,12 +71,30 @@ Trained by nslora-agent {about["software"]} on `{about["file"]}` (job {about["jo
 | --- | --- | --- |
 {rows}
 
-{figures["train_rows"]} rows, {figures["steps"]} steps, {figures["tokens"]} tokens in {figures["train_seconds"]:.0f} s
+{made(about)}
+All figures: `manifest.json`.
+"""
+
+
+def _numeric(about: dict[str, Any]) -> str:
+    figures, settings = about["figures"], about["settings"]
+    return f"""{figures["train_rows"]} rows, {figures["steps"]} steps, {figures["tokens"]} tokens in {figures["train_seconds"]:.0f} s
 ({figures["tokens_per_s"]:.0f} tokens/s), peak memory {figures["peak_rss_mb"]:.0f} MB.
 Rank {settings["rank"]}, alpha {settings["alpha"]}, peak learning rate {settings["learning_rate"]:g},
 seed {settings["seed"]}.
 
-Load it with plain PEFT: `PeftModel.from_pretrained(base_model, "<this folder>")`. All figures: `manifest.json`.
+Load it with plain PEFT: `PeftModel.from_pretrained(base_model, "<this folder>")`.
+"""
+
+
+def _symbolic(about: dict[str, Any]) -> str:
+    figures = about["figures"]
+    adapter = "The adapter is the parent's, unchanged." if figures["adapter"] else "There is no adapter."
+    return f"""New is the system prompt, `system_prompt.txt`. {adapter}
+
+{figures["rewrites"]} The remade rows are in `remade.jsonl`, what became of each flagged one in `rewrites.json`:
+{figures["rewrite_calls"]} requests, {figures["rewrite_prompt_tokens"]} tokens sent and \
+{figures["rewrite_completion_tokens"]} received, cost {figures["rewrite_cost"]:g}.
 """
 
 

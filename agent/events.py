@@ -10,9 +10,9 @@ from typing import Any
 
 PHASES = {
     "load": "loading the model",
-    "before": "measuring held-out rows before training",
+    "before": "measuring held-out rows before",
     "train": "training",
-    "after": "measuring held-out rows after training",
+    "after": "measuring held-out rows after",
     "publish": "publishing the version",
     "rewrite": "rewriting flagged examples",
     "wait": "waiting for the device",

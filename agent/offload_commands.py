@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent import output
 from agent.config import given_flags, read_config, write_settings
+from agent.durable import TEMPORARY, write_file
 from agent.errors import DataError
 from agent.home import Home
 from agent.output import hint, print_json, print_table, say
@@ -136,7 +137,9 @@ def log(arguments: argparse.Namespace, home: Home) -> int:
     """The audit: hashes and counts, no text."""
     from agent.offload_messages import ReadLog  # noqa: PLC0415
 
-    rows = _through_file(home, lambda ask, path: ask(ReadLog(str(path), arguments.last)))
+    with _worker(home) as ask, _exchange(home) as path:
+        ask(ReadLog(str(path), arguments.last))
+        rows = [json.loads(line) for line in path.read_bytes().splitlines()]
     if arguments.json:
         print_json(rows)
     elif not rows:
@@ -161,12 +164,11 @@ def log(arguments: argparse.Namespace, home: Home) -> int:
     return 0
 
 
-def _through_file(home: Home, put: Callable[[Ask, Path], object]) -> list[dict[str, Any]]:
-    """Rows that the worker writes into a file, because they may be more than a protocol line holds."""
-    with _worker(home) as ask, tempfile.TemporaryDirectory(dir=home.path) as work:
-        path = Path(work) / "rows.jsonl"
-        put(ask, path)
-        return [json.loads(line) for line in path.read_bytes().splitlines()]
+@contextmanager
+def _exchange(home: Home) -> Iterator[Path]:
+    """A file for more than a protocol line holds; in the state folder, because the offload unit sees no other."""
+    with tempfile.TemporaryDirectory(dir=home.path, prefix=TEMPORARY) as work:
+        yield Path(work) / "rows.jsonl"
 
 
 def cache_stats(arguments: argparse.Namespace, home: Home) -> int:
@@ -191,21 +193,26 @@ def cache_export(arguments: argparse.Namespace, home: Home) -> int:
     """Recorded answers as JSON lines."""
     from agent.offload_messages import CacheExport  # noqa: PLC0415
 
-    return _move(arguments, home, CacheExport, "answers written")
+    with _worker(home) as ask, _exchange(home) as path:
+        answer = ask(CacheExport(str(path)))
+        write_file(Path(arguments.file).absolute(), path.read_bytes())
+    return _tell_rows(arguments, answer, "answers written")
 
 
 def cache_import(arguments: argparse.Namespace, home: Home) -> int:
     """Recorded answers from JSON lines."""
+    from agent.dataset import open_source  # noqa: PLC0415
     from agent.offload_messages import CacheImport  # noqa: PLC0415
 
-    return _move(arguments, home, CacheImport, "answers read")
+    with open_source(arguments.file) as source, _worker(home) as ask, _exchange(home) as path:
+        path.write_bytes(source.read())
+        answer = ask(CacheImport(str(path)))
+    return _tell_rows(arguments, answer, "answers read")
 
 
-def _move(arguments: argparse.Namespace, home: Home, request: Callable[[str], Request], what: str) -> int:
+def _tell_rows(arguments: argparse.Namespace, answer: Answer, what: str) -> int:
     from agent.offload_messages import Listed  # noqa: PLC0415
 
-    with _worker(home) as ask:
-        answer = ask(request(str(Path(arguments.file).absolute())))
     if not isinstance(answer, Listed):
         raise TypeError(answer)
     known = f", {answer.known} of them known before" if answer.known else ""

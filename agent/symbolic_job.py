@@ -116,13 +116,17 @@ class SymbolicJob(Stages):
                 f"{waiting}: {deferred[-1].reasons[0]}", wake if wake > time.time() else time.time() + TRY_AGAIN
             )
 
+    @property
+    def _has_adapter(self) -> bool:
+        return self.registry.adapter(self.parent) is not None
+
     def _make(self, said: str, outcomes: list[Outcome], prompt: str) -> int:
         before = self.before()
         self.attempt.phase("load")
         self.load(self.parent)
         after = self.measure("after", prompt)
         verdict = self.judge(before, after)
-        about = self.about(verdict, before, after, {"rewrites": said, **_spent(outcomes)})
+        about = self.about(verdict, before, after, {"rewrites": said, "adapter": self._has_adapter, **_spent(outcomes)})
 
         def fill(folder: Path) -> None:
             adapter = self.registry.adapter(self.parent)

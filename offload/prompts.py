@@ -49,7 +49,7 @@ def improve(part: str, text: str, context: str, wanted: list[str], feedback: str
     lines.append(f"Wrong with the {'try' if tried else name}: {feedback}")
     lines += [f"Rule: {rule}" for rule in wanted]
     # A small model that is told to mend repeats its try word for word.
-    task = f"Write a new and shorter {name} in other words." if tried else f"Mend the {name}."
+    task = f"Write a new {name} in other words; keep every name and number." if tried else f"Mend the {name}."
     lines.append(f"{task} Begin your reply with {TAGS[0]}")
     return "\n".join(lines)
 
