@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,12 +17,19 @@ from typing import Any
 from checkout import ROOT
 from llm_server import Act, LLMServer, Request, Script, saying
 
+from agent.errors import AgentError
 from agent.offload_messages import ImprovePrompt, Open, Opened, RewriteExample, Rewritten
 from agent.settings import Offload
 from agent.workers import SILENCE, Connection, Worker, child_environment
 
-MAIN = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from offload.worker import main; main()"
-"""Not `-m offload.worker`, which would run what is installed, and that may be another checkout's."""
+
+def code(first: str = "") -> str:
+    """A worker's program, with other code before it.
+
+    Not `-m offload.worker`, which would run what is installed, and that may be another checkout's.
+    """
+    return f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{first}\nfrom offload.worker import main; main()"
+
 
 AUDIT = """
 import sys
@@ -39,7 +48,7 @@ class OffloadWorker(Worker):
         self.log = log
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-B", "-c", first + "\n" + MAIN, str(os.getpid())],
+                [sys.executable, "-I", "-B", "-c", code(first), str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -77,10 +86,30 @@ def worker(home: Path, server: LLMServer | None = None, *, first: str = "", **ch
         yield started
 
 
+@contextmanager
+def over_a_socket(tmp_path: Path) -> Iterator[tuple[Connection, subprocess.Popen[bytes]]]:
+    """A worker as systemd starts it for a connection: the same socket as stdin and stdout, no parent to watch."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-I", "-c", code()]
+    with (
+        ours,
+        theirs,
+        (tmp_path / "log").open("wb") as log,
+        subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=log, cwd="/", env=child_environment()) as process,
+    ):
+        theirs.close()
+        try:
+            yield Connection("the unit", ours.sendall, ours.makefile("rb"), SILENCE), process
+            ours.shutdown(socket.SHUT_RDWR)
+            process.wait(20)
+        finally:
+            process.kill()
+
+
 def events(path: Path, kind: str) -> list[str]:
-    """First arguments of the noted events whose name starts so."""
-    lines = [line.split("\t") for line in path.read_text().splitlines()]
-    return [fields[1] for fields in lines if len(fields) > 1 and fields[0].startswith(kind)]
+    """First arguments of the noted events that start so."""
+    lines = [line for line in path.read_text().splitlines() if line.startswith(kind)]
+    return [line.split("\t")[1] for line in lines]
 
 
 # ---- requests and what a server does about them ----
@@ -128,3 +157,18 @@ def mending(change: Callable[[str], str], tag: str = "ANSWER") -> Script:
         return saying(tagged(change(shown(request, tag))))
 
     return script
+
+
+def slow(seconds: float, text: str) -> Script:
+    """A model that takes its time."""
+
+    def script(_: Request) -> Act:
+        time.sleep(seconds)
+        return saying(tagged(text))
+
+    return script
+
+
+def one_line(fault: AgentError) -> bool:
+    """Whether an error is told as it should be: in one line that is not a page."""
+    return "\n" not in str(fault) and 0 < len(str(fault)) < 400
