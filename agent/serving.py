@@ -16,6 +16,7 @@ from agent import errors
 from agent.protocol import MAX_LINE, Alive, Answer, Envelope, Event, decode, encode
 
 STDIN = 0
+"""File descriptor, read without a buffer of Python's."""
 ALIVE_EVERY = 5.0
 """Seconds between `Alive` events while a request is being served."""
 

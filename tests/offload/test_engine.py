@@ -141,7 +141,10 @@ from offload import engine, prompts
 assert (os.makedirs, logging.FileHandler) == before
 assert sys.modules["requests"] is marker
 assert not {"litellm", "openai"} & set(sys.modules), "stand-ins stay"
-logging.basicConfig(level=logging.DEBUG)
+class Everything(logging.Handler):
+    def emit(self, record):
+        print(vars(record))
+logging.basicConfig(level=logging.DEBUG, handlers=[Everything()])
 answer = "private answer <IMPROVED_VARIABLE>private rewrite</IMPROVED_VARIABLE>"
 assert engine.step("private text", "private fault", lambda *parts: " ".join(parts), lambda _: answer)
 engine.critique("private text", ["private rule"], lambda _: answer)

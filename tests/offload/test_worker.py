@@ -99,16 +99,19 @@ def imported(noted: Path) -> set[str]:
 def test_textgrad_is_imported_only_to_serve_a_miss(tmp_path: Path, server: LLMServer) -> None:
     """A worker that finds its answers in the cache has neither it nor an HTTP client in memory, and no socket."""
     noted = tmp_path / "events"
+    malformed = example(text="Lund runs nothing.")
+    requests = [EXAMPLE, example(faults=[], text="Lund runs it."), malformed]
+    server.script = mending(lambda text: "" if text == malformed.text else shouting(text))
     with worker(tmp_path, server, first=AUDIT.format(path=str(noted))) as started:
-        for request in (EXAMPLE, example(faults=[], text="Lund runs it.")):
+        for request in requests:
             started.ask(Preview(request))
         assert not imported(noted) & {"textgrad", "httpx"}
-        for request in (EXAMPLE, example(faults=[], text="Lund runs it.")):
-            started.rewrite(request)
+        first = [started.rewrite(request) for request in requests]
+        assert [answer.outcome for answer in first] == ["rewritten", "rewritten", "rejected"]
         assert imported(noted) >= {"textgrad", "httpx"}
     with worker(tmp_path, server, first=AUDIT.format(path=str(noted))) as started:
-        for request in (EXAMPLE, example(faults=[], text="Lund runs it.")):
-            assert started.rewrite(request).cached
+        again = [started.rewrite(request) for request in requests]
+        assert [(answer.text, answer.reason) for answer in again] == [(each.text, each.reason) for each in first]
         assert not imported(noted) & {"textgrad", "httpx", "litellm", "openai"}
         assert events(noted, "socket.") == []
 

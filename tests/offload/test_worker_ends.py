@@ -26,6 +26,7 @@ from agent.errors import ConfigError, StateError, WorkerDied
 from agent.offload_messages import (
     CacheImport,
     CacheStats,
+    Listed,
     Open,
     Ping,
     Preview,
@@ -64,6 +65,7 @@ def test_an_answer_whose_worker_was_killed_is_finished_without_asking_again(tmp_
         for _ in range(2):
             answer = started.rewrite(EXAMPLE)
             assert (answer.outcome, answer.text, answer.calls, answer.cached) == ("rewritten", SHOUT, 0, True)
+        assert started.ask(ReadLog(str(tmp_path / "audit"), 10)) == Listed(3)  # the request and two hits
     assert len(server.requests) == 1
 
 
