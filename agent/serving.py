@@ -6,7 +6,6 @@ import ctypes
 import os
 import select
 import signal
-import sys
 import threading
 import typing
 from collections.abc import Callable
@@ -16,6 +15,8 @@ from typing import Any
 from agent import errors
 from agent.protocol import MAX_LINE, Alive, Answer, Envelope, Event, decode, encode
 
+STDIN = 0
+"""File descriptor, read without a buffer of Python's."""
 ALIVE_EVERY = 5.0
 """Seconds between `Alive` events while a request is being served."""
 
@@ -52,10 +53,11 @@ class Server:
         self._stdout = stdout
         self._idle = idle
         self._lock = threading.Lock()
+        self._unread = bytearray()
 
     def serve(self) -> None:
         """Run until the other side closes the pipe; a failed request is answered and the next one is read."""
-        while self._awaited() and (line := sys.stdin.buffer.readline(MAX_LINE)):
+        while line := self._next_line():
             request = decode(line)
             idle = threading.Event()
             threading.Thread(target=self._beat, args=(request.id, idle), daemon=True).start()
@@ -66,9 +68,22 @@ class Server:
             idle.set()
             self._send(Envelope("error" if isinstance(answer, errors.AgentError) else "answer", request.id, answer))
 
-    def _awaited(self) -> bool:
-        """Wait for input; the other side sends no request before the last one is answered, so none is buffered."""
-        return bool(select.select([sys.stdin], [], [], self._idle)[0])
+    def _next_line(self) -> bytes:
+        """The next line, torn where stdin ends in it or it is overlong; b"" if there is none or none in time.
+
+        Read without `sys.stdin`, whose buffer may hold lines that `select` knows nothing of.
+        """
+        while b"\n" not in self._unread and len(self._unread) < MAX_LINE:
+            if not select.select([STDIN], [], [], self._idle)[0]:
+                return b""
+            chunk = os.read(STDIN, 1 << 16)
+            if not chunk:
+                break
+            self._unread += chunk
+        end = self._unread.find(b"\n") + 1 or MAX_LINE
+        line = bytes(self._unread[:end])
+        del self._unread[:end]
+        return line
 
     def _emitter(self, request: int) -> Emit:
         return lambda message: self._send(Envelope("event", request, message))

@@ -43,7 +43,10 @@ class Commands:
             m.CacheImport: self._cache_import,
             m.CachePrune: self._cache_prune,
         }
-        return handlers[type(request)](request)
+        handler = handlers.get(type(request))
+        if handler is None:
+            raise StateError(f"the offload worker does not serve {type(request).__name__}; quant.worker may")
+        return handler(request)
 
     def _open(self, request: m.Open) -> m.Opened:
         settings = request.settings
@@ -77,7 +80,7 @@ class Commands:
         try:
             messages = first_messages(request.request, redactor)
         except NotSent as fault:
-            return m.Previewed([], {str(fault): 1}, cached=False)
+            return m.Previewed([{"role": "not sent", "content": str(fault)}], {}, cached=False)
         known = self._remote.cache.known(self._remote.question(messages))
         return m.Previewed(messages, dict(redactor.counts), known)
 

@@ -1,8 +1,9 @@
 """TextGrad, driven by our own client: its loss criticises, its optimizer's step rewrites.
 
 Imported only once there is an answer that is not in the cache. Hygiene of the import (textgrad 0.1.8): it opens a log
-file in the current folder and writes every prompt into it, and it imports litellm and openai, which cost 50 MB and
-fetch a price table from the network. Empty modules stand in for the two, and no log file is opened.
+file in the current folder and writes every prompt into it; it imports litellm and openai, which cost 50 MB and fetch
+a price table from the network; and it imports requests, whose urllib3 opens a socket to see whether there is IPv6.
+Empty modules stand in for the three while textgrad is imported, and no log file is opened.
 """
 
 from __future__ import annotations
@@ -24,24 +25,33 @@ Ask = Callable[[Messages], str]
 
 @contextmanager
 def _without_side_effects() -> Iterator[None]:
-    """Import textgrad without litellm, openai, a log file or a folder for it."""
-    names = {"litellm": "completion", "openai": "OpenAI"}
-    for module, name in names.items():
-        sys.modules[module] = types.ModuleType(module, "A stand-in: nothing here uses textgrad's own engines.")
-        setattr(sys.modules[module], name, None)
-    swapped: dict[str, tuple[Any, Any]] = {
-        "FileHandler": (logging, lambda *_, **__: logging.NullHandler()),
-        "makedirs": (os, lambda *_, **__: None),
-    }
-    real = {name: vars(module)[name] for name, (module, _) in swapped.items()}
-    for name, (module, stand_in) in swapped.items():
-        vars(module)[name] = stand_in
+    """Import textgrad without litellm, openai, requests, a log file or a folder for it; puts everything back."""
+    swapped: list[tuple[dict[str, Any], str, Any]] = [
+        (sys.modules, "litellm", _stand_in("litellm", "completion")),
+        (sys.modules, "openai", _stand_in("openai", "OpenAI")),
+        (sys.modules, "requests", _stand_in("requests")),
+        (vars(logging), "FileHandler", lambda *_, **__: logging.NullHandler()),
+        (vars(os), "makedirs", lambda *_, **__: None),
+    ]
+    real = [space.get(name) for space, name, _ in swapped]
+    for space, name, stand_in in swapped:
+        space[name] = stand_in
     try:
         yield
     finally:
-        for name, (module, _) in swapped.items():
-            vars(module)[name] = real[name]
+        for (space, name, _), value in zip(swapped, real, strict=True):
+            if value is None:
+                del space[name]
+            else:
+                space[name] = value
     logging.getLogger("textgrad").disabled = True
+
+
+def _stand_in(name: str, *members: str) -> types.ModuleType:
+    """A module for what textgrad imports at once and uses only in engines and for images, which nothing here does."""
+    module = types.ModuleType(name)
+    vars(module).update(dict.fromkeys(members))
+    return module
 
 
 with _without_side_effects():

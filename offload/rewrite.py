@@ -20,7 +20,10 @@ from offload.remote import Cost, Remote
 from offload.retries import RemoteUnavailable, RequestRefused
 
 LONGEST = 20_000
-"""Characters of all texts of a request; a longer one is not worth a small remote model's while."""
+"""Characters of all texts of a request, and of a rewrite: a longer one is not worth a small remote model's while, and
+would not fit into a line of the protocol."""
+LONGEST_CRITIQUE = 1000
+"""Characters of a critique that the step is shown."""
 
 
 class NotSent(Exception):
@@ -43,26 +46,22 @@ class Step:
 
 @dataclass(frozen=True)
 class Redacted:
-    """A request whose texts hold no secret."""
+    """A request whose texts hold no secret; `faults` is empty where no local check names one."""
 
     text: str
     context: str
     wanted: list[str]
-    faults: list[str]
+    faults: str
     tried: str
 
 
 def redacted(request: RewriteExample, redactor: Redactor) -> Redacted:
     """The texts of a request as they may be sent. Raises NotSent."""
-    texts = [request.text, request.context, request.tried, *request.wanted, *request.faults]
-    _check_sendable(texts)
-    return Redacted(
-        redactor.redact(request.text),
-        redactor.redact(request.context),
-        [redactor.redact(rule) for rule in request.wanted],
-        [redactor.redact(fault) for fault in request.faults],
-        redactor.redact(request.tried),
-    )
+    named = [fault for fault in request.faults if fault.strip()]
+    texts = [request.text, request.context, *request.wanted, *named, request.tried]
+    text, context, *more, tried = _redact(texts, redactor)
+    rules = len(request.wanted)
+    return Redacted(text, context, more[:rules], "; ".join(more[rules:]), tried)
 
 
 def first_messages(request: RewriteExample, redactor: Redactor) -> Messages:
@@ -70,7 +69,7 @@ def first_messages(request: RewriteExample, redactor: Redactor) -> Messages:
     sent = redacted(request, redactor)
     if not sent.faults:
         return prompts.critique_messages(sent.text, sent.wanted)
-    return _example_step(request.part, sent, "; ".join(sent.faults)).messages
+    return _example_step(request.part, sent, sent.faults).messages
 
 
 class Rewriter:
@@ -86,8 +85,8 @@ class Rewriter:
 
         def work(cost: Cost) -> tuple[str, str]:
             sent = redacted(request, redactor)
-            gradient = "; ".join(sent.faults) or self._critique(subject, sent, cost)
-            if gradient == prompts.NOTHING_TO_MEND:
+            gradient = sent.faults or self._critique(subject, sent, cost)
+            if not gradient:
                 return "unneeded", ""
             return self._stepped(subject, _example_step(request.part, sent, gradient), redactor, cost)
 
@@ -99,15 +98,14 @@ class Rewriter:
         redactor = Redactor(self._patterns)
 
         def work(cost: Cost) -> tuple[str, str]:
-            _check_sendable([request.text, *request.failing])
-            failing = prompts.cases([redactor.redact(case) for case in request.failing])
-            step = Step(redactor.redact(request.text), failing, prompts.improve_system_prompt)
+            text, *failing = _redact([request.text, *request.failing], redactor)
+            step = Step(text, prompts.cases(failing), prompts.improve_system_prompt)
             return self._stepped(subject, step, redactor, cost)
 
         return self._answer(work)
 
     def _critique(self, subject: Subject, sent: Redacted, cost: Cost) -> str:
-        """What is wrong, in the remote's words, where no local check can name it."""
+        """What is wrong, in the remote's words, where no local check can name it; "" if nothing is."""
         found = self._remote.recorded(subject, prompts.critique_messages(sent.text, sent.wanted))
         if found:
             said = found.answer
@@ -119,26 +117,25 @@ class Rewriter:
             )
         said = said.strip()
         if said.rstrip(".!").upper() == prompts.NOTHING_TO_MEND:
-            return prompts.NOTHING_TO_MEND
+            return ""
         if prompts.holds_delimiters(said) or not said:
             raise Malformed("the critique is empty or holds tags")
-        return said[:1000]
-
-    def _criticise(self, subject: Subject, sent: Redacted, cost: Cost) -> str:
-        from offload import engine  # noqa: PLC0415  textgrad is imported only to serve a miss
-
-        def ask(messages: Messages) -> str:
-            return self._remote.ask(subject, messages, cost).answer
-
-        return engine.critique(sent.text, sent.wanted, ask)
+        return said[:LONGEST_CRITIQUE]
 
     def _stepped(self, subject: Subject, step: Step, redactor: Redactor, cost: Cost) -> tuple[str, str]:
-        """The text after the step, secrets restored; a text that lost one is rejected."""
+        """The text after the step, secrets restored; a text that lost one or made one up is rejected.
+
+        The reasons name no placeholder: shown to the remote with the next step, it would stand for itself.
+        """
         text = self._step(subject, step, cost)
-        lost = redactor.lost(step.text, text)
-        if lost:
-            return "rejected", f"the rewrite lost {', '.join(lost)}"
-        return "rewritten", redactor.restore(text)
+        if lost := redactor.lost(step.text, text):
+            return "rejected", f"the rewrite lost {len(lost)} of the placeholders in square brackets: keep each of them"
+        if redactor.invented(text):
+            return "rejected", "the rewrite holds a placeholder in square brackets that stands for nothing"
+        text = redactor.restore(text)
+        if len(text) > LONGEST:
+            return "rejected", f"the rewrite has {len(text)} characters, more than {LONGEST}"
+        return "rewritten", text
 
     def _step(self, subject: Subject, step: Step, cost: Cost) -> str:
         """What TextGrad's optimizer makes of the text; recorded, so that it is made once."""
@@ -193,8 +190,24 @@ def _example_step(part: str, sent: Redacted, gradient: str) -> Step:
     return Step(sent.text, gradient, prompt)
 
 
+def _redact(texts: list[str], redactor: Redactor) -> list[str]:
+    """The texts without their secrets, twice over: what only a later text calls a password stands in earlier ones too.
+
+    Raises NotSent.
+    """
+    _check_sendable(texts)
+    for text in texts:
+        redactor.redact(text)
+    return [redactor.redact(text) for text in texts]
+
+
 def _check_sendable(texts: list[str]) -> None:
-    if prompts.holds_delimiters(*texts):
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise NotSent("it holds half a surrogate pair, which is no text") from None
+    # Together, for `<` at the end of one and `TEXT>` at the start of the next could make one.
+    if prompts.holds_delimiters("\n".join(texts)):
         raise NotSent("it holds one of the tags that delimit texts for the remote LLM")
     if sum(map(len, texts)) > LONGEST:
         raise NotSent(f"it is longer than the {LONGEST} characters that are sent for one example")

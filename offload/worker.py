@@ -2,18 +2,25 @@
 
 Run as `python -I -m offload.worker [PARENT_PID]`; speaks `agent.protocol` over stdin and stdout. Without a parent it
 serves a connection that systemd accepted for it (deploy/nslora-offload@.service). It ends when its input does, or
-after ten minutes without a request.
+after ten minutes without a request. What it says on stderr, one line, holds nothing of a row.
 """
 
 from __future__ import annotations
 
-import logging
+import os
+import signal
 import sys
+import traceback
 
 from agent import serving
+from agent.protocol import ProtocolError
 
 IDLE = 600.0
 """Seconds without a request after which the worker ends."""
+
+
+class Terminated(BaseException):
+    """SIGTERM came: what is under way is broken off in good order, so that no other worker waits for its lease."""
 
 
 def main() -> None:
@@ -21,12 +28,31 @@ def main() -> None:
     stdout = serving.claim_stdout()
     if len(sys.argv) > 1:
         serving.die_with_parent(int(sys.argv[1]))
-    for name in ("httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # After stdout is safe: what a library prints at import must not break the protocol.
-    from offload.commands import Commands  # noqa: PLC0415
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        # After stdout is safe: what a library prints at import must not break the protocol.
+        from offload.commands import Commands  # noqa: PLC0415
 
-    serving.Server(Commands().handle, stdout, idle=IDLE).serve()
+        serving.Server(Commands().handle, stdout, idle=IDLE).serve()
+    except Terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+    except ProtocolError:
+        raise SystemExit("offload.worker: stdin brought no line of the protocol; reinstall nslora-agent") from None
+    except (BrokenPipeError, ConnectionResetError):
+        raise SystemExit("offload.worker: the process that asked is gone") from None
+    except Exception as fault:  # noqa: BLE001  a traceback's last line may quote a row
+        raise SystemExit(f"offload.worker: {_whereabouts(fault)}") from None
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
+def _whereabouts(fault: Exception) -> str:
+    """Of which kind an error is and where it was raised."""
+    last = traceback.extract_tb(fault.__traceback__)[-1]
+    return f"{type(fault).__name__} in {last.name}, {last.filename} line {last.lineno}; please report this"
 
 
 if __name__ == "__main__":
