@@ -25,6 +25,10 @@ LONGEST_PROMPT = 1500
 """Characters of a system prompt: it is paid for in every answer."""
 DEFAULT_PROMPT = "You are a helpful assistant."
 """Where an improvement starts when there is no system prompt."""
+LONGEST = 20_000
+"""Characters of a text that is offered for a rewrite: protocol lines are bounded, and so is a remote's patience."""
+ENDS = {"deferred": "deferred", "spent": "spent", "refused": "rejected"}
+"""Outcomes of a request after which the same example is not asked for again, and the example's state then."""
 STYLE = "style"
 """What stands in the audit where a style description is the reason."""
 
@@ -119,11 +123,13 @@ def first_request(job: int, example: Example, flag: Flag, part: str) -> RewriteE
 def rewrite(example: Example, flag: Flag, request: RewriteExample, ask: Ask) -> Outcome:
     """Ask for rewrites of a flagged example until one passes every check, at most as often as MAX_CALLS allows."""
     outcome = Outcome(example.id, "rejected", "", (), flag.why)
+    if len(request.text) + len(request.context) > LONGEST:
+        return replace(outcome, reasons=(f"the example is longer than the {LONGEST} characters that are sent",))
     for _ in range(MAX_CALLS - (not flag.faults)):
         answer = ask(request)
         outcome = outcome.plus(answer)
-        if answer.outcome in {"deferred", "spent"}:
-            return replace(outcome, state=answer.outcome, reasons=(answer.reason,))
+        if answer.outcome in ENDS:
+            return replace(outcome, state=ENDS[answer.outcome], reasons=(answer.reason,))
         if answer.outcome == "unneeded":
             return replace(outcome, state="satisfied", reasons=())
         reasons = refusals(example, request, answer)
@@ -161,7 +167,7 @@ def failing_cases(flagged: Iterable[tuple[Example, Flag]]) -> dict[str, str]:
     cases: dict[str, str] = {}
     for example, flag in flagged:
         if flag.faults and len(cases) < MAX_CASES:
-            case = f"{example.prompt[-1].content}\nWrong: {'; '.join(flag.faults)}"
+            case = f"Rule: {' '.join(flag.wanted)}\nBroken: {'; '.join(flag.faults)}"
             cases.setdefault(flag.why[0], case)
     return cases
 
@@ -171,8 +177,8 @@ def improve_prompt(job: int, prompt: str, cases: dict[str, str], ask: Ask) -> Ou
     start = prompt or DEFAULT_PROMPT
     answer = ask(ImprovePrompt(job, start, list(cases.values()), list(cases)))
     outcome = Outcome("system prompt", "rejected", "", (), tuple(cases)).plus(answer)
-    if answer.outcome in {"deferred", "spent"}:
-        return replace(outcome, state=answer.outcome, reasons=(answer.reason,))
+    if answer.outcome in ENDS:
+        return replace(outcome, state=ENDS[answer.outcome], reasons=(answer.reason,))
     reasons = (answer.reason,) if answer.outcome == "rejected" else _prompt_refusals(start, answer.text)
     return replace(outcome, reasons=reasons) if reasons else replace(outcome, state="remade", text=answer.text)
 

@@ -11,6 +11,7 @@ from agent import offload_messages as m
 from agent.durable import write_file
 from agent.errors import StateError
 from agent.faults import disk_faults
+from agent.imports import pretending_absent
 from agent.protocol import Answer
 from agent.serving import Emit
 from agent.settings import Offload
@@ -114,8 +115,10 @@ class Commands:
 
 
 def _client(settings: Offload, on_try: OnTry) -> Any:
-    from offload.client import Client  # noqa: PLC0415  httpx is imported only to serve a miss
-    from offload.endpoint import Endpoint  # noqa: PLC0415
+    # httpx is imported only to serve a miss, and without what it takes for a command line of its own.
+    with pretending_absent("rich"):
+        from offload.client import Client  # noqa: PLC0415
+        from offload.endpoint import Endpoint  # noqa: PLC0415
     from offload.keys import read_key  # noqa: PLC0415
 
     endpoint = Endpoint(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from agent.imports import pretending_absent
 from offload import prompts
 from offload.cache import Messages
 
@@ -54,7 +55,7 @@ def _stand_in(name: str, *members: str) -> types.ModuleType:
     return module
 
 
-with _without_side_effects():
+with pretending_absent("rich"), _without_side_effects():  # httpx takes 6 MB of rich for a command line of its own
     import textgrad
 
 
@@ -76,9 +77,11 @@ class Engine(textgrad.EngineLM):
 class Descent(textgrad.TextualGradientDescent):
     """TextGrad's optimizer with a prompt short enough for a small model; `step` is TextGrad's own."""
 
-    def __init__(self, variable: textgrad.Variable, engine: Engine, prompt: Callable[[str, str], str]) -> None:
+    def __init__(
+        self, variable: textgrad.Variable, engine: Engine, system: str, prompt: Callable[[str, str], str]
+    ) -> None:
         super().__init__(
-            [variable], engine=engine, new_variable_tags=list(prompts.TAGS), optimizer_system_prompt=prompts.OPTIMIZER
+            [variable], engine=engine, new_variable_tags=list(prompts.TAGS), optimizer_system_prompt=system
         )
         self._prompt = prompt
 
@@ -86,10 +89,10 @@ class Descent(textgrad.TextualGradientDescent):
         return self._prompt(variable.value, variable.get_gradient_text())
 
 
-def step(text: str, gradient: str, prompt: Callable[[str, str], str], ask: Ask) -> str:
+def step(text: str, gradient: str, system: str, prompt: Callable[[str, str], str], ask: Ask) -> str:
     """The text after one step down the textual gradient.
 
-    `prompt` makes the user's message of a text and its gradient. Raises `prompts.Malformed` if the answer cannot be
+    `system` is the optimizer's system prompt, `prompt` makes the user's message of a text and its gradient. Raises `prompts.Malformed` if the answer cannot be
     used, and what `ask` raises.
     """
     variable = textgrad.Variable(text, role_description="text to mend")
@@ -100,7 +103,7 @@ def step(text: str, gradient: str, prompt: Callable[[str, str], str], ask: Ask) 
         prompts.between_tags(answer)
         return answer
 
-    Descent(variable, Engine(checked), prompt).step()
+    Descent(variable, Engine(checked), system, prompt).step()
     return str(variable.value)
 
 

@@ -36,12 +36,13 @@ class Step:
 
     text: str
     gradient: str
+    system: str
     prompt: Callable[[str, str], str]
 
     @property
     def messages(self) -> Messages:
         """What the step sends."""
-        return prompts.step_messages(self.prompt(self.text, self.gradient))
+        return prompts.step_messages(self.system, self.prompt(self.text, self.gradient))
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ class Rewriter:
 
         def work(cost: Cost) -> tuple[str, str]:
             text, *failing = _redact([request.text, *request.failing], redactor)
-            step = Step(text, prompts.cases(failing), prompts.improve_system_prompt)
+            cases = prompts.cases(failing)
+            step = Step(text, cases, prompts.PROMPT_OPTIMIZER, prompts.improve_system_prompt)
             return self._stepped(subject, step, redactor, cost)
 
         return self._answer(work)
@@ -153,7 +155,7 @@ class Rewriter:
             recorded.append(answer.key)
             return answer.answer
 
-        text = engine.step(step.text, step.gradient, step.prompt, ask)
+        text = engine.step(step.text, step.gradient, step.system, step.prompt, ask)
         self._remote.cache.note_text(recorded[0], text)
         return text
 
@@ -162,8 +164,10 @@ class Rewriter:
         cost, started = Cost(), time.monotonic()
         try:
             outcome, said = work(cost)
-        except (Malformed, NotSent, RequestRefused) as fault:
+        except Malformed as fault:
             outcome, said = "rejected", str(fault)
+        except (NotSent, RequestRefused) as fault:
+            outcome, said = "refused", str(fault)
         except (RemoteUnavailable, DayBudgetSpent) as fault:
             outcome, said = "deferred", str(fault)
         except JobBudgetSpent as fault:
@@ -187,7 +191,7 @@ def _example_step(part: str, sent: Redacted, gradient: str) -> Step:
     def prompt(text: str, feedback: str) -> str:
         return prompts.improve(part, text, sent.context, sent.wanted, feedback, sent.tried)
 
-    return Step(sent.text, gradient, prompt)
+    return Step(sent.text, gradient, prompts.OPTIMIZER, prompt)
 
 
 def _redact(texts: list[str], redactor: Redactor) -> list[str]:
