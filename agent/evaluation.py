@@ -78,7 +78,8 @@ All figures: `manifest.json`.
 
 def _numeric(about: dict[str, Any]) -> str:
     figures, settings = about["figures"], about["settings"]
-    return f"""{figures["train_rows"]} rows, {figures["steps"]} steps, {figures["tokens"]} tokens in {figures["train_seconds"]:.0f} s
+    rows, steps, tokens = figures["train_rows"], figures["steps"], figures["tokens"]
+    return f"""{rows} rows, {steps} steps, {tokens} tokens in {figures["train_seconds"]:.0f} s
 ({figures["tokens_per_s"]:.0f} tokens/s), peak memory {figures["peak_rss_mb"]:.0f} MB.
 Rank {settings["rank"]}, alpha {settings["alpha"]}, peak learning rate {settings["learning_rate"]:g},
 seed {settings["seed"]}.

@@ -122,8 +122,9 @@ class Rewritten:
     """How a rewrite ended.
 
     `outcome` is "rewritten" (only then `text` is not empty), "unneeded" (the critique found nothing), "rejected" (the
-    answer cannot be used), "refused" (this request cannot be served: asking again would not help), "deferred" (the remote or the day's budget may allow it after `remote.retry_at`) or
-    "spent" (a cap of the job is reached). `calls` are HTTP requests, `cost` is in the currency of the price settings.
+    answer cannot be used), "refused" (the request cannot be served, now or later), "deferred" (the remote or the day's
+    budget may allow it after `remote.retry_at`) or "spent" (a cap of the job is reached). `calls` are HTTP requests,
+    `cost` is in the currency of the price settings.
     """
 
     outcome: str

@@ -163,9 +163,9 @@ def remade(example: Example, part: str, text: str) -> Example:
 
 
 def failing_cases(flagged: Iterable[tuple[Example, Flag]]) -> dict[str, str]:
-    """By constraint id, the first flagged example with what is wrong with its reference: what a prompt must mend."""
+    """By constraint id, the first rule that a flagged reference breaks, and how: what a system prompt must mend."""
     cases: dict[str, str] = {}
-    for example, flag in flagged:
+    for _, flag in flagged:
         if flag.faults and len(cases) < MAX_CASES:
             case = f"Rule: {' '.join(flag.wanted)}\nBroken: {'; '.join(flag.faults)}"
             cases.setdefault(flag.why[0], case)

@@ -20,10 +20,13 @@ and advice to stderr; with `--json` a failure is one JSON object on stderr.
 """
 
 
-def commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The parser of each command, in the order of `--help`."""
-    (action,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]  # noqa: SLF001  no public way
-    return dict(action.choices)
+def commands(parser: argparse.ArgumentParser, name: str = "") -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command that does something, by its words, in the order of `--help`."""
+    groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]  # noqa: SLF001  no public way
+    below = [(f"{name} {word}", command) for group in groups for word, command in group.choices.items()]
+    if not below:
+        return {name.strip(): parser}
+    return {words: leaf for path, command in below for words, leaf in commands(command, path).items()}
 
 
 def render() -> str:

@@ -55,7 +55,8 @@ def _stand_in(name: str, *members: str) -> types.ModuleType:
     return module
 
 
-with pretending_absent("rich"), _without_side_effects():  # httpx takes 6 MB of rich for a command line of its own
+# httpx imports rich for a command line of its own.
+with pretending_absent("rich"), _without_side_effects():
     import textgrad
 
 
@@ -92,8 +93,8 @@ class Descent(textgrad.TextualGradientDescent):
 def step(text: str, gradient: str, system: str, prompt: Callable[[str, str], str], ask: Ask) -> str:
     """The text after one step down the textual gradient.
 
-    `system` is the optimizer's system prompt, `prompt` makes the user's message of a text and its gradient. Raises `prompts.Malformed` if the answer cannot be
-    used, and what `ask` raises.
+    `system` is the optimizer's system prompt, `prompt` makes the user's message of a text and its gradient. Raises
+    `prompts.Malformed` if the answer cannot be used, and what `ask` raises.
     """
     variable = textgrad.Variable(text, role_description="text to mend")
     variable.gradients.add(textgrad.Variable(gradient, role_description="feedback", requires_grad=False))

@@ -10,6 +10,7 @@ import pytest
 
 from agent.config import (
     DEFAULT_BASE,
+    GROUPS,
     Config,
     add_flags,
     default_toml,
@@ -19,7 +20,7 @@ from agent.config import (
 )
 from agent.errors import ConfigError
 from agent.jsonl import Limits
-from agent.settings import Training
+from agent.settings import Offload, Training
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def faults(path: Path, text: str | bytes) -> list[str]:
 
 def test_without_a_file_everything_has_its_default(path: Path) -> None:
     """A fresh box needs no config.toml."""
-    assert read_config(path) == Config(DEFAULT_BASE, Training(), Limits())
+    assert read_config(path) == Config(DEFAULT_BASE, Training(), Offload(), Limits())
 
 
 def test_the_written_file_gives_the_defaults_as_it_is_and_with_every_line_uncommented(path: Path) -> None:
@@ -51,7 +52,7 @@ def test_the_written_file_gives_the_defaults_as_it_is_and_with_every_line_uncomm
     assert read_config(path) == Config()
     uncommented = re.sub(r"(?m)^#(?=\w+ = )", "", path.read_text())
     names = re.findall(r"(?m)^(\w+) = ", uncommented)
-    assert names == ["base", *(f.name for f in (*dataclasses.fields(Training), *dataclasses.fields(Limits)))]
+    assert names == ["base", *(f.name for cls in GROUPS.values() for f in dataclasses.fields(cls))]
     path.write_text(uncommented)
     assert read_config(path) == Config()
 
@@ -59,7 +60,7 @@ def test_the_written_file_gives_the_defaults_as_it_is_and_with_every_line_uncomm
 def test_every_setting_in_the_file_says_what_it_means() -> None:
     """The line above each is its help, with its bounds or choices."""
     lines = default_toml(DEFAULT_BASE).split("\n")
-    for cls in (Training, Limits):
+    for cls in GROUPS.values():
         for known in dataclasses.fields(cls):
             (at,) = [i for i, line in enumerate(lines) if line.startswith(f"#{known.name} = ")]
             assert lines[at - 1].startswith(f"# {known.metadata['help']}")

@@ -154,6 +154,7 @@ def test_a_job_that_dies_three_times_is_given_up_with_the_reason(home: Home, dat
 
 def test_when_the_daemon_is_killed_its_job_dies_with_it_and_is_taken_up_by_the_next(home: Home, data: Path) -> None:
     """On the same boot that counts as a death."""
+    home.model("tiny").mkdir()
     enqueue(home, data)
     with locked(home.device_lock, "a test"):
         with daemon(home.path) as running:
@@ -186,6 +187,7 @@ def test_a_power_cut_counts_no_death(home: Home, data: Path) -> None:
 
 def test_a_job_that_no_longer_beats_is_killed(home: Home, data: Path) -> None:
     """SIGSTOP stands for whatever freezes a process; the clock is the test's."""
+    home.model("tiny").mkdir()
     enqueue(home, data)
     told: list[tuple[str, Job]] = []
     with Store(home.database, actor="daemon") as store, locked(home.device_lock, "a test"):
@@ -230,6 +232,7 @@ def test_a_stop_while_training_checkpoints_and_puts_the_job_back_without_a_death
 
 def test_a_stop_while_a_job_waits_for_the_device_counts_no_death(home: Home, data: Path) -> None:
     """Nothing was done yet, so nothing is lost."""
+    home.model("tiny").mkdir()
     enqueue(home, data)
     with locked(home.device_lock, "a test"), daemon(home.path) as running:
         wait_for_phase(running, 1, "wait")

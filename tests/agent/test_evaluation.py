@@ -25,6 +25,7 @@ def about(before: Evaluation, after: Evaluation) -> dict[str, Any]:
     }
     return {
         "job": 4,
+        "mode": "numeric",
         "file": "/data/pumps.jsonl",
         "parent": 2,
         "base": "smollm2-135m-instruct",
@@ -37,25 +38,25 @@ def about(before: Evaluation, after: Evaluation) -> dict[str, Any]:
 
 def test_means_are_taken_over_the_rows_and_there_is_none_of_nothing() -> None:
     """Plain text has losses but no rewards; a job without held-out rows has neither."""
-    assert Evaluation([0.0, 1.0, 1.0], [2.0, 1.0], []).means == {"content": 0.6667, "loss": 1.5}
-    assert Evaluation([], [2.0], []).means == {"content": None, "loss": 2.0}
-    assert Evaluation([], [], []).means == {"content": None, "loss": None}
+    assert Evaluation([0.0, 1.0, 1.0], [None] * 3, [2.0, 1.0], []).means == {"content": 0.6667, "loss": 1.5}
+    assert Evaluation([], [], [2.0], []).means == {"content": None, "loss": 2.0}
+    assert Evaluation([], [], [], []).means == {"content": None, "loss": None}
 
 
 def test_the_gate_gets_every_row_in_order() -> None:
     """Not the means: it compares row by row."""
-    assert Evaluation([0.5, 1.0], [2.0, 3.0], []).measured == Measured((0.5, 1.0), (2.0, 3.0))
+    assert Evaluation([0.5, 1.0], [None, None], [2.0, 3.0], []).measured == Measured((0.5, 1.0), (2.0, 3.0))
 
 
 def test_an_evaluation_survives_the_disk() -> None:
     """A second attempt reads what the first one measured."""
-    evaluation = Evaluation([0.5], [2.0], [{"id": "a", "text": "über"}])
+    evaluation = Evaluation([0.5], [1.0], [2.0], [{"id": "a", "text": "über"}])
     assert Evaluation(**json.loads(json.dumps(dataclasses.asdict(evaluation)))) == evaluation
 
 
 def test_the_model_card_tells_what_a_person_wants_to_know() -> None:
     """Base, data, verdict, figures before and after, settings, and how to load it."""
-    card = model_card(about(Evaluation([0.25], [3.0], []), Evaluation([0.75], [1.5], [])))
+    card = model_card(about(Evaluation([0.25], [None], [3.0], []), Evaluation([0.75], [None], [1.5], [])))
     for said in (
         "base_model: smollm2-135m-instruct",
         "`/data/pumps.jsonl` (job 4, parent version 2)",
@@ -70,7 +71,7 @@ def test_the_model_card_tells_what_a_person_wants_to_know() -> None:
         assert said in card
 
 
-@pytest.mark.parametrize("evaluation", [Evaluation([], [], []), Evaluation([], [1.0], [])])
+@pytest.mark.parametrize("evaluation", [Evaluation([], [], [], []), Evaluation([], [], [1.0], [])])
 def test_the_model_card_shows_a_dash_for_what_was_not_measured(evaluation: Evaluation) -> None:
     """No held-out rows is a case like any other."""
     assert "| content reward | - | - |" in model_card(about(evaluation, evaluation))

@@ -63,9 +63,17 @@ def test_prompt_and_reference_part_the_conversation_at_its_last_message() -> Non
 def test_optional_fields_are_carried_along() -> None:
     """Id, split, answer and constraints of a row reach the example, numbers as text."""
     constraint = {"id": "length_constraints:number_words", "kwargs": {"relation": "less than", "num_words": 40}}
-    example = one({"text": "x", "id": 12, "split": "test", "answer": 7710, "constraints": [constraint, {"id": "b:c"}]})
+    example = one(
+        {
+            "text": "x",
+            "id": 12,
+            "split": "test",
+            "answer": 7710,
+            "constraints": [constraint, {"id": "punctuation:no_comma"}],
+        }
+    )
     assert (example.id, example.split, example.answer, example.line) == ("12", HELD_OUT, "7710", 1)
-    assert example.constraints == (constraint, {"id": "b:c", "kwargs": {}})
+    assert example.constraints == (constraint, {"id": "punctuation:no_comma", "kwargs": {}})
 
 
 def test_null_means_that_an_optional_field_is_absent() -> None:
@@ -95,6 +103,7 @@ def test_split_aliases_mean_train_or_held_out(alias: str, meant: str) -> None:
         ({"answer": False}, '"answer" is true or false'),
         ({"answer": ["a"]}, '"answer" is a list'),
         ({"constraints": {}}, '"constraints" is an object'),
+        ({"constraints": [{"id": "punctuation:no_coma"}]}, "did you mean punctuation:no_comma?"),
         ({"constraints": ["a"]}, "constraints[0] is a string"),
         ({"constraints": [{"kwargs": {}}]}, '"id" of constraints[0] is not a name'),
         ({"constraints": [{"id": "a", "kwargs": []}]}, '"kwargs" of constraints[0] is a list'),

@@ -366,6 +366,8 @@ def test_an_old_database_is_migrated_without_loss(path: Path, store: Store) -> N
     """A queue of the first schema gets the later tables and keeps its jobs."""
     job = add(store)
     store._connection.execute("DROP TABLE promotions")
+    store._connection.execute("DROP TABLE remote")
+    store._connection.execute("ALTER TABLE jobs DROP COLUMN wake")
     store._connection.execute("DELETE FROM _sqlite_migrations WHERE name <> ?", (jobs_and_moves.__name__,))
     store._connection.execute("PRAGMA user_version = 1")
     with Store(path) as migrated:

@@ -33,7 +33,7 @@ def step(answer: str, sent: list[Messages] | None = None) -> str:
             sent.append(messages)
         return answer
 
-    return engine.step(TEXT, "It ends with a full stop.", prompt, ask)
+    return engine.step(TEXT, "It ends with a full stop.", prompts.OPTIMIZER, prompt, ask)
 
 
 # ---- it is TextGrad that rewrites ----
@@ -76,7 +76,7 @@ def test_a_step_is_one_call_with_the_messages_that_are_looked_up() -> None:
     """Else a recorded answer would not be found again."""
     sent: list[Messages] = []
     assert step(tagged("Lund!"), sent) == "Lund!"
-    assert sent == [prompts.step_messages(prompt(TEXT, "It ends with a full stop."))]
+    assert sent == [prompts.step_messages(prompts.OPTIMIZER, prompt(TEXT, "It ends with a full stop."))]
 
 
 def test_a_critique_is_one_call_with_the_messages_that_are_looked_up() -> None:
@@ -124,7 +124,7 @@ def test_what_the_client_raises_comes_through() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        engine.step(TEXT, "wrong", prompt, ask)
+        engine.step(TEXT, "wrong", prompts.OPTIMIZER, prompt, ask)
     assert len(calls) == 1
 
 
@@ -146,10 +146,10 @@ class Everything(logging.Handler):
         print(vars(record))
 logging.basicConfig(level=logging.DEBUG, handlers=[Everything()])
 answer = "private answer <IMPROVED_VARIABLE>private rewrite</IMPROVED_VARIABLE>"
-assert engine.step("private text", "private fault", lambda *parts: " ".join(parts), lambda _: answer)
+assert engine.step("private text", "private fault", "private system", lambda *parts: " ".join(parts), lambda _: answer)
 engine.critique("private text", ["private rule"], lambda _: answer)
 try:
-    engine.step("private text", "private fault", lambda *parts: " ".join(parts), lambda _: "private answer")
+    engine.step("private text", "private fault", "private system", lambda *parts: " ".join(parts), lambda _: "private")
 except prompts.Malformed as fault:
     assert "private" not in str(fault)
 """

@@ -99,26 +99,26 @@ def test_no_text_changes_the_frame_of_the_prompt(text: str, context: str, rule: 
     made = message(text, context, rule, fault, tried)
     frame = message(text and "a", context and "a", "a", "a", tried and "a")
     assert DELIMITERS.findall(made) == DELIMITERS.findall(frame)
-    system, user = prompts.step_messages(made)
+    system, user = prompts.step_messages(prompts.OPTIMIZER, made)
     assert (system["role"], user["role"], user["content"]) == ("system", "user", made)
     assert f"<ANSWER>\n{text}\n</ANSWER>" in made or not text
     assert f"<QUESTION>\n{context}\n</QUESTION>" in made or not context
     assert f"<TRY>\n{tried}\n</TRY>" in made or not tried
-    assert f"Rule: {rule}\n" in made
+    assert f"<RULE>\n{rule}\n</RULE>" in made
+    assert f"<FAULT>\n{fault}\n</FAULT>" in made
 
 
 def test_of_a_prompt_it_is_the_question_that_is_to_be_mended() -> None:
     """The reference then only shows what is asked for."""
     made = prompts.improve("prompt", "Who?", "Lund.", ["Ask for a sentence."], "too short", "")
-    assert made.startswith(
-        "<QUESTION>\nWho?\n</QUESTION>\n<ANSWER>\nLund.\n</ANSWER>\nWrong with the question: too short"
-    )
+    assert made.startswith("<QUESTION>\nWho?\n</QUESTION>\n<ANSWER>\nLund.\n</ANSWER>\n<FAULT>\ntoo short\n</FAULT>")
     assert "Mend the question." in made
 
 
-def test_the_system_prompt_names_the_tags() -> None:
+@pytest.mark.parametrize("optimizer", [prompts.OPTIMIZER, prompts.PROMPT_OPTIMIZER])
+def test_the_system_prompt_names_the_tags(optimizer: str) -> None:
     """TextGrad fills them in; so does the message that is looked up in the cache."""
-    system = prompts.step_messages("")[0]["content"]
+    system = prompts.step_messages(optimizer, "")[0]["content"]
     assert f"between {START} and {END}" in system
     assert "{" not in system
 

@@ -83,7 +83,7 @@ def test_a_fault_that_a_check_names_costs_one_call(start: Start) -> None:
     assert (answer.outcome, answer.text, answer.reason) == ("rewritten", SHOUT, "")
     assert (answer.calls, answer.prompt_tokens, answer.completion_tokens, answer.cached) == (1, 7, 3, False)
     (request,) = session.server.requests
-    assert "Wrong with the answer: It ends with a full stop.\n" in request.prompt
+    assert "<FAULT>\nIt ends with a full stop.\n</FAULT>" in request.prompt
 
 
 def test_only_a_gap_that_no_check_names_costs_a_critique_too(start: Start) -> None:
@@ -93,7 +93,7 @@ def test_only_a_gap_that_no_check_names_costs_a_critique_too(start: Start) -> No
     assert (answer.outcome, answer.text, answer.calls) == ("rewritten", SHOUT, 2)
     critique, step = session.server.requests
     assert shown(critique, "TEXT") == EXAMPLE.text
-    assert "Wrong with the answer: It should end with an exclamation mark.\n" in step.prompt
+    assert "<FAULT>\nIt should end with an exclamation mark.\n</FAULT>" in step.prompt
 
 
 @pytest.mark.parametrize("said", ["OK", "ok.", " OK! ", "Ok\n"])
@@ -324,12 +324,12 @@ UNSENDABLE = {
 @pytest.mark.parametrize("where", ["text", "context", "tried", "wanted", "faults"])
 @pytest.mark.parametrize("name", UNSENDABLE)
 def test_what_could_be_taken_for_an_instruction_is_not_sent(start: Start, name: str, where: str) -> None:
-    """Wherever it stands; the example is rejected with the reason, and the preview says the same."""
+    """Wherever it stands; the example is refused with the reason, and the preview says the same."""
     text, reason = UNSENDABLE[name]
     session = start(mending(shouting))
     request = example(**{where: [text] if where in {"wanted", "faults"} else text})
     answer = session.ask(request)
-    assert (answer.outcome, answer.text, answer.calls, session.calls) == ("rejected", "", 0, 0)
+    assert (answer.outcome, answer.text, answer.calls, session.calls) == ("refused", "", 0, 0)
     assert reason in answer.reason
     previewed = session.ask(Preview(request))
     assert previewed == Previewed([{"role": "not sent", "content": answer.reason}], {}, cached=False)
@@ -342,14 +342,14 @@ def test_a_system_prompt_and_its_cases_are_checked_too(start: Start, name: str) 
     session = start(mending(shouting))
     for request in (replace(PROMPT, text=text), replace(PROMPT, failing=[text])):
         answer = session.ask(request)
-        assert (answer.outcome, session.calls) == ("rejected", 0)
+        assert (answer.outcome, session.calls) == ("refused", 0)
         assert reason in answer.reason
 
 
 def test_two_texts_that_make_a_delimiter_together_are_not_sent(start: Start) -> None:
     """Rules are joined in the critique."""
     session = start(mending(shouting))
-    assert session.rewrite(faults=[], wanted=["Write <", "TEXT> first"]).outcome == "rejected"
+    assert session.rewrite(faults=[], wanted=["Write <", "TEXT> first"]).outcome == "refused"
     assert session.calls == 0
 
 
@@ -399,10 +399,10 @@ def test_a_remote_that_asks_for_a_pause_says_when_to_come_back(start: Start) -> 
     assert (session.rewrite(example="other", text="Other.").outcome, session.calls) == ("deferred", 1)
 
 
-def test_a_request_that_is_refused_is_rejected(start: Start) -> None:
+def test_a_request_that_the_remote_refuses_is_not_made_again(start: Start) -> None:
     """Others may be served."""
     answer = start(in_turn(failing(400, "too odd"))).rewrite()
-    assert (answer.outcome, answer.calls) == ("rejected", 1)
+    assert (answer.outcome, answer.calls) == ("refused", 1)
     assert "too odd" in answer.reason
 
 
