@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import sqlite_utils
 
@@ -19,12 +20,18 @@ from agent.faults import disk_faults
 BUSY_TIMEOUT = 10.0
 """Seconds a statement waits for another worker's transaction."""
 
+NAME = Path("cache.db")
+"""What the database is called in errors."""
+
 MIGRATIONS = sqlite_utils.Migrations("nslora-offload")
 
 
 @MIGRATIONS()
 def answers(database: sqlite_utils.Database) -> None:
-    """Recorded answers: `text` is what TextGrad's step made of `answer`, null until it has, or if it could not."""
+    """Recorded answers: `text` is what TextGrad's step made of `answer`, null until it has, or if it could not.
+
+    `turn` counts uses: what was used least recently must not depend on a clock that may be put back.
+    """
     database.execute("""
         CREATE TABLE answers (
             key TEXT PRIMARY KEY,
@@ -39,13 +46,21 @@ def answers(database: sqlite_utils.Database) -> None:
             completion_tokens INTEGER NOT NULL,
             created REAL NOT NULL,
             used REAL NOT NULL,
+            turn INTEGER NOT NULL,
             hits INTEGER NOT NULL DEFAULT 0,
             bytes INTEGER NOT NULL
         ) STRICT
     """)
     database.execute("CREATE INDEX answers_by_replay ON answers (replay)")
-    database.execute("CREATE INDEX answers_by_use ON answers (used, bytes)")
-    database.execute("CREATE TABLE leases (key TEXT PRIMARY KEY, owner TEXT NOT NULL, expires REAL NOT NULL) STRICT")
+    database.execute("CREATE INDEX answers_by_turn ON answers (turn, bytes)")
+    database.execute("""
+        CREATE TABLE leases (
+            key TEXT PRIMARY KEY,
+            owner TEXT NOT NULL,
+            taken REAL NOT NULL,
+            expires REAL NOT NULL
+        ) STRICT
+    """)
 
 
 @MIGRATIONS()
@@ -77,17 +92,19 @@ def calls(database: sqlite_utils.Database) -> None:
 
 @MIGRATIONS()
 def breaker(database: sqlite_utils.Database) -> None:
-    """One row: how the remote LLM stood last."""
+    """One row: how the remote LLM stood last; open from `since` to `until` or, where `trial` is 1, being tried."""
     database.execute("""
         CREATE TABLE breaker (
             id INTEGER PRIMARY KEY CHECK (id = 1),
             failures INTEGER NOT NULL,
             opened INTEGER NOT NULL,
+            since REAL,
             until REAL,
+            trial INTEGER NOT NULL,
             reason TEXT NOT NULL
         ) STRICT
     """)
-    database.execute("INSERT INTO breaker VALUES (1, 0, 0, NULL, '')")
+    database.execute("INSERT INTO breaker VALUES (1, 0, 0, NULL, NULL, 0, '')")
 
 
 def open_database(path: Path) -> sqlite_utils.Database:
@@ -113,7 +130,7 @@ def transaction(database: sqlite_utils.Database) -> Iterator[None]:
     if connection.in_transaction:
         yield
         return
-    with disk_faults(Path("cache.db")):
+    with disk_faults(NAME):
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -122,3 +139,9 @@ def transaction(database: sqlite_utils.Database) -> Iterator[None]:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+
+
+def fetch(database: sqlite_utils.Database, sql: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """All rows of a statement: an open cursor would hold up writers. Raises StateError, StorageError or Busy."""
+    with disk_faults(NAME):
+        return database.conn.execute(sql, parameters).fetchall()
