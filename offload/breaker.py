@@ -59,7 +59,7 @@ def after_failure(standing: Standing, now: float, reason: str, pause: float = 0.
     asked = now + min(pause, LONGEST_ASKED)
     if state == OPEN:
         # The call began before the breaker opened: of those, many fail together and say the same once more.
-        return replace(standing, failures=failures, until=max(standing.until or now, asked), reason=reason)
+        return replace(standing, failures=failures, since=now, until=max(standing.until or now, asked), reason=reason)
     if state == CLOSED and failures < FAILURES:
         since, until = (now, asked) if pause else (None, None)
         return Standing(failures=failures, since=since, until=until, reason=reason)
