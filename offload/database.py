@@ -114,10 +114,19 @@ def open_database(path: Path) -> sqlite_utils.Database:
         # Made here and not by SQLite, which would leave it readable to all until a chmod.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
-        connection.execute("PRAGMA journal_mode = DELETE")
-        # EXTRA also syncs the folder after the journal is deleted: a paid answer must outlive a power cut.
-        connection.execute("PRAGMA synchronous = EXTRA")
-        database = sqlite_utils.Database(connection, recursive_triggers=False, execute_plugins=False)
+        try:
+            return _prepared(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+
+
+def _prepared(connection: sqlite3.Connection, path: Path) -> sqlite_utils.Database:
+    connection.execute("PRAGMA journal_mode = DELETE")
+    # EXTRA also syncs the folder after the journal is deleted: a paid answer must outlive a power cut.
+    connection.execute("PRAGMA synchronous = EXTRA")
+    database = sqlite_utils.Database(connection, recursive_triggers=False, execute_plugins=False)
+    if MIGRATIONS.pending(database):
         with locked(path.with_name(f"{path.name}.migrating"), f"{path} is being prepared; try again", BUSY_TIMEOUT):
             MIGRATIONS.apply(database)
     return database

@@ -4,7 +4,7 @@ import json
 import random
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -75,13 +75,11 @@ CAPS = {
 
 @pytest.mark.parametrize("name", CAPS)
 @pytest.mark.parametrize(("what", "error"), [("job", JobBudgetSpent), ("day", DayBudgetSpent)])
-def test_a_cap_is_refused_before_the_request(
-    tmp_path: Path, name: str, what: str, error: type[BudgetSpent]
-) -> None:
+def test_a_cap_is_refused_before_the_request(tmp_path: Path, name: str, what: str, error: type[BudgetSpent]) -> None:
     """Three calls of 7 tokens fit, a fourth does not; the error names the setting, and nothing is put aside."""
     caps = {f"{name}_per_{what}": value for name, value in CAPS[name].items()}
     with opened(tmp_path) as database:
-        budget = Budget(database, replace(SETTINGS, price_in=1.0, price_out=1.0, **caps))  # type: ignore[arg-type]
+        budget = Budget(database, replace(SETTINGS, price_in=1.0, price_out=1.0, **caps))
         for _ in range(3):
             settled(budget)
         with pytest.raises(error, match=f"the {what}'s cap of .* raise {name}_per_{what} in config.toml") as caught:
@@ -214,9 +212,10 @@ class Server:
 
     prices: tuple[float, float]
     lock: threading.Lock = field(default_factory=threading.Lock)
-    served: Counter[tuple[str, str]] = field(default_factory=Counter)
+    served: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
 
     def __call__(self, request: Request) -> Act:
+        """One of four kinds of answer, which depends on the prompt alone."""
         with self.lock:
             rng = random.Random(request.prompt)
             kind = rng.choices(["ok", "503", "cut", "uncounted"], [70, 12, 10, 8])[0]
@@ -235,18 +234,18 @@ class Server:
             self.served[scope, "requests"] += 1
             if kind != "503":
                 self.served[scope, "tokens"] += sent + received
-                self.served[scope, "money"] += (sent * self.prices[0] + received * self.prices[1]) / 1e6  # type: ignore[assignment]
+                self.served[scope, "money"] += (sent * self.prices[0] + received * self.prices[1]) / 1e6
 
     def snapshot(self) -> dict[tuple[str, str], float]:
+        """What was served until now."""
         with self.lock:
             return dict(self.served)
 
 
 def audited(database: Any) -> dict[tuple[str, str], float]:
     sums = "sum(requests) AS requests, sum(tokens) AS tokens, sum(money) AS money"
-    found = database.query(
-        f"SELECT 'job ' || job AS scope, {sums} FROM calls GROUP BY 1 UNION ALL SELECT 'day', {sums} FROM calls"
-    )
+    job, day = f"SELECT 'job ' || job AS scope, {sums} FROM calls GROUP BY 1", f"SELECT 'day', {sums} FROM calls"
+    found = database.query(f"{job} UNION ALL {day}")
     return {(row["scope"], name): row[name] or 0 for row in found for name in ("requests", "tokens", "money")}
 
 

@@ -104,9 +104,9 @@ def test_cache_only_misses_loudly_and_hits_whatever_the_endpoint(tmp_path: Path)
     with opened(tmp_path) as database:
         cache_of(database).put(asked("known", "http://recorded/v1"), ANSWER, 7, 3)
     with remote_at(tmp_path, "", mode="cache-only") as remote:
-        assert remote.recorded(SUBJECT, said("known")).answer == ANSWER  # type: ignore[union-attr]
+        assert remote.recorded(SUBJECT, said("known")).answer == ANSWER
         with pytest.raises(CacheMiss, match="no recorded answer for example 'example-1'; import it, or set mode to"):
-            remote.ask(SUBJECT, said("unknown"), None)  # type: ignore[arg-type]  it costs nothing
+            remote.ask(SUBJECT, said("unknown"), None)
         with pytest.raises(CacheMiss, match="for this request"):
             remote.ping(said("ready?"))
         assert remote._client is None
@@ -313,7 +313,7 @@ def test_the_worker_imports_a_file(tmp_path: Path) -> None:
     commands = Commands()
     commands.handle(Open(str(tmp_path / "two" / "cache.db"), SETTINGS), print)
     answer = commands.handle(CacheImport(str(tmp_path / "file.jsonl")), print)
-    assert (answer.rows, answer.known) == (3, 0)  # type: ignore[union-attr]
+    assert (answer.rows, answer.known) == (3, 0)
 
 
 def changed(**changes: Any) -> Callable[[bytes], bytes]:
