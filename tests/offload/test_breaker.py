@@ -207,9 +207,12 @@ def test_one_of_several_processes_tries(tmp_path: Path) -> None:
         with database.conn:
             database.execute("UPDATE breaker SET since = since - 1e6, until = until - 1e6")
     script = """
+starts = time.time() + 0.3
 for _ in range(8):
     if os.fork() == 0:
-        os.write(1, f"{new_remote().breaker.allow()}\\n".encode())
+        breaker = new_remote().breaker
+        time.sleep(max(0.0, starts - time.time()))
+        os.write(1, f"{breaker.allow()}\\n".encode())
         os._exit(0)
 for _ in range(8):
     os.wait()

@@ -244,7 +244,7 @@ class Server:
 
 def audited(database: Any) -> dict[tuple[str, str], float]:
     sums = "sum(requests) AS requests, sum(tokens) AS tokens, sum(money) AS money"
-    job, day = f"SELECT 'job ' || job AS scope, {sums} FROM calls GROUP BY 1", f"SELECT 'day', {sums} FROM calls"
+    job, day = f"SELECT 'job ' || job AS scope, {sums} FROM calls GROUP BY 1", f"SELECT 'day', {sums} FROM calls"  # noqa: S608
     found = database.query(f"{job} UNION ALL {day}")
     return {(row["scope"], name): row[name] or 0 for row in found for name in ("requests", "tokens", "money")}
 

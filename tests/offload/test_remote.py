@@ -269,6 +269,20 @@ def test_eight_that_ask_the_same_at_once_are_one_request(fast_disk: Path) -> Non
     assert rows(fast_disk, "SELECT * FROM leases") == []
 
 
+def test_an_answer_that_came_just_before_the_lease_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its holder may have recorded it and gone between a look at the cache and the lease."""
+    with LLMServer(in_turn(saying("asked again"))) as server, remote_at(tmp_path, server.url) as remote:
+        real = remote.cache.lease
+
+        def late(*arguments: Any) -> bool:
+            remote.cache.put(remote.question(said("q")), "recorded", 1, 1)
+            return real(*arguments)
+
+        monkeypatch.setattr(remote.cache, "lease", late)
+        assert ask(remote, "q") == "recorded"
+        assert server.requests == []
+
+
 def test_when_the_first_fails_the_next_one_asks(fast_disk: Path) -> None:
     """Waiting for another's request must not hand on its failure."""
     acts = iter([failing(400), *[saying("one")] * 8])
@@ -323,17 +337,23 @@ def test_a_lease_outlives_the_longest_wait_between_tries() -> None:
 
 
 def test_a_second_try_renews_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call of several tries holds on to its question."""
+    """A call of several tries holds on to its question and, if it is one, to its trial."""
     monkeypatch.setattr("offload.retries.FIRST_WAIT", 0.01)
-    clock, expires = Clock(), []
+    clock, expires, trials = Clock(), [], []
 
     def script(_: Request) -> Act:
         expires.append(rows(tmp_path, "SELECT expires - taken AS seconds, taken FROM leases")[0])
+        trials.extend(rows(tmp_path, "SELECT since, until, trial FROM breaker"))
         clock.now += 100
         return failing(503) if len(expires) == 1 else saying("a")
 
     with LLMServer(script) as server, remote_at(tmp_path, server.url, clock=clock, attempts=2) as remote:
+        for _ in range(FAILURES):
+            remote.breaker.failed("503")
+        clock.now += FIRST_PAUSE
         ask(remote, "q")
+    assert [(row["trial"], row["until"] - row["since"]) for row in trials] == [(1, 20.0 + remotes.LEASE_MARGIN)] * 2
+    assert trials[1]["since"] == trials[0]["since"] + 100
     assert expires[1]["taken"] == expires[0]["taken"] + 100
     assert expires[1]["seconds"] == expires[0]["seconds"] == 20.0 + remotes.LEASE_MARGIN
 
