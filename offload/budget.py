@@ -129,7 +129,8 @@ class Budget:
 
     def _sum(self, column: str, value: object) -> Spent:
         sql = "SELECT coalesce(sum(requests), 0), coalesce(sum(tokens), 0), coalesce(sum(money), 0.0) FROM calls"
-        (row,) = fetch(self._database, f"{sql} WHERE {column} = ?", (value,))
+        # Hits cost nothing and are many; the indices leave them out.
+        (row,) = fetch(self._database, f"{sql} WHERE {column} = ? AND requests > 0", (value,))
         return Spent(*row)
 
     def _insert(self, subject: Subject, request: str, outcome: str, spent: Spent, now: float) -> int:

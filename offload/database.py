@@ -86,8 +86,8 @@ def calls(database: sqlite_utils.Database) -> None:
             seconds REAL NOT NULL DEFAULT 0
         ) STRICT
     """)
-    database.execute("CREATE INDEX calls_by_day ON calls (day, requests, tokens, money)")
-    database.execute("CREATE INDEX calls_by_job ON calls (job, requests, tokens, money)")
+    database.execute("CREATE INDEX calls_by_day ON calls (day, requests, tokens, money) WHERE requests > 0")
+    database.execute("CREATE INDEX calls_by_job ON calls (job, requests, tokens, money) WHERE requests > 0")
 
 
 @MIGRATIONS()
