@@ -17,7 +17,7 @@ import sqlite_utils
 
 from agent.errors import BudgetSpent
 from agent.settings import Offload
-from offload.database import transaction
+from offload.database import fetch, transaction
 
 RESERVED = "reserved"
 """The outcome of a request that is under way, or whose process died."""
@@ -25,11 +25,15 @@ DAY = 86_400.0
 """Seconds."""
 TEMPLATE_TOKENS = 64
 """What a chat template may add to a request, in tokens."""
-LOG_FIELDS = "id, at, job, example, why, request, outcome, requests, prompt_tokens, completion_tokens, tokens, money"
+LOG_FIELDS = (
+    "id", "at", "job", "example", "why", "request", "outcome", "requests", "prompt_tokens", "completion_tokens",
+    "tokens", "money", "bytes_out", "bytes_in", "seconds",
+)  # fmt: skip
+"""Columns of the audit that people are shown, which are all but the day."""
 
 
 class JobBudgetSpent(BudgetSpent):
-    """A cap of this job is reached: waiting does not help."""
+    """A cap of this job is reached, or the request is larger than a cap as a whole: waiting does not help."""
 
 
 class DayBudgetSpent(BudgetSpent):
@@ -70,8 +74,9 @@ class Budget:
         sent = sum(len(message["content"].encode()) for message in messages) + TEMPLATE_TOKENS
         most = Spent(1, sent + self._settings.max_tokens, self.cost(sent, self._settings.max_tokens))
         with transaction(self._database):
-            self._check(subject.job, most)
-            return self._insert(subject, request, RESERVED, most)
+            now = self._clock()  # once: a request must not be checked on one day and counted on the next
+            self._check(subject.job, most, now)
+            return self._insert(subject, request, RESERVED, most, now)
 
     def settle(self, row: int, outcome: str, figures: dict[str, Any], *, billed: bool) -> float:
         """Replace a reservation by what the request did cost; returns the money.
@@ -87,13 +92,13 @@ class Budget:
             changes |= {"tokens": prompt + completion, "money": self.cost(prompt, completion)}
         with transaction(self._database):
             self._database["calls"].update(row, changes)
-            ((money,),) = self._database.execute("SELECT money FROM calls WHERE id = ?", (row,)).fetchall()
+            ((money,),) = fetch(self._database, "SELECT money FROM calls WHERE id = ?", (row,))
         return float(money)
 
     def note_hit(self, subject: Subject, request: str) -> None:
         """A row in the audit for an answer that cost nothing."""
         with transaction(self._database):
-            self._insert(subject, request, "cached", Spent(0, 0, 0.0))
+            self._insert(subject, request, "cached", Spent(0, 0, 0.0), self._clock())
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Money, by the price settings."""
@@ -101,7 +106,7 @@ class Budget:
 
     def today(self) -> Spent:
         """What was spent on this day, reservations included."""
-        return self._sum("day", self._day())
+        return self._sum("day", _day(self._clock()))
 
     def next_day(self) -> float:
         """When the day's caps start again, in unix time."""
@@ -109,26 +114,29 @@ class Budget:
 
     def log(self, last: int) -> list[dict[str, Any]]:
         """The newest rows of the audit, oldest first."""
-        sql = f"SELECT {LOG_FIELDS}, bytes_out, bytes_in, seconds FROM calls ORDER BY id DESC LIMIT ?"  # noqa: S608
-        rows = [{**row, "why": json.loads(row["why"])} for row in self._database.query(sql, (last,))]
-        return rows[::-1]
+        found = fetch(self._database, f"SELECT {', '.join(LOG_FIELDS)} FROM calls ORDER BY id DESC LIMIT ?", (last,))  # noqa: S608
+        rows = [dict(zip(LOG_FIELDS, row, strict=True)) for row in reversed(found)]
+        return [{**row, "why": json.loads(row["why"])} for row in rows]
 
-    def _check(self, job: int, most: Spent) -> None:
+    def _check(self, job: int, most: Spent, now: float) -> None:
+        """The job's caps first: a job that has spent them must not wait for the next day."""
         caps = self._settings
+        if job:
+            per_job = Spent(caps.requests_per_job, caps.tokens_per_job, caps.money_per_job)
+            _refuse(self._sum("job", job), most, per_job, "job", JobBudgetSpent)
         day = Spent(caps.requests_per_day, caps.tokens_per_day, caps.money_per_day)
-        _refuse(self._sum("day", self._day()), most, day, "day", DayBudgetSpent)
-        per_job = Spent(caps.requests_per_job, caps.tokens_per_job, caps.money_per_job)
-        _refuse(self._sum("job", job), most, per_job, "job", JobBudgetSpent)
+        _refuse(self._sum("day", _day(now)), most, day, "day", DayBudgetSpent)
 
     def _sum(self, column: str, value: object) -> Spent:
         sql = "SELECT coalesce(sum(requests), 0), coalesce(sum(tokens), 0), coalesce(sum(money), 0.0) FROM calls"
-        (row,) = self._database.execute(f"{sql} WHERE {column} = ?", (value,)).fetchall()
+        # Hits cost nothing and are many; the indices leave them out.
+        (row,) = fetch(self._database, f"{sql} WHERE {column} = ? AND requests > 0", (value,))
         return Spent(*row)
 
-    def _insert(self, subject: Subject, request: str, outcome: str, spent: Spent) -> int:
+    def _insert(self, subject: Subject, request: str, outcome: str, spent: Spent, now: float) -> int:
         row = {
-            "at": self._clock(),
-            "day": self._day(),
+            "at": now,
+            "day": _day(now),
             "job": subject.job,
             "example": hashed(subject.example),
             "why": json.dumps(subject.why),
@@ -140,20 +148,21 @@ class Budget:
         }
         return int(self._database["calls"].insert(row).last_pk)
 
-    def _day(self) -> str:
-        return time.strftime("%Y-%m-%d", time.gmtime(self._clock()))
-
 
 def hashed(name: str) -> str:
     """An example's id as the audit has it: ids may be personal too."""
     return hashlib.sha256(name.encode()).hexdigest()[:12]
 
 
+def _day(now: float) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(now))
+
+
 def _refuse(spent: Spent, most: Spent, cap: Spent, what: str, error: type[BudgetSpent]) -> None:
     for name in ("requests", "tokens", "money"):
         used, more, limit = (getattr(value, name) for value in (spent, most, cap))
         if used + more > limit:
-            raise error(
-                f"the {what}'s cap of {limit:g} {name} is reached ({used:g} used, the next request may take {more:g});"
-                f" raise {name}_per_{what} in config.toml"
+            raise (JobBudgetSpent if more > limit else error)(
+                f"the {what}'s cap of {limit:.9g} {name} is reached ({used:.9g} used, the next request may take "
+                f"{more:.9g}); raise {name}_per_{what} in config.toml"
             )

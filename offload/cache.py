@@ -5,21 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import sqlite_utils
 
 from agent.errors import DataError
-from offload.database import transaction
+from offload.database import fetch, transaction
 
 Messages = list[dict[str, str]]
 EXPORTED = ("endpoint", "model", "parameters", "messages", "answer", "text", "prompt_tokens", "completion_tokens")
 """Fields of an exported row; the keys are computed again at import, so that no file can plant an answer elsewhere."""
 
 FOUND = "key, answer, text, prompt_tokens, completion_tokens"
+TURN = "(SELECT coalesce(max(turn), 0) + 1 FROM answers)"
+"""The next number in the order of uses."""
+ROW_BYTES = 400
+"""What the keys of an answer and its places in the indices take besides its texts, in bytes."""
+LONGEST_LINE = 1 << 27
+"""Bytes of a line to import: room for the largest answer that `max_response_kb` lets in, and its text."""
+LARGEST_COUNT = 2**53
+"""A token count from here on is nonsense, and would not fit where it is stored."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +72,24 @@ class Cache:
 
     def get(self, question: Question) -> Recorded | None:
         """The answer, now the most recently used, or None."""
-        key = question.replay if self._column == "replay" else question.key
         # `key` breaks ties among endpoints, so that a replay is the same everywhere.
         chosen = f"SELECT key FROM answers WHERE {self._column} = ? ORDER BY key LIMIT 1"  # noqa: S608
-        sql = f"UPDATE answers SET used = ?, hits = hits + 1 WHERE key = ({chosen}) RETURNING {FOUND}"  # noqa: S608
+        change = f"UPDATE answers SET used = ?, turn = {TURN}, hits = hits + 1"  # noqa: S608
         with transaction(self._database):
-            rows = self._database.execute(sql, (self._clock(), key)).fetchall()
-        return Recorded(*rows[0]) if rows else None
+            found = fetch(
+                self._database,
+                f"{change} WHERE key = ({chosen}) RETURNING {FOUND}",
+                (self._clock(), self._key(question)),
+            )
+        return Recorded(*found[0]) if found else None
 
     def known(self, question: Question) -> bool:
         """Whether the answer is there; does not count as a use."""
-        key = question.replay if self._column == "replay" else question.key
-        return bool(self._database["answers"].count_where(f"{self._column} = ?", [key]))
+        sql = f"SELECT 1 FROM answers WHERE {self._column} = ? LIMIT 1"  # noqa: S608
+        return bool(fetch(self._database, sql, (self._key(question),)))
 
     def put(self, question: Question, answer: str, prompt_tokens: int, completion_tokens: int) -> Recorded:
-        """Record an answer, making room where the cache is full."""
+        """Record an answer, making room where the cache is full; one that is larger than the cache is not recorded."""
         row = {
             "endpoint": question.endpoint,
             "model": question.model,
@@ -91,42 +102,56 @@ class Cache:
         }
         with transaction(self._database):
             self._insert(question, row)
-            self._evict(keep=question.key)
+            self._evict()
         return Recorded(question.key, answer, None, prompt_tokens, completion_tokens)
 
     def note_text(self, key: str, text: str) -> None:
         """Record what TextGrad's step made of an answer."""
         with transaction(self._database):
-            self._database.execute(
-                "UPDATE answers SET text = ?1, bytes = bytes + length(CAST(?1 AS BLOB)) WHERE key = ?2", (text, key)
-            )
+            change = "UPDATE answers SET text = ?1, bytes = bytes + length(CAST(?1 AS BLOB))"
+            self._database.execute(f"{change} WHERE key = ?2 AND text IS NULL", (text, key))
+            self._evict()
 
-    def _insert(self, question: Question, row: dict[str, Any]) -> None:
-        size = len(json.dumps(row))
-        now = self._clock()
-        stored = {**row, "parameters": json.dumps(row["parameters"]), "messages": json.dumps(row["messages"])}
-        keys = {"key": question.key, "replay": question.replay}
-        self._database["answers"].insert({**keys, **stored, "created": now, "used": now, "bytes": size}, replace=True)
+    def _key(self, question: Question) -> str:
+        return question.replay if self._column == "replay" else question.key
 
-    def _evict(self, keep: str = "") -> None:
+    def _insert(self, question: Question, row: dict[str, Any]) -> int:
+        """Insert a row, unless it alone is too large; returns its bytes."""
+        size = len(json.dumps(row)) + ROW_BYTES
+        if size <= self._limit:
+            now = self._clock()
+            ((turn,),) = fetch(self._database, f"SELECT {TURN}")
+            stored = {**row, "parameters": json.dumps(row["parameters"]), "messages": json.dumps(row["messages"])}
+            made = {"key": question.key, "replay": question.replay, "created": now, "used": now, "turn": turn}
+            self._database["answers"].insert({**made, **stored, "bytes": size}, replace=True)
+        return size
+
+    def _evict(self) -> None:
         """Drop the least recently used answers until the rest fits."""
-        self._database.execute(
-            "DELETE FROM answers WHERE key != ? AND key IN (SELECT key FROM (SELECT key,"
-            " sum(bytes) OVER (ORDER BY used DESC, key) AS together FROM answers) WHERE together > ?)",
-            (keep, self._limit),
-        )
+        ((excess,),) = fetch(self._database, "SELECT coalesce(sum(bytes), 0) - ? FROM answers", (self._limit,))
+        while excess > 0:
+            oldest = "SELECT rowid FROM answers ORDER BY turn LIMIT 1"
+            sql = f"DELETE FROM answers WHERE rowid = ({oldest}) RETURNING bytes"  # noqa: S608
+            ((size,),) = fetch(self._database, sql)
+            excess -= size
 
     # ---- one request at a time for one answer ----
 
     def lease(self, key: str, owner: str, seconds: float) -> bool:
-        """Take or renew the right to ask for an answer; False while somebody else holds it."""
-        now = self._clock()
+        """Take or renew the right to ask for an answer; False while somebody else holds it.
+
+        A lease from the future is one of before the clock was put back, and over.
+        """
         with transaction(self._database):
-            taken = self._database.execute(
-                "INSERT INTO leases VALUES (?1, ?2, ?3) ON CONFLICT (key) DO UPDATE SET owner = ?2, expires = ?3"
-                " WHERE owner = ?2 OR expires <= ?4 OR expires > ?3 RETURNING key",
-                (key, owner, now + seconds, now),
-            ).fetchall()
+            # After the wait for the transaction: a lease that was taken meanwhile is not from the future.
+            now = self._clock()
+            self._database.execute("DELETE FROM leases WHERE expires <= ?1 OR taken > ?1", (now,))
+            taken = fetch(
+                self._database,
+                "INSERT INTO leases VALUES (?1, ?2, ?3, ?4)"
+                " ON CONFLICT (key) DO UPDATE SET taken = ?3, expires = ?4 WHERE owner = ?2 RETURNING key",
+                (key, owner, now, now + seconds),
+            )
         return bool(taken)
 
     def release(self, key: str, owner: str) -> None:
@@ -138,40 +163,44 @@ class Cache:
 
     def figures(self) -> dict[str, Any]:
         """Number of answers, their bytes and hits, answers by model, and the oldest use in unix time."""
-        (row,) = self._database.query(
-            "SELECT count(*) AS answers, coalesce(sum(bytes), 0) AS bytes, coalesce(sum(hits), 0) AS hits,"
-            " min(used) AS oldest FROM answers"
-        )
-        models = self._database.query("SELECT model, count(*) AS answers FROM answers GROUP BY 1 ORDER BY 1")
-        return {**row, "models": {entry["model"]: entry["answers"] for entry in models}}
+        sums = "count(*), coalesce(sum(bytes), 0), coalesce(sum(hits), 0), min(used)"
+        ((answers, size, hits, oldest),) = fetch(self._database, f"SELECT {sums} FROM answers")  # noqa: S608
+        models = fetch(self._database, "SELECT model, count(*) FROM answers GROUP BY 1 ORDER BY 1")
+        return {"answers": answers, "bytes": size, "hits": hits, "oldest": oldest, "models": dict(models)}
 
     def prune(self, older_than: float) -> tuple[int, int]:
         """Forget answers unused for that many seconds; returns how many, and their bytes."""
         with transaction(self._database):
-            gone = self._database.execute(
-                "DELETE FROM answers WHERE used < ? RETURNING bytes", (self._clock() - older_than,)
-            ).fetchall()
+            before = self._clock() - older_than
+            gone = fetch(self._database, "DELETE FROM answers WHERE used < ? RETURNING bytes", (before,))
         return len(gone), sum(size for (size,) in gone)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every answer as it is exported, in an order that depends on the contents alone."""
-        for row in self._database.query(f"SELECT {', '.join(EXPORTED)} FROM answers ORDER BY replay, key"):  # noqa: S608
+        for found in fetch(self._database, f"SELECT {', '.join(EXPORTED)} FROM answers ORDER BY replay, key"):  # noqa: S608
+            row = dict(zip(EXPORTED, found, strict=True))
             yield {**row, "parameters": json.loads(row["parameters"]), "messages": json.loads(row["messages"])}
 
-    def take_over(self, lines: Iterable[bytes], path: Path, checked: Callable[[str, str | None], bool]) -> list[int]:
-        """Import exported lines, all or none; returns how many, and how many were known before.
+    def take_over(self, stream: IO[bytes], path: Path, checked: Callable[[str, str | None], bool]) -> list[int]:
+        """Import the exported lines in `stream`, all or none; returns how many, and how many were known before.
 
         `checked(answer, text)` says whether a text is what TextGrad's step makes of the answer. Raises DataError,
-        naming the line, for anything that is not an exported row.
+        naming the line, for anything that is not an exported row, and for more of them than the cache may hold.
         """
-        known = count = 0
+        known = count = size = 0
         with transaction(self._database):
-            for count, line in enumerate(lines, start=1):
+            for count, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), b""), start=1):
                 question, row = _parsed(line, f"{path} line {count}", checked)
-                there = self._database["answers"].count_where("key = ?", [question.key]) > 0
-                known += there
-                if not there:
-                    self._insert(question, row)
+                if fetch(self._database, "SELECT 1 FROM answers WHERE key = ?", (question.key,)):
+                    known += 1
+                    continue
+                size += self._insert(question, row)
+                if size > self._limit:
+                    raise DataError(
+                        f"{path} line {count} is more than the cache may hold; raise cache_mb in config.toml"
+                    )
+            if not count:
+                raise DataError(f"{path} is empty; it should hold one exported answer a line")
             self._evict()
         return [count, known]
 
@@ -180,20 +209,33 @@ def _parsed(line: bytes, where: str, checked: Callable[[str, str | None], bool])
     try:
         row = json.loads(line)
         row = {name: row[name] for name in EXPORTED}
-        question = Question(row["endpoint"], row["model"], dict(row["parameters"]), _messages(row["messages"]))
-        sound = all(isinstance(row[name], str) for name in ("endpoint", "model", "answer"))
-        sound &= all(isinstance(row[name], int) for name in ("prompt_tokens", "completion_tokens"))
+        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()  # what no database or other program would take
     except (ValueError, KeyError, TypeError, RecursionError) as fault:
         raise DataError(f"{where} is no exported answer ({type(fault).__name__}: {fault})") from fault
-    if not sound or not checked(row["answer"], row["text"]):
+    if not _is_sound(row) or not checked(row["answer"], row["text"]):
         raise DataError(f"{where} is no exported answer, or its text is not what the answer holds")
-    return question, row
+    return Question(row["endpoint"], row["model"], row["parameters"], row["messages"]), row
 
 
-def _messages(value: Any) -> Messages:
-    if not all(isinstance(m[name], str) for m in value for name in ("role", "content")):
-        raise TypeError("a message without a role and a content")
-    return [{"role": m["role"], "content": m["content"]} for m in value]
+def _is_sound(row: dict[str, Any]) -> bool:
+    """Whether every field of an exported row has the type that we export."""
+    match row:
+        case {
+            "endpoint": str(), "model": str(), "parameters": dict(), "messages": [_, *_] as messages,
+            "answer": str(answer), "text": None | str(), "prompt_tokens": int(sent), "completion_tokens": int(received),
+        }:  # fmt: skip
+            counts = all(type(count) is int and 0 <= count < LARGEST_COUNT for count in (sent, received))
+            return counts and "\0" not in answer and all(map(_is_message, messages))
+        case _:
+            return False
+
+
+def _is_message(value: Any) -> bool:
+    match value:
+        case {"role": str(), "content": str(), **others}:
+            return not others
+        case _:
+            return False
 
 
 def _digest(value: Any) -> str:

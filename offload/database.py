@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from agent.durable import locked
 from agent.faults import disk_faults
@@ -21,12 +22,18 @@ with pretending_absent("pandas", "numpy"):  # 86 MB that nothing here needs
 BUSY_TIMEOUT = 10.0
 """Seconds a statement waits for another worker's transaction."""
 
+NAME = Path("cache.db")
+"""What the database is called in errors."""
+
 MIGRATIONS = sqlite_utils.Migrations("nslora-offload")
 
 
 @MIGRATIONS()
 def answers(database: sqlite_utils.Database) -> None:
-    """Recorded answers: `text` is what TextGrad's step made of `answer`, null until it has, or if it could not."""
+    """Recorded answers: `text` is what TextGrad's step made of `answer`, null until it has, or if it could not.
+
+    `turn` counts uses: what was used least recently must not depend on a clock that may be put back.
+    """
     database.execute("""
         CREATE TABLE answers (
             key TEXT PRIMARY KEY,
@@ -41,13 +48,21 @@ def answers(database: sqlite_utils.Database) -> None:
             completion_tokens INTEGER NOT NULL,
             created REAL NOT NULL,
             used REAL NOT NULL,
+            turn INTEGER NOT NULL,
             hits INTEGER NOT NULL DEFAULT 0,
             bytes INTEGER NOT NULL
         ) STRICT
     """)
     database.execute("CREATE INDEX answers_by_replay ON answers (replay)")
-    database.execute("CREATE INDEX answers_by_use ON answers (used, bytes)")
-    database.execute("CREATE TABLE leases (key TEXT PRIMARY KEY, owner TEXT NOT NULL, expires REAL NOT NULL) STRICT")
+    database.execute("CREATE INDEX answers_by_turn ON answers (turn, bytes)")
+    database.execute("""
+        CREATE TABLE leases (
+            key TEXT PRIMARY KEY,
+            owner TEXT NOT NULL,
+            taken REAL NOT NULL,
+            expires REAL NOT NULL
+        ) STRICT
+    """)
 
 
 @MIGRATIONS()
@@ -73,23 +88,25 @@ def calls(database: sqlite_utils.Database) -> None:
             seconds REAL NOT NULL DEFAULT 0
         ) STRICT
     """)
-    database.execute("CREATE INDEX calls_by_day ON calls (day, requests, tokens, money)")
-    database.execute("CREATE INDEX calls_by_job ON calls (job, requests, tokens, money)")
+    database.execute("CREATE INDEX calls_by_day ON calls (day, requests, tokens, money) WHERE requests > 0")
+    database.execute("CREATE INDEX calls_by_job ON calls (job, requests, tokens, money) WHERE requests > 0")
 
 
 @MIGRATIONS()
 def breaker(database: sqlite_utils.Database) -> None:
-    """One row: how the remote LLM stood last."""
+    """One row: how the remote LLM stood last; open from `since` to `until` or, where `trial` is 1, being tried."""
     database.execute("""
         CREATE TABLE breaker (
             id INTEGER PRIMARY KEY CHECK (id = 1),
             failures INTEGER NOT NULL,
             opened INTEGER NOT NULL,
+            since REAL,
             until REAL,
+            trial INTEGER NOT NULL,
             reason TEXT NOT NULL
         ) STRICT
     """)
-    database.execute("INSERT INTO breaker VALUES (1, 0, 0, NULL, '')")
+    database.execute("INSERT INTO breaker VALUES (1, 0, 0, NULL, NULL, 0, '')")
 
 
 def open_database(path: Path) -> sqlite_utils.Database:
@@ -99,10 +116,19 @@ def open_database(path: Path) -> sqlite_utils.Database:
         # Made here and not by SQLite, which would leave it readable to all until a chmod.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
-        connection.execute("PRAGMA journal_mode = DELETE")
-        # EXTRA also syncs the folder after the journal is deleted: a paid answer must outlive a power cut.
-        connection.execute("PRAGMA synchronous = EXTRA")
-        database = sqlite_utils.Database(connection, recursive_triggers=False, execute_plugins=False)
+        try:
+            return _prepared(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+
+
+def _prepared(connection: sqlite3.Connection, path: Path) -> sqlite_utils.Database:
+    connection.execute("PRAGMA journal_mode = DELETE")
+    # EXTRA also syncs the folder after the journal is deleted: a paid answer must outlive a power cut.
+    connection.execute("PRAGMA synchronous = EXTRA")
+    database = sqlite_utils.Database(connection, recursive_triggers=False, execute_plugins=False)
+    if MIGRATIONS.pending(database):
         with locked(path.with_name(f"{path.name}.migrating"), f"{path} is being prepared; try again", BUSY_TIMEOUT):
             MIGRATIONS.apply(database)
     return database
@@ -115,7 +141,7 @@ def transaction(database: sqlite_utils.Database) -> Iterator[None]:
     if connection.in_transaction:
         yield
         return
-    with disk_faults(Path("cache.db")):
+    with disk_faults(NAME):
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -124,3 +150,9 @@ def transaction(database: sqlite_utils.Database) -> Iterator[None]:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+
+
+def fetch(database: sqlite_utils.Database, sql: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """All rows of a statement: an open cursor would hold up writers. Raises StateError, StorageError or Busy."""
+    with disk_faults(NAME):
+        return database.conn.execute(sql, parameters).fetchall()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -11,20 +12,29 @@ from typing import TYPE_CHECKING, Any
 import sqlite_utils
 
 from agent import offload_messages
-from agent.errors import BudgetSpent, CacheMiss, ConfigError, RemoteRefused
+from agent.errors import AgentError, CacheMiss, ConfigError, RemoteRefused
 from agent.settings import Offload
 from offload.breaker import Breaker
-from offload.budget import Budget, Subject
+from offload.budget import Budget, DayBudgetSpent, Subject
 from offload.cache import Cache, Messages, Question, Recorded
-from offload.retries import RemoteUnavailable
+from offload.database import transaction
+from offload.retries import LONGEST_RETRY_AFTER, LONGEST_WAIT, RemoteUnavailable
 
 if TYPE_CHECKING:
     from offload.client import Client, Reply
 
-LEASE_MARGIN = 60.0
-"""Seconds a lease outlives one try: back-off and slow disks."""
+LEASE_MARGIN = LONGEST_RETRY_AFTER + LONGEST_WAIT + 30.0
+"""Seconds a lease outlives one try: the longest wait before the next one, which renews it, and slow disks."""
 POLL = 0.2
 """Seconds between looks at an answer that another process is asking for."""
+HAPPENED = re.compile(
+    r"the remote LLM at \S+ (?:(?P<status>answers [0-9]{3})"
+    r"|(?P<timeout>gave no whole answer|took no connection|was silent)"
+    r"|(?P<connection>cannot be talked to(?:: \[(?:Errno -?[0-9]+\] [A-Za-z ]+|SSL: [A-Z_]+\]))?)"
+    r"|(?P<unreadable>sent no answer to read)"
+    r"|(?P<oversized>sent more than [0-9]+ bytes))"
+)
+"""Where an error of the client begins: what happened in our own words, and none of the server's."""
 
 OnTry = Callable[[int, RemoteUnavailable | None], None]
 MakeClient = Callable[[OnTry], "Client"]
@@ -64,8 +74,11 @@ class Remote:
         limit = settings.cache_mb * 1_000_000
         self.cache = Cache(database, limit, any_endpoint=settings.mode == "cache-only", clock=clock)
         self.budget = Budget(database, settings, clock)
-        self.breaker = Breaker(database, clock)
+        self.breaker = Breaker(database, clock, self._lease_seconds)
+        self._database = database
         self._client: Client | None = None
+        self._tries: Tries | None = None
+        self._next_day: float | None = None
         self._owner = secrets.token_hex(8)
 
     def question(self, messages: Messages) -> Question:
@@ -76,9 +89,10 @@ class Remote:
     def recorded(self, subject: Subject, messages: Messages) -> Recorded | None:
         """The answer if it is in the cache, noted in the audit."""
         question = self.question(messages)
-        found = self.cache.get(question)
-        if found:
-            self.budget.note_hit(subject, question.replay)
+        with transaction(self._database):
+            found = self.cache.get(question)
+            if found:
+                self.budget.note_hit(subject, question.replay)
         return found
 
     def ask(self, subject: Subject, messages: Messages, cost: Cost) -> Recorded:
@@ -103,11 +117,14 @@ class Remote:
 
     def ping(self, messages: Messages) -> tuple[Reply, float]:
         """One round trip outside of cache and breaker, but within the caps; returns the reply and its money."""
-        self._check_mode(Subject(0, "test", ()))
-        cost = Cost()
-        reply = self._call(Subject(0, "test", ("test",)), self.question(messages), cost)
-        self.breaker.succeeded()
-        return reply, cost.money
+        subject = Subject(0, "", ("test",))
+        self._check_mode(subject)
+        tries = Tries(self.budget, subject, self.question(messages), Cost(), lambda: None)
+        reply = self._call(tries)
+        with transaction(self._database):
+            tries.answered(reply)
+            self.breaker.succeeded()
+        return reply, tries.cost.money
 
     def standing(self) -> offload_messages.Remote:
         """How the remote stands and what was spent today, for the loop."""
@@ -116,7 +133,7 @@ class Remote:
             breaker=standing.state(self._clock()),
             failures=standing.failures,
             reason=standing.reason,
-            retry_at=standing.until,
+            retry_at=max(filter(None, (standing.until, self._next_day)), default=None),
             requests_today=today.requests,
             tokens_today=today.tokens,
             money_today=round(today.money, 6),
@@ -140,77 +157,101 @@ class Remote:
             raise RemoteUnavailable(
                 f"left alone after {standing.failures} failures ({standing.reason})", retry_after=wait
             )
+        tries = Tries(self.budget, subject, question, cost, lambda: self._renew(question))
         try:
-            reply = self._call(subject, question, cost)
+            reply = self._call(tries)
+            with transaction(self._database):
+                # Together: what the audit calls answered is recorded, whenever the process dies.
+                tries.answered(reply)
+                self.breaker.succeeded()
+                return self.cache.put(question, reply.text, reply.prompt_tokens or 0, reply.completion_tokens or 0)
         except RemoteUnavailable as fault:
-            self.breaker.failed(str(fault), fault.retry_after or 0.0)
+            self.breaker.failed(_in_our_words(fault), fault.retry_after or 0.0)
             raise
         except RemoteRefused:
             self.breaker.succeeded()  # it does answer
             raise
-        except BudgetSpent:
+        except AgentError as fault:
             self.breaker.abandoned()
+            if isinstance(fault, DayBudgetSpent):
+                self._next_day = self.budget.next_day()
             raise
-        self.breaker.succeeded()
-        return self.cache.put(question, reply.text, reply.prompt_tokens or 0, reply.completion_tokens or 0)
 
-    def _call(self, subject: Subject, question: Question, cost: Cost) -> Reply:
-        """The remote's reply; every try has a row of its own in the audit, reserved before and settled after."""
-        tries = Tries(self.budget, subject, question, cost, lambda: self._renew(question))
+    def _call(self, tries: Tries) -> Reply:
+        """The remote's reply; every try has a row of its own in the audit, reserved before and settled after.
+
+        The last try is left to the caller to settle, together with what it does with the reply.
+        """
         self._tries = tries
         if self._client is None:
             self._client = self._make_client(self._begin_try)
         try:
-            reply = self._client.complete(question.messages, question.parameters)
+            return self._client.complete(tries.question.messages, tries.question.parameters)
         except (RemoteUnavailable, RemoteRefused) as fault:
-            tries.end(_outcome(fault), {}, billed=isinstance(fault, RemoteUnavailable) and fault.billed)
+            tries.failed(fault)
             raise
-        tries.answered(reply)
-        return reply
 
     def _begin_try(self, number: int, failure: RemoteUnavailable | None) -> None:
         """The one client calls this for every call's tries."""
-        self._tries.begin(number, failure)
+        if self._tries:
+            self._tries.begin(number, failure)
 
     def _renew(self, question: Question) -> None:
-        self.cache.lease(question.key, self._owner, self._lease_seconds)
+        with transaction(self._database):
+            self.cache.lease(question.key, self._owner, self._lease_seconds)
+            self.breaker.renew()
 
 
 class Tries:
-    """The rows of one call in the audit."""
+    """The rows of one call in the audit; `renew` is called before every try but the first."""
 
     def __init__(
         self, budget: Budget, subject: Subject, question: Question, cost: Cost, renew: Callable[[], None]
     ) -> None:
-        self._budget, self._subject, self._question, self._cost = budget, subject, question, cost
-        self._renew = renew
+        self.question, self.cost = question, cost
+        self._budget, self._subject, self._renew = budget, subject, renew
         self._row: int | None = None
         self._began = 0.0
 
     def begin(self, _number: int, failure: RemoteUnavailable | None) -> None:
         """Reserve the next try, after settling the one that failed. Raises BudgetSpent."""
         if failure:
-            self.end(_outcome(failure), {}, billed=failure.billed)
-        self._renew()
-        self._row = self._budget.reserve(self._subject, self._question.replay, self._question.messages)
-        self._cost.calls += 1
+            self.failed(failure)
+            self._renew()
+        self._row = self._budget.reserve(self._subject, self.question.replay, self.question.messages)
+        self.cost.calls += 1
         self._began = time.monotonic()
 
     def answered(self, reply: Reply) -> None:
         """Settle the last try by what the remote says it took."""
         names = ("prompt_tokens", "completion_tokens", "bytes_out", "bytes_in")
-        self.end("ok", {name: getattr(reply, name) for name in names}, billed=True)
-        self._cost.prompt_tokens += reply.prompt_tokens or 0
-        self._cost.completion_tokens += reply.completion_tokens or 0
+        self._end("ok", {name: getattr(reply, name) for name in names}, billed=True)
+        self.cost.prompt_tokens += reply.prompt_tokens or 0
+        self.cost.completion_tokens += reply.completion_tokens or 0
 
-    def end(self, outcome: str, figures: dict[str, Any], *, billed: bool) -> None:
+    def failed(self, fault: RemoteUnavailable | RemoteRefused) -> None:
         """Settle the try that is under way, if there is one."""
+        self._end(outcome(fault), {}, billed=isinstance(fault, RemoteUnavailable) and fault.billed)
+
+    def _end(self, outcome: str, figures: dict[str, Any], *, billed: bool) -> None:
         if self._row is None:
             return
         seconds = {"seconds": round(time.monotonic() - self._began, 3)}
-        self._cost.money += self._budget.settle(self._row, outcome, {**figures, **seconds}, billed=billed)
+        self.cost.money += self._budget.settle(self._row, outcome, {**figures, **seconds}, billed=billed)
         self._row = None
 
 
-def _outcome(fault: RemoteUnavailable | RemoteRefused) -> str:
-    return f"{'refused' if isinstance(fault, RemoteRefused) else 'failed'}: {fault}"
+def outcome(fault: RemoteUnavailable | RemoteRefused) -> str:
+    """What a failed try is called in the audit: never in the server's words, which may quote the prompt."""
+    what = "refused" if isinstance(fault, RemoteRefused) else "failed"
+    happened = HAPPENED.match(str(fault))
+    if not happened:
+        return what
+    status = happened["status"]
+    return f"{what} {status[-3:]}" if status else str(happened.lastgroup)
+
+
+def _in_our_words(fault: RemoteUnavailable) -> str:
+    """The host and what happened, for people, without what the server said about it."""
+    happened = HAPPENED.match(str(fault))
+    return happened[0] if happened else "it failed"
