@@ -15,7 +15,7 @@ from agent.errors import Busy, StaleAttempt
 from agent.events import EventLog
 from agent.home import Home
 from agent.jobs import Job
-from agent.offload_messages import ImprovePrompt, RewriteExample, Rewritten
+from agent.offload_messages import ImprovePrompt, Remote, RewriteExample, Rewritten
 from agent.offloading import offload_worker
 from agent.protocol import Answer, Checkpointed, Note, Request, Step, Train
 from agent.store import Store
@@ -59,6 +59,8 @@ class Attempt:
         self.token: str = job.token
         self.run = home.run(job.id)
         self.events = EventLog(self.run / "events.jsonl")
+        self.remote: Remote | None = None
+        """How the remote LLM stood when it was last asked."""
         self._stopping = stopping
         self._kept: tuple[int, ...] = ()
         self._trainer: Worker | None = None
@@ -97,6 +99,7 @@ class Attempt:
         answer = self._offload.ask(request, self._record, self._break_off)
         if not isinstance(answer, Rewritten):
             raise TypeError(answer)
+        self.remote = answer.remote
         self.store.note_remote(dataclasses.asdict(answer.remote))
         return answer
 

@@ -94,8 +94,7 @@ def _symbolic(about: dict[str, Any]) -> str:
     return f"""New is the system prompt, `system_prompt.txt`. {adapter}
 
 {figures["rewrites"]} The remade rows are in `remade.jsonl`, what became of each flagged one in `rewrites.json`:
-{figures["rewrite_calls"]} requests, {figures["rewrite_prompt_tokens"]} tokens sent and \
-{figures["rewrite_completion_tokens"]} received, cost {figures["rewrite_cost"]:g}.
+{figures["rewrite_requests"]} requests, {figures["rewrite_tokens"]} tokens, cost {figures["rewrite_money"]:g}.
 """
 
 

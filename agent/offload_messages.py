@@ -99,7 +99,10 @@ class CachePrune:
 
 @dataclass(frozen=True)
 class Remote:
-    """How the remote LLM stands: `breaker` is closed, open or half-open; `retry_at` and days are in unix time, UTC."""
+    """How the remote LLM stands: `breaker` is closed, open or half-open; `retry_at` and days are in unix time, UTC.
+
+    Sums are over the day and over all attempts at the job that asked, reservations included.
+    """
 
     breaker: str
     failures: int
@@ -108,6 +111,9 @@ class Remote:
     requests_today: int
     tokens_today: int
     money_today: float
+    requests_job: int
+    tokens_job: int
+    money_job: float
 
 
 @dataclass(frozen=True)

@@ -120,13 +120,20 @@ class SymbolicJob(Stages):
     def _has_adapter(self) -> bool:
         return self.registry.adapter(self.parent) is not None
 
+    @property
+    def _spent(self) -> dict[str, Any]:
+        """What all attempts at this job asked of the remote LLM."""
+        remote = self.attempt.remote
+        names = ("requests", "tokens", "money")
+        return {f"rewrite_{name}": getattr(remote, f"{name}_job") if remote else 0 for name in names}
+
     def _make(self, said: str, outcomes: list[Outcome], prompt: str) -> int:
         before = self.before()
         self.attempt.phase("load")
         self.load(self.parent)
         after = self.measure("after", prompt)
         verdict = self.judge(before, after)
-        about = self.about(verdict, before, after, {"rewrites": said, "adapter": self._has_adapter, **_spent(outcomes)})
+        about = self.about(verdict, before, after, {"rewrites": said, "adapter": self._has_adapter, **self._spent})
 
         def fill(folder: Path) -> None:
             adapter = self.registry.adapter(self.parent)
@@ -150,9 +157,3 @@ def _in_words(outcomes: list[Outcome]) -> str:
     counts = Counter(outcome.state for outcome in outcomes)
     told = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     return f"{len(outcomes)} examples flagged: {told}."
-
-
-def _spent(outcomes: list[Outcome]) -> dict[str, Any]:
-    """Sums over all rewrites."""
-    names = ("steps", "calls", "prompt_tokens", "completion_tokens", "cost", "seconds")
-    return {f"rewrite_{name}": round(sum(getattr(outcome, name) for outcome in outcomes), 6) for name in names}

@@ -139,7 +139,10 @@ class Connection:
 
 
 class Worker(Connection):
-    """A worker process; use as a context manager, which ends it. `more`: prefixes of variables it may see besides."""
+    """A worker process; use as a context manager, which ends it. `more`: prefixes of variables it may see besides.
+
+    `grace` is how many seconds it gets at its end to put down what it holds, after SIGTERM.
+    """
 
     def __init__(
         self,
@@ -149,8 +152,9 @@ class Worker(Connection):
         more: tuple[str, ...] = (),
         keep: tuple[int, ...] = (),
         silence: float = SILENCE,
+        grace: float = 0.0,
     ) -> None:
-        self.log = log
+        self.log, self._grace = log, grace
         self.process = start_module(module, str(os.getpid()), log=log, pipes=True, more=more, keep=keep)
         assert self.process.stdin is not None  # noqa: S101  tells the type checker what pipes=True means
         assert self.process.stdout is not None  # noqa: S101
@@ -162,10 +166,14 @@ class Worker(Connection):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
         if self.process.stdin is not None:
             self.process.stdin.close()
+        if self._grace:
+            self.stop()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(self._grace)
+        self.process.kill()
+        self.process.wait()
 
     def stop(self) -> None:
         """Ask the worker to come to an end where it can be taken up again (SIGTERM)."""

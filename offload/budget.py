@@ -108,6 +108,10 @@ class Budget:
         """What was spent on this day, reservations included."""
         return self._sum("day", _day(self._clock()))
 
+    def job(self, job: int) -> Spent:
+        """What was spent on a job, reservations included."""
+        return self._sum("job", job)
+
     def next_day(self) -> float:
         """When the day's caps start again, in unix time."""
         return (self._clock() // DAY + 1) * DAY

@@ -126,9 +126,9 @@ class Remote:
             self.breaker.succeeded()
         return reply, tries.cost.money
 
-    def standing(self) -> offload_messages.Remote:
-        """How the remote stands and what was spent today, for the loop."""
-        standing, today = self.breaker.standing(), self.budget.today()
+    def standing(self, job: int = 0) -> offload_messages.Remote:
+        """How the remote stands and what was spent, today and for a job."""
+        standing, today, whole = self.breaker.standing(), self.budget.today(), self.budget.job(job)
         return offload_messages.Remote(
             breaker=standing.state(self._clock()),
             failures=standing.failures,
@@ -137,6 +137,9 @@ class Remote:
             requests_today=today.requests,
             tokens_today=today.tokens,
             money_today=round(today.money, 6),
+            requests_job=whole.requests,
+            tokens_job=whole.tokens,
+            money_job=round(whole.money, 6),
         )
 
     @property

@@ -91,7 +91,7 @@ class Rewriter:
                 return "unneeded", ""
             return self._stepped(subject, _example_step(request.part, sent, gradient), redactor, cost)
 
-        return self._answer(work)
+        return self._answer(request.job, work)
 
     def system_prompt(self, request: ImprovePrompt) -> Rewritten:
         """One step on the system prompt. Raises as `example` does."""
@@ -104,7 +104,7 @@ class Rewriter:
             step = Step(text, cases, prompts.PROMPT_OPTIMIZER, prompts.improve_system_prompt)
             return self._stepped(subject, step, redactor, cost)
 
-        return self._answer(work)
+        return self._answer(request.job, work)
 
     def _critique(self, subject: Subject, sent: Redacted, cost: Cost) -> str:
         """What is wrong, in the remote's words, where no local check can name it; "" if nothing is."""
@@ -159,7 +159,7 @@ class Rewriter:
         self._remote.cache.note_text(recorded[0], text)
         return text
 
-    def _answer(self, work: Callable[[Cost], tuple[str, str]]) -> Rewritten:
+    def _answer(self, job: int, work: Callable[[Cost], tuple[str, str]]) -> Rewritten:
         """Do the work and say how it ended."""
         cost, started = Cost(), time.monotonic()
         try:
@@ -183,7 +183,7 @@ class Rewriter:
             completion_tokens=cost.completion_tokens,
             cost=cost.money,
             seconds=round(time.monotonic() - started, 3),
-            remote=self._remote.standing(),
+            remote=self._remote.standing(job),
         )
 
 
