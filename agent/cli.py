@@ -174,7 +174,9 @@ def _add_cache(add: _Adder) -> None:
 def _span(text: str) -> float:
     """A flag's span of time in seconds: a number and s, m, h or d."""
     units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-    return _count(text[:-1]) * units[text[-1:]] if text[-1:] in units else float(_count(text))
+    if text[-1:] not in units:
+        raise ValueError(text)
+    return _count(text[:-1]) * units[text[-1:]]
 
 
 _span.__name__ = "age"

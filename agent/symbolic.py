@@ -7,6 +7,7 @@ only proposes. What is asked for depends on the data alone, so that recorded ans
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +30,8 @@ LONGEST = 20_000
 """Characters of a text that is offered for a rewrite: protocol lines are bounded, and so is a remote's patience."""
 ENDS = {"deferred": "deferred", "spent": "spent", "refused": "rejected"}
 """Outcomes of a request after which the same example is not asked for again, and the example's state then."""
+ARGUMENT = re.compile(r'\d+|"[^"\n]+"')
+"""What belongs to one case alone: numbers and quoted words."""
 STYLE = "style"
 """What stands in the audit where a style description is the reason."""
 
@@ -179,11 +182,15 @@ def improve_prompt(job: int, prompt: str, cases: dict[str, str], ask: Ask) -> Ou
     outcome = Outcome("system prompt", "rejected", "", (), tuple(cases)).plus(answer)
     if answer.outcome in ENDS:
         return replace(outcome, state=ENDS[answer.outcome], reasons=(answer.reason,))
-    reasons = (answer.reason,) if answer.outcome == "rejected" else _prompt_refusals(start, answer.text)
+    reasons = (answer.reason,) if answer.outcome == "rejected" else _prompt_refusals(start, answer.text, cases)
     return replace(outcome, reasons=reasons) if reasons else replace(outcome, state="remade", text=answer.text)
 
 
-def _prompt_refusals(old: str, new: str) -> tuple[str, ...]:
+def _prompt_refusals(old: str, new: str, cases: dict[str, str]) -> tuple[str, ...]:
+    """Why a system prompt is not accepted: above all, what one case asked for must be no rule for every answer."""
     if len(new) > LONGEST_PROMPT:
         return (f"the system prompt has {len(new)} characters, more than {LONGEST_PROMPT}",)
-    return smuggled(old, new)
+    known = set(ARGUMENT.findall(old))
+    shown = set(ARGUMENT.findall("\n".join(cases.values()))) - known
+    taken = [part for part in dict.fromkeys(ARGUMENT.findall(new)) if part in shown]
+    return (*(f"the system prompt makes {part} of one case a rule for all" for part in taken), *smuggled(old, new))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "docs")]
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE / "offload"), str(HERE.parent / "docs")]
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ def mending(request: Request) -> Act:
     """A model that keeps every placeholder of the text it is to mend."""
     if shown(request, "TEXT"):
         return saying("It lacks a mark.")
-    asked = "ANSWER" if re.search(r"Mend the answer\.|Write a new answer", request.prompt) else "QUESTION"
+    asked = "ANSWER" if re.search(r"Mend the answer\.|Write a new and shorter answer", request.prompt) else "QUESTION"
     return saying(tagged((shown(request, "SYSTEM_PROMPT") or shown(request, asked)) + MARK))
 
 

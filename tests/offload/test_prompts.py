@@ -104,14 +104,16 @@ def test_no_text_changes_the_frame_of_the_prompt(text: str, context: str, rule: 
     assert f"<ANSWER>\n{text}\n</ANSWER>" in made or not text
     assert f"<QUESTION>\n{context}\n</QUESTION>" in made or not context
     assert f"<TRY>\n{tried}\n</TRY>" in made or not tried
-    assert f"<RULE>\n{rule}\n</RULE>" in made
-    assert f"<FAULT>\n{fault}\n</FAULT>" in made
+    assert f"\nRule: {' '.join(rule.split())}" in made or len(rule) > 100
+    assert len(made.splitlines()) <= len("\n".join((text, context, tried)).splitlines()) + 12
 
 
 def test_of_a_prompt_it_is_the_question_that_is_to_be_mended() -> None:
     """The reference then only shows what is asked for."""
     made = prompts.improve("prompt", "Who?", "Lund.", ["Ask for a sentence."], "too short", "")
-    assert made.startswith("<QUESTION>\nWho?\n</QUESTION>\n<ANSWER>\nLund.\n</ANSWER>\n<FAULT>\ntoo short\n</FAULT>")
+    assert made.startswith(
+        "<QUESTION>\nWho?\n</QUESTION>\n<ANSWER>\nLund.\n</ANSWER>\nWrong with the question: too short"
+    )
     assert "Mend the question." in made
 
 

@@ -83,7 +83,7 @@ def test_a_fault_that_a_check_names_costs_one_call(start: Start) -> None:
     assert (answer.outcome, answer.text, answer.reason) == ("rewritten", SHOUT, "")
     assert (answer.calls, answer.prompt_tokens, answer.completion_tokens, answer.cached) == (1, 7, 3, False)
     (request,) = session.server.requests
-    assert "<FAULT>\nIt ends with a full stop.\n</FAULT>" in request.prompt
+    assert "Wrong with the answer: It ends with a full stop.\n" in request.prompt
 
 
 def test_only_a_gap_that_no_check_names_costs_a_critique_too(start: Start) -> None:
@@ -93,7 +93,7 @@ def test_only_a_gap_that_no_check_names_costs_a_critique_too(start: Start) -> No
     assert (answer.outcome, answer.text, answer.calls) == ("rewritten", SHOUT, 2)
     critique, step = session.server.requests
     assert shown(critique, "TEXT") == EXAMPLE.text
-    assert "<FAULT>\nIt should end with an exclamation mark.\n</FAULT>" in step.prompt
+    assert "Wrong with the answer: It should end with an exclamation mark.\n" in step.prompt
 
 
 @pytest.mark.parametrize("said", ["OK", "ok.", " OK! ", "Ok\n"])
