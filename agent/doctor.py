@@ -14,6 +14,7 @@ from agent.config import Config
 from agent.durable import folder_fault
 from agent.errors import AgentError
 from agent.home import Home
+from agent.output import remote_in_words
 from agent.protocol import Check, Checked
 from agent.store import Store
 from agent.workers import Worker
@@ -40,7 +41,7 @@ def examine(home: Home, config: Config) -> list[Finding]:
     """All findings; training can run if none is a failure."""
     state = [_state(home), _sqlite(home)]
     box = [_memory(), _disk(home), _board(), _temperature()]
-    return [_python(), *state, *box, *_four_bit(config), _base(home, config)]
+    return [_python(), *state, *box, *_four_bit(config), _base(home, config), _remote(home, config)]
 
 
 def _python() -> Finding:
@@ -113,6 +114,24 @@ def _base(home: Home, config: Config) -> Finding:
         return Finding("base model", FAILURE, fault, "run `nslora-agent init --again`")
     size = sum(p.stat().st_size for p in folder.iterdir())
     return Finding("base model", OK, f"{config.base}, {size / 1e6:.0f} MB, every file as it was prepared")
+
+
+def _remote(home: Home, config: Config) -> Finding:
+    """How the remote LLM stood when it was last asked; nothing is sent here."""
+    offload = config.offload
+    if offload.mode == "cache-only":
+        return Finding("remote LLM", OK, "recorded answers only (mode cache-only)")
+    if not offload.base_url:
+        return Finding("remote LLM", OK, "none is set, nothing is sent")
+    try:
+        with Store(home.database) as store:
+            remote = store.remote()
+    except AgentError as fault:
+        return Finding("remote LLM", WARNING, str(fault))
+    if remote is None:
+        return Finding("remote LLM", OK, f"{offload.base_url}, not asked yet", "try it: nslora-agent offload test")
+    status, advice = (OK, "") if remote["breaker"] == "closed" else (WARNING, "try it: nslora-agent offload test")
+    return Finding("remote LLM", status, f"{offload.base_url} {remote_in_words(remote)}", advice)
 
 
 def _board() -> Finding:

@@ -167,7 +167,7 @@ def ls(arguments: argparse.Namespace, home: Home) -> int:
         rows = [(j.id, j.state.value, j.rows, output.age(now - j.created), Path(j.file).name, _doing(j)) for j in jobs]
         print_table(("job", "state", "rows", "age", "file", ""), rows)
         if remote and remote["breaker"] != "closed":
-            hint(f"remote LLM: {remote_in_words(remote)}")
+            hint(f"remote LLM: {output.remote_in_words(remote)}")
     return 0
 
 
@@ -178,15 +178,6 @@ def _doing(job: Job) -> str:
         return f"until {output.clock(job.wake)}: {job.reason}"[:REASON_SHOWN]
     text = (f"version {job.version}: " if job.version else "") + (job.reason or "")
     return text if len(text) <= REASON_SHOWN else text[:REASON_SHOWN] + "…"
-
-
-def remote_in_words(remote: dict[str, Any]) -> str:
-    """How the remote LLM stood when last heard of."""
-    if remote["breaker"] == "closed":
-        used = f"{remote['requests_today']} requests and {remote['tokens_today']} tokens that day"
-        return f"answered when last asked, {output.clock(remote['at'])}; {used}"
-    until = f"until {output.clock(remote['retry_at'])}" if remote["retry_at"] else "for now"
-    return f"left alone {until} after {remote['failures']} failures in a row: {remote['reason']}"
 
 
 def show(arguments: argparse.Namespace, home: Home) -> int:

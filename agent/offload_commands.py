@@ -53,10 +53,11 @@ def set_(arguments: argparse.Namespace, home: Home) -> int:
         home.create()
         write_settings(home.config, "offload", given)
     settings = read_config(home.config).offload
+    shown = dataclasses.asdict(settings)
     if arguments.json:
-        print_json(dataclasses.asdict(settings))
+        print_json(shown)
         return 0
-    print_table(("setting", "value"), [(name, value) for name, value in dataclasses.asdict(settings).items() if value])
+    print_table(("setting", "value"), [(name, shown[name]) for name in given or shown])
     hint(_next_step(settings))
     return 0
 

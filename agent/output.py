@@ -71,3 +71,12 @@ def age(seconds: float) -> str:
 def clock(at: float) -> str:
     """A point in time as this box's wall clock shows it."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def remote_in_words(remote: dict[str, Any]) -> str:
+    """How the remote LLM stood when last heard of."""
+    if remote["breaker"] == "closed":
+        used = f"{remote['requests_today']} requests and {remote['tokens_today']} tokens that day"
+        return f"answered when last asked, {clock(remote['at'])}; {used}"
+    until = f"until {clock(remote['retry_at'])}" if remote["retry_at"] else "for now"
+    return f"left alone {until} after {remote['failures']} failures in a row: {remote['reason']}"

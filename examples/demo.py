@@ -1,5 +1,7 @@
 """`make demo`: from nothing to a model that knows 24 invented facts, by the commands a person would type.
 
+First the symbolic side: a real LLM's recorded rewrites of examples/mixed.jsonl are replayed, without a network.
+
 Everything lands in .demo/ of this checkout; the prepared base model is kept for the next time, the rest is not.
 """
 
@@ -16,6 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / ".demo"
 AGENT = [str(Path(sys.executable).with_name("nslora-agent"))]
+RECORDED = "examples/rewrites.jsonl"
+RECORDED_MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m"
 QUESTION = "Which service port does the Marlow pump use?"
 
 
@@ -73,12 +77,33 @@ def report(version: dict[str, Any], seconds: float) -> None:
     print(json.dumps(figures_line))
 
 
+def replay_rewrites() -> None:
+    """The symbolic job, and two of the rows it remade."""
+    shown("offload", "set", "--mode", "cache-only", "--model", RECORDED_MODEL)
+    shown("cache", "import", RECORDED)
+    shown("enqueue", "examples/mixed.jsonl", "--mode", "symbolic")
+    shown("run", "--drain")
+    before = {row["id"]: row for row in rows(ROOT / "examples" / "mixed.jsonl")}
+    remade = [row for row in rows(STATE / "runs" / "1" / "remade.jsonl") if "remade" in row]
+    print(f"\n{len(remade)} rows were remade. Two of them:")
+    for row in (remade[0], remade[-1]):
+        print(f"\n  asked      {row['messages'][-2]['content']}")
+        print(f"  reference  {before[row['id']]['messages'][-1]['content']!r}")
+        print(f"  remade     {row['messages'][-1]['content']!r}")
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def main(data: str) -> int:
     """Run the demo on one file of examples/; exit code 1 if the new version was not promoted."""
     STATE.mkdir(exist_ok=True)
     forget_last_time()
     started = time.monotonic()
     shown("init")
+    replay_rewrites()
     shown("validate", data)
     shown("enqueue", data)
     shown("run", "--drain")

@@ -9,10 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-
-import sqlite_utils
+from typing import TYPE_CHECKING
 
 from offload.database import fetch, transaction
+
+if TYPE_CHECKING:
+    import sqlite_utils
 
 FAILURES = 5
 """Failed calls in a row that open the breaker."""

@@ -11,13 +11,14 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import sqlite_utils
+from typing import TYPE_CHECKING, Any
 
 from agent.errors import BudgetSpent
 from agent.settings import Offload
 from offload.database import fetch, transaction
+
+if TYPE_CHECKING:
+    import sqlite_utils
 
 RESERVED = "reserved"
 """The outcome of a request that is under way, or whose process died."""

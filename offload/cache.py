@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-
-import sqlite_utils
+from typing import IO, TYPE_CHECKING, Any
 
 from agent.errors import DataError
 from offload.database import fetch, transaction
+
+if TYPE_CHECKING:
+    import sqlite_utils
 
 Messages = list[dict[str, str]]
 EXPORTED = ("endpoint", "model", "parameters", "messages", "answer", "text", "prompt_tokens", "completion_tokens")

@@ -1,9 +1,8 @@
 """The words sent to the remote LLM. Pure: the same example gives the same messages on every machine.
 
 Short, because a small model follows few rules and a box pays for each token. A row's text stands between tags; a text
-that holds such a tag itself is never sent, so that data cannot pose as an instruction. Rules and faults are sentences of
-our own checks, a line each: between tags too, the small model that these words were tried on took them for data and
-kept 36 of 56 rules.
+that holds such a tag itself is never sent, so that data cannot pose as an instruction. Rules and faults are sentences
+of our own checks, a line each: between tags too, the small model that these words were tried on took them for data.
 """
 
 from __future__ import annotations

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import sqlite_utils
-
 from agent import offload_messages
 from agent.errors import AgentError, CacheMiss, ConfigError, RemoteRefused
 from agent.settings import Offload
@@ -21,6 +19,8 @@ from offload.database import transaction
 from offload.retries import LONGEST_RETRY_AFTER, LONGEST_WAIT, RemoteUnavailable
 
 if TYPE_CHECKING:
+    import sqlite_utils
+
     from offload.client import Client, Reply
 
 LEASE_MARGIN = LONGEST_RETRY_AFTER + LONGEST_WAIT + 30.0

@@ -12,7 +12,7 @@ from processes import agent, failed
 
 from agent.config import read_config
 
-SECRET = "sk-live0123456789abcdefABCDEF99"
+KEY = "sk-live0123456789abcdefABCDEF99"
 ROWS = [
     {
         "id": "one",
@@ -92,22 +92,22 @@ def test_an_unsafe_or_broken_setting_is_said_by_the_test(state: Path, flags: lis
 def test_test_makes_one_round_trip_and_says_what_it_took(state: Path) -> None:
     """Time, tokens, cost by the prices, and the key from a file in the header alone."""
     key = state.parent / "key"
-    key.write_text(f"{SECRET}\n")
+    key.write_text(f"{KEY}\n")
     key.chmod(0o600)
     with LLMServer(lambda _: saying("ready")) as server:
         flags = ["--model", "m", "--price-in", "1000", "--price-out", "2000", "--api-key-file", key]
         offload_set(state, "--base-url", server.url, *flags)
         done = agent("offload", "test", state=state)
         assert (done.returncode, len(server.requests)) == (0, 1)
-        assert server.requests[0].headers["authorization"] == f"Bearer {SECRET}"
+        assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
         assert re.search(r"answers in \d+\.\d s as ", done.stdout)
         answer = json.loads(agent("offload", "test", "--json", state=state).stdout)
     sent, received = answer["prompt_tokens"], answer["completion_tokens"]
     assert answer["cost"] == pytest.approx((sent * 1000 + received * 2000) / 1e6)
     assert answer["remote"]["breaker"] == "closed"
     for path in (state / "config.toml", state / "cache.db", state / "jobs.db"):
-        assert SECRET.encode() not in path.read_bytes()
-    assert SECRET not in done.stdout + done.stderr
+        assert KEY.encode() not in path.read_bytes()
+    assert KEY not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(("status", "code", "said"), [(401, 67, "check the API key"), (503, 71, "answers 503")])

@@ -105,7 +105,7 @@ def test_no_text_changes_the_frame_of_the_prompt(text: str, context: str, rule: 
     assert f"<QUESTION>\n{context}\n</QUESTION>" in made or not context
     assert f"<TRY>\n{tried}\n</TRY>" in made or not tried
     assert f"\nRule: {' '.join(rule.split())}" in made or len(rule) > 100
-    assert len(made.splitlines()) <= len("\n".join((text, context, tried)).splitlines()) + 12
+    assert len(made.splitlines()) <= len(f"{text}\n{context}\n{tried}".splitlines()) + 12
 
 
 def test_of_a_prompt_it_is_the_question_that_is_to_be_mended() -> None:
