@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from agent.shapes import Example
 
 Ask = Callable[["Request"], "Answer"]
-HIDDEN = {"at", "example", "request"}
-"""Columns of the log that only --json shows, or that are shown in another form."""
+WHY_SHOWN = 40
+"""Characters of the reasons of a request in the table of `offload log`; --json has all of them."""
 
 
 @contextmanager
@@ -152,7 +152,7 @@ def log(arguments: argparse.Namespace, home: Home) -> int:
                 (
                     output.clock(row["at"]),
                     row["job"] or None,
-                    ", ".join(row["why"]),
+                    _shortened(", ".join(row["why"])),
                     f"{row['bytes_out']} B",
                     f"{row['bytes_in']} B",
                     row["prompt_tokens"] + row["completion_tokens"],
@@ -163,6 +163,10 @@ def log(arguments: argparse.Namespace, home: Home) -> int:
             ],
         )
     return 0
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= WHY_SHOWN else text[: WHY_SHOWN - 1] + "…"
 
 
 @contextmanager

@@ -5,10 +5,11 @@ import os
 import pty
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from agent.output import age, clock, hint, print_json, print_table, say
+from agent.output import age, clock, hint, print_json, print_table, remote_in_words, say
 
 TABLE = 'from agent.output import print_table; print_table(("job", "state"), [(1, "done"), (2, "failed"), (3, None)])'
 
@@ -84,3 +85,18 @@ def test_a_time_is_told_by_the_wall_clock() -> None:
     """Year to second, sortable."""
     assert len(clock(0)) == 19
     assert clock(1_700_000_000) > clock(1_600_000_000)
+
+
+@pytest.mark.parametrize(
+    ("breaker", "said"),
+    [
+        ({"breaker": "closed"}, "answered when last asked"),
+        ({"breaker": "open", "retry_at": 60.0}, "left alone until"),
+        ({"breaker": "half-open", "retry_at": None}, "left alone for now after 5 failures in a row: it was silent"),
+    ],
+    ids=["closed", "open", "half-open"],
+)
+def test_the_remote_s_standing_is_told_in_words(breaker: dict[str, Any], said: str) -> None:
+    """For `ls` and `doctor`."""
+    remote = {"at": 0.0, "failures": 5, "reason": "it was silent", "requests_today": 1, "tokens_today": 2, **breaker}
+    assert said in remote_in_words(remote)

@@ -202,6 +202,45 @@ def test_an_illegal_move_changes_nothing(store: Store) -> None:
     assert (store.get(job.id), store.moves(job.id)) == before
 
 
+def test_a_parked_job_is_queued_again_when_its_time_has_come(store: Store, clock: Clock) -> None:
+    """Not before, and without a death; its attempt's token is gone meanwhile."""
+    add(store)
+    number, token = claim(store)
+    parked = store.park(number, token, "the remote is down", clock.now + 60)
+    assert (parked.state, parked.wake, parked.token, parked.deaths) == (State.PARKED, clock.now + 60, None, 0)
+    assert store.wake(3600) == []
+    assert store.claim("boot", 1) is None
+    clock.now += 60
+    (woken,) = store.wake(3600)
+    assert (woken.id, woken.state, woken.wake) == (number, State.QUEUED, None)
+    assert store.wake(3600) == []
+
+
+def test_a_parked_job_does_not_sleep_for_ever_when_the_clock_was_wrong(store: Store, clock: Clock) -> None:
+    """A time further off than any pause was set by a clock that ran ahead."""
+    add(store)
+    store.park(*claim(store), "the remote is down", clock.now + 10**8)
+    assert [job.state for job in store.wake(3600)] == [State.QUEUED]
+
+
+def test_a_stale_attempt_parks_nothing(store: Store) -> None:
+    """As with every other write of an attempt."""
+    add(store)
+    number, token = claim(store)
+    store.cancel(number, "because")
+    with pytest.raises(StaleAttempt):
+        store.park(number, token, "down", NOW)
+
+
+def test_what_was_heard_of_the_remote_is_kept_until_the_next_word(store: Store, clock: Clock) -> None:
+    """For `ls` and `doctor`, which ask nobody."""
+    assert store.remote() is None
+    store.note_remote({"breaker": "open"})
+    clock.now += 5
+    store.note_remote({"breaker": "closed"})
+    assert store.remote() == {"at": clock.now, "breaker": "closed"}
+
+
 def test_the_history_tells_every_move(store: Store, clock: Clock) -> None:
     """Each move is remembered with its time, reason and actor, oldest first."""
     job = add(store)

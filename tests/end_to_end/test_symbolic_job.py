@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import ROOT
 from llm_server import Act, LLMServer, Request, Script, failing, hanging, saying
 from processes import Daemon, agent, command_line, daemon, descendants, wait_until
 from tiny import write_model
 
+from agent import constraints
 from agent.home import Home
+from agent.reward import content_reward
 
 MODEL = "scripted"
+EXAMPLES = ROOT / "examples"
 ROWS: list[dict[str, Any]] = [
     {
         "id": f"pump-{i}",
@@ -289,3 +293,24 @@ def test_a_killed_offload_worker_costs_one_attempt_and_no_answer(home: Home) -> 
     assert job.deaths == 1
     assert states(home) == ["remade"] * 6
     assert len(server.requests) == 8
+
+
+def test_the_shipped_answers_of_a_real_llm_replay_without_a_network(home: Home) -> None:
+    """Every flagged row of examples/mixed.jsonl is found; what is remade keeps its constraint and its answer."""
+    model = json.loads((EXAMPLES / "rewrites.jsonl").read_text().splitlines()[0])["model"]
+    assert agent("offload", "set", "--mode", "cache-only", "--model", model, state=home.path).returncode == 0
+    assert agent("cache", "import", EXAMPLES / "rewrites.jsonl", state=home.path).returncode == 0
+    data = EXAMPLES / "mixed.jsonl"
+    assert agent("enqueue", data, "--mode", "symbolic", "--max-new-tokens", "8", state=home.path).returncode == 0
+    with daemon(home.path) as running:
+        job = running.wait_for(1, "done", 200)
+    assert "56 examples flagged" in str(job.reason)
+    outcomes = rows(home.run(1) / "rewrites.jsonl")
+    assert {row["state"] for row in outcomes} == {"remade", "rejected"}
+    assert all(row["calls"] == 0 for row in outcomes)
+    remade = [row for row in rows(home.run(1) / "remade.jsonl") if "remade" in row]
+    assert len(remade) >= 30
+    for row in remade:
+        text = row["messages"][-1]["content"]
+        assert constraints.faults(row["constraints"], text, row["messages"][-2]["content"]) == ()
+        assert content_reward(text, "", row["answer"]) == 1.0
