@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,15 @@ def fsync_path(path: Path) -> None:
 def temporary_beside(path: Path) -> Path:
     """A name in the same folder that no reader takes for the finished `path`."""
     return path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
+
+
+def make_private(path: Path) -> None:
+    """Make an empty file that its owner alone can read, unless there is one: SQLite would make one that all can read.
+
+    A file that is there is not opened: closing it again would drop every lock that this process holds on it (POSIX).
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 def write_file(path: Path, data: bytes) -> None:

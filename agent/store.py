@@ -10,7 +10,6 @@ sqlite3's own errors leave this file as StorageError, StateError or Busy (`disk_
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import sqlite3
 import time
@@ -20,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agent.durable import make_private
 from agent.errors import NotFound, StaleAttempt, StateError
 from agent.faults import disk_faults
 from agent.jobs import Job, Move, State, after_death, check_move, check_retry, to_json
@@ -54,8 +54,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         oldest = ".".join(map(str, OLDEST_SQLITE))
         raise StateError(f"this Python's SQLite is {sqlite3.sqlite_version}; use a Python with {oldest} or newer")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Made here and not by SQLite, which would leave it readable to all until a chmod.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    make_private(path)
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
     try:
         connection.execute("PRAGMA journal_mode = DELETE")

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from agent.errors import DataError
 from offload.database import fetch, transaction
+from offload.owner import is_gone
 
 if TYPE_CHECKING:
     import sqlite_utils
@@ -141,12 +142,16 @@ class Cache:
     def lease(self, key: str, owner: str, seconds: float) -> bool:
         """Take or renew the right to ask for an answer; False while somebody else holds it.
 
-        A lease from the future is one of before the clock was put back, and over.
+        A lease from the future is one of before the clock was put back, and over. So is that of a process of this
+        machine that is gone.
         """
         with transaction(self._database):
             # After the wait for the transaction: a lease that was taken meanwhile is not from the future.
             now = self._clock()
             self._database.execute("DELETE FROM leases WHERE expires <= ?1 OR taken > ?1", (now,))
+            for (holder,) in fetch(self._database, "SELECT owner FROM leases WHERE key = ?", (key,)):
+                if is_gone(holder):
+                    self._database.execute("DELETE FROM leases WHERE key = ?", (key,))
             taken = fetch(
                 self._database,
                 "INSERT INTO leases VALUES (?1, ?2, ?3, ?4)"

@@ -5,14 +5,13 @@ Only offload workers open it. Every write is one short BEGIN IMMEDIATE transacti
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from agent.durable import locked
+from agent.durable import locked, make_private
 from agent.faults import disk_faults
 from agent.imports import pretending_absent
 
@@ -113,8 +112,7 @@ def open_database(path: Path) -> sqlite_utils.Database:
     """The database at `path`, made or migrated where needed; raises StateError, StorageError or Busy."""
     with disk_faults(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Made here and not by SQLite, which would leave it readable to all until a chmod.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        make_private(path)
         connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
         try:
             return _prepared(connection, path)

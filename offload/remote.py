@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from offload.breaker import Breaker
 from offload.budget import Budget, DayBudgetSpent, Subject
 from offload.cache import Cache, Messages, Question, Recorded
 from offload.database import transaction
+from offload.owner import myself
 from offload.retries import LONGEST_RETRY_AFTER, LONGEST_WAIT, RemoteUnavailable
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Remote:
         self._client: Client | None = None
         self._tries: Tries | None = None
         self._next_day: float | None = None
-        self._owner = secrets.token_hex(8)
+        self._owner = myself()
 
     def question(self, messages: Messages) -> Question:
         """The key of what these messages ask for under the present settings."""

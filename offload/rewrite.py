@@ -22,8 +22,6 @@ from offload.retries import RemoteUnavailable, RequestRefused
 LONGEST = 20_000
 """Characters of all texts of a request, and of a rewrite: a longer one is not worth a small remote model's while, and
 would not fit into a line of the protocol."""
-LONGEST_CRITIQUE = 1000
-"""Characters of a critique that the step is shown."""
 
 
 class NotSent(Exception):
@@ -122,7 +120,7 @@ class Rewriter:
             return ""
         if prompts.holds_delimiters(said) or not said:
             raise Malformed("the critique is empty or holds tags")
-        return said[:LONGEST_CRITIQUE]
+        return said
 
     def _stepped(self, subject: Subject, step: Step, redactor: Redactor, cost: Cost) -> tuple[str, str]:
         """The text after the step, secrets restored; a text that lost one or made one up is rejected.

@@ -122,6 +122,9 @@ def test_a_second_job_on_the_same_data_asks_nothing(home: Home) -> None:
     with LLMServer(careful) as server, daemon(home.path) as running:
         set_up(home, server)
         enqueue(home)
+        running.wait_for(1, "done", 120)
+        # Else the second job would start from the first one's system prompt, if that was promoted.
+        assert agent("promote", "0", state=home.path).returncode == 0
         enqueue(home)
         running.wait_for(2, "done", 120)
     assert len(server.requests) == 7

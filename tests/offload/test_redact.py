@@ -117,7 +117,9 @@ def texts(value: Any) -> Iterator[str]:
             yield from texts(each)
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.jsonl")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted({*EXAMPLES.glob("*.jsonl")} - {EXAMPLES / "rewrites.jsonl"}), ids=lambda path: path.name
+)
 def test_no_example_row_is_changed(path: Path) -> None:
     """The example facts are no secrets."""
     found = [text for line in path.read_text(encoding="utf-8").splitlines() for text in texts(json.loads(line))]

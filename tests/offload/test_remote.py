@@ -303,12 +303,12 @@ def test_when_the_first_fails_the_next_one_asks(fast_disk: Path) -> None:
         assert len(server.requests) == 2
 
 
-SHORT_LEASE = "remotes.LEASE_MARGIN = 0.5\nprint(ask(new_remote(), 'same'))"
+HOLDING = "print(ask(new_remote(), 'same'))"
 
 
-def test_when_the_holder_of_the_lease_is_killed_another_asks_after_it_expires(fast_disk: Path) -> None:
-    """Not before: it may still be answered; and one of those who wait, not all."""
-    lease, times = 1.0 + 0.5, []
+def test_when_the_holder_of_the_lease_is_killed_one_other_asks_at_once(fast_disk: Path) -> None:
+    """One of those who wait, not all; nobody waits for the lease of a process that is gone."""
+    lease, times = 30.0, []
     silent = threading.Event()
 
     def script(_: Request) -> Act:
@@ -319,15 +319,13 @@ def test_when_the_holder_of_the_lease_is_killed_another_asks_after_it_expires(fa
         return saying("one")
 
     with LLMServer(script) as server:
-        holder = start(fast_disk, SHORT_LEASE, server.url, total_timeout=1.0)
+        holder = start(fast_disk, HOLDING, server.url, total_timeout=lease)
         assert silent.wait(20)
         holder.send_signal(signal.SIGKILL)
         holder.communicate()
-        many = f"import httpx\n{SHORT_LEASE.splitlines()[0]}\n" + SAME
-        assert finished(start(fast_disk, many, server.url, total_timeout=1.0)) == ["one"] * 8
+        assert finished(start(fast_disk, "import httpx\n" + SAME, server.url)) == ["one"] * 8
     assert len(times) == 2
-    print(f"taken over {times[1] - times[0]:.2f} s after the request of the dead; the lease was {lease} s")
-    assert times[1] - times[0] > lease - 0.2
+    assert times[1] - times[0] < lease / 2
     assert sorted(outcomes(fast_disk)) == ["cached"] * 7 + ["ok", "reserved"]
 
 

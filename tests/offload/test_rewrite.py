@@ -15,7 +15,7 @@ from workers import EXAMPLE, PROMPT, example, mending, settings, shown, tagged
 from agent.errors import CacheMiss, ConfigError, RemoteRefused, StateError
 from agent.offload_messages import CacheStats, Open, Preview, Previewed, RewriteExample, Rewritten
 from agent.protocol import MAX_LINE, Check, Envelope, encode
-from offload import engine, rewrite
+from offload import engine, prompts, rewrite
 from offload.commands import Commands
 
 ADDRESS = "bob@example.org"
@@ -201,7 +201,7 @@ def test_a_long_critique_is_cut(start: Start) -> None:
     """A remote that rambles must not cost twice."""
     session = start(in_turn(saying("wrong " * 1000), saying(tagged(SHOUT))))
     assert session.rewrite(faults=[]).outcome == "rewritten"
-    assert session.server.requests[1].prompt.count("wrong") == rewrite.LONGEST_CRITIQUE // 6
+    assert session.server.requests[1].prompt.count("wrong") == prompts.LONGEST_LINE // 6
 
 
 def test_a_rewrite_that_fits_no_line_of_the_protocol_is_rejected(start: Start) -> None:

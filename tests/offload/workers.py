@@ -45,7 +45,7 @@ class OffloadWorker(Worker):
     """`Worker("offload.worker", log)` of this checkout; `first` is code that runs in the process before it."""
 
     def __init__(self, log: Path, *, first: str = "", cwd: str | Path = "/") -> None:
-        self.log = log
+        self.log, self._grace = log, 0.0
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-B", "-c", code(first), str(os.getpid())],
