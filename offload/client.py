@@ -54,7 +54,8 @@ class Reply(Completion):
 class Client:
     """Talks to one endpoint over one connection; close it or use it as a context manager. Not for several threads.
 
-    `sleep` and `rng` are what waits are made of: `rng` gives numbers in [0, 1). Raises ConfigError for a URL that does
+    `transport` takes the place of the network, for what no server on loopback can do to a client. `sleep` and `rng` are
+    what waits are made of: `rng` gives numbers in [0, 1). Raises ConfigError for a URL that does
     not do, see `completions_url`.
     """
 
@@ -63,6 +64,7 @@ class Client:
         endpoint: Endpoint,
         key: str | None = None,
         *,
+        transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
         rng: Callable[[], float] = random.random,
         on_try: OnTry | None = None,
@@ -75,7 +77,7 @@ class Client:
         self._rng = rng
         self._on_try = on_try
         self._wire = Wire(tls=self._url.scheme == "https")
-        self._http = _http_client(endpoint, key, self._wire)
+        self._http = _http_client(endpoint, key, transport or self._wire)
 
     def __enter__(self) -> Client:  # typing.Self came with Python 3.11
         return self
@@ -181,7 +183,7 @@ class Client:
         return one_line(text, self._key)
 
 
-def _http_client(endpoint: Endpoint, key: str | None, wire: Wire) -> httpx.Client:
+def _http_client(endpoint: Endpoint, key: str | None, transport: httpx.BaseTransport) -> httpx.Client:
     for name in ("httpx", "httpcore"):
         # They log every request and, at DEBUG, what the server sends.
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -195,7 +197,7 @@ def _http_client(endpoint: Endpoint, key: str | None, wire: Wire) -> httpx.Clien
         headers["Authorization"] = f"Bearer {key}"
     read = endpoint.read_timeout
     return httpx.Client(
-        transport=wire,
+        transport=transport,
         headers=headers,
         timeout=httpx.Timeout(connect=endpoint.connect_timeout, read=read, write=read, pool=read),
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),

@@ -295,6 +295,7 @@ def test_doctor_examines_a_box_on_which_nothing_was_done_yet(state: Path) -> Non
     assert {name for name, finding in findings.items() if finding["status"] == "failure"} == {"base model"}
     assert findings["base model"]["advice"] == "run `nslora-agent init`"
     assert "relative gradient error" in findings["4-bit training"]["seen"]
+    assert findings["remote LLM"]["seen"] == "none is set, nothing is sent"
 
 
 def test_init_says_what_is_wrong_with_a_base_model_and_does_not_keep_its_name(state: Path, tmp_path: Path) -> None:
