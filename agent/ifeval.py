@@ -251,7 +251,7 @@ _BEFORE_COMMA = re.compile(r"[^\s,]*,")
 
 def _no_comma(text: str) -> str | None:
     number = text.count(",")
-    return f"{counted(number, 'comma')} found: {_first(_BEFORE_COMMA.findall(text))}" if number else None
+    return f"{counted(number, 'comma')} found: {' '.join(_BEFORE_COMMA.findall(text)[:MOST_SHOWN])}" if number else None
 
 
 def _no_such_paragraph(*, num_paragraphs: int, nth_paragraph: int, **_: str) -> str | None:

@@ -106,7 +106,7 @@ def test_faults_come_in_the_order_of_their_constraints() -> None:
     """Constraints that are obeyed leave no line."""
     comma, title = constraint("punctuation:no_comma"), constraint("detectable_format:title")
     words = constraint("length_constraints:number_words", relation="at least", num_words=1)
-    assert faults([title, words, comma], "a, b") == ("no title in <<double angular brackets>>", "1 comma found")
+    assert faults([title, words, comma], "a, b") == ("no title in <<double angular brackets>>", "1 comma found: a,")
     assert faults([words], "a") == ()
 
 
