@@ -110,7 +110,7 @@ def main(data: str) -> int:
     versions = json.loads(agent("versions", "--json"))
     active = next(version for version in versions if version["active"])
     if active["number"] == 0:
-        shown("show", "1")
+        shown("show", "2")
         return 1
     report(active, time.monotonic() - started)
     return 0
