@@ -99,8 +99,9 @@ class Attempt:
         answer = self._offload.ask(request, self._record, self._break_off)
         if not isinstance(answer, Rewritten):
             raise TypeError(answer)
-        self.remote = answer.remote
-        self.store.note_remote(dataclasses.asdict(answer.remote))
+        if answer.remote != self.remote:  # each note is a synchronous write, and a recorded answer changes nothing
+            self.remote = answer.remote
+            self.store.note_remote(dataclasses.asdict(answer.remote))
         return answer
 
     def keep(self, descriptor: int) -> None:

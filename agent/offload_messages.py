@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from agent.settings import Offload
 
+LONGEST = 20_000
+"""Characters of all texts of a request for a rewrite, and of a rewrite: a longer one is not worth a small remote
+model's while, and would not fit into a line of the protocol."""
+
 # ---- requests ----
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from agent import constraints
 from agent.acceptance import objections, smuggled
-from agent.offload_messages import ImprovePrompt, RewriteExample, Rewritten
+from agent.offload_messages import LONGEST, ImprovePrompt, RewriteExample, Rewritten
 from agent.settings import Offload
 from agent.shapes import TRAIN, Example, Message
 
@@ -26,8 +26,6 @@ LONGEST_PROMPT = 1500
 """Characters of a system prompt: it is paid for in every answer."""
 DEFAULT_PROMPT = "You are a helpful assistant."
 """Where an improvement starts when there is no system prompt."""
-LONGEST = 20_000
-"""Characters of a text that is offered for a rewrite: protocol lines are bounded, and so is a remote's patience."""
 ENDS = {"deferred": "deferred", "spent": "spent", "refused": "rejected"}
 """Outcomes of a request after which the same example is not asked for again, and the example's state then."""
 ARGUMENT = re.compile(r'\d+|"[^"\n]+"')

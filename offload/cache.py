@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from agent.errors import DataError
 from offload.database import fetch, transaction
 from offload.owner import is_gone
+from offload.replies import LARGEST_COUNT
 
 if TYPE_CHECKING:
     import sqlite_utils
@@ -28,8 +29,6 @@ ROW_BYTES = 400
 """What the keys of an answer and its places in the indices take besides its texts, in bytes."""
 LONGEST_LINE = 1 << 27
 """Bytes of a line to import: room for the largest answer that `max_response_kb` lets in, and its text."""
-LARGEST_COUNT = 2**53
-"""A token count from here on is nonsense, and would not fit where it is stored."""
 
 
 @dataclass(frozen=True)

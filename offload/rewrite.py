@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from agent.offload_messages import ImprovePrompt, RewriteExample, Rewritten
+from agent.offload_messages import LONGEST, ImprovePrompt, RewriteExample, Rewritten
 from offload import prompts
 from offload.budget import DayBudgetSpent, JobBudgetSpent, Subject
 from offload.cache import Messages
@@ -18,10 +18,6 @@ from offload.prompts import Malformed
 from offload.redact import Redactor
 from offload.remote import Cost, Remote
 from offload.retries import RemoteUnavailable, RequestRefused
-
-LONGEST = 20_000
-"""Characters of all texts of a request, and of a rewrite: a longer one is not worth a small remote model's while, and
-would not fit into a line of the protocol."""
 
 
 class NotSent(Exception):
