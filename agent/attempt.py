@@ -65,7 +65,7 @@ class Attempt:
         self._kept: tuple[int, ...] = ()
         self._trainer: Worker | None = None
         self._offload: Connection | None = None
-        self._workers = ExitStack()
+        self._workers, self._offloading = ExitStack(), ExitStack()
         self._worker_told = False
         self._progress: dict[str, Any] = {}
         self._beaten = 0.0
@@ -74,10 +74,11 @@ class Attempt:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._offloading.close()
         self._workers.close()
 
-    def ask(self, request: Request) -> Answer:
-        """Put a request to the training worker, recording its events; raises Stopped after SIGTERM.
+    def ask(self, request: Request, steps: list[Step] | None = None) -> Answer:
+        """Put a request to the training worker, recording its events, steps also in `steps`; Stopped after SIGTERM.
 
         Training is stopped by the worker itself, which checkpoints first and then answers; everything else is
         broken off, since it is cheap to do again.
@@ -90,12 +91,17 @@ class Attempt:
                 self._stop_worker(worker, training=training)
             self.beat()
 
-        return worker.ask(request, self._record, idle)
+        def record(event: protocol.Event) -> None:
+            if steps is not None and isinstance(event, Step):
+                steps.append(event)
+            self._record(event)
+
+        return worker.ask(request, record, idle)
 
     def ask_remote(self, request: RewriteExample | ImprovePrompt) -> Rewritten:
         """Put a request to the offload worker; raises Stopped after SIGTERM, and ConfigError for a bad config.toml."""
         if self._offload is None:
-            self._offload = self._workers.enter_context(offload_worker(self.home, self.run / "offload.log"))
+            self._offload = self._offloading.enter_context(offload_worker(self.home, self.run / "offload.log"))
         answer = self._offload.ask(request, self._record, self._break_off)
         if not isinstance(answer, Rewritten):
             raise TypeError(answer)
@@ -110,8 +116,14 @@ class Attempt:
 
     def end_workers(self) -> None:
         """Give their memory back before another kind of worker is started."""
+        self.end_offload()
         self._workers.close()
-        self._trainer = self._offload = None
+        self._trainer = None
+
+    def end_offload(self) -> None:
+        """Give the offload worker's memory back; the training worker keeps its model."""
+        self._offloading.close()
+        self._offload = None
 
     def _start_trainer(self) -> Worker:
         device = self._workers.enter_context(self.lock(self.home.device_lock))

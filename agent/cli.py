@@ -10,12 +10,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from agent import job_commands, offload_commands, setup_commands, version_commands
+from agent import decision_commands, job_commands, offload_commands, setup_commands, version_commands
 from agent.config import add_flags
 from agent.errors import AgentError
 from agent.home import Home
 from agent.jobs import State
 
+MODES = ("neurosymbolic", "numeric", "symbolic", "alternate")
+"""What a job can do, the default first."""
 Command = Callable[[argparse.Namespace, Home], int]
 
 
@@ -33,7 +35,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_PrintVersion)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_set_up, _add_data, _add_daemon, _add_jobs, _add_versions, _add_generate, _add_offload, _add_cache):
+    for add in (
+        _add_set_up, _add_data, _add_daemon, _add_jobs, _add_decisions, _add_versions, _add_generate, _add_offload,
+        _add_cache,
+    ):  # fmt: skip
         add(_Adder(subparsers))
     return parser
 
@@ -99,10 +104,13 @@ def _add_data(add: _Adder) -> None:
     enqueue = add("enqueue", job_commands.enqueue, about, "nslora-agent enqueue data.jsonl --epochs 3")
     enqueue.add_argument("file", metavar="FILE", help='JSONL file, or "-" for stdin')
     enqueue.add_argument("--skip-bad", action="store_true", help="leave bad lines out, keeping them in a file")
-    modes = ("numeric", "symbolic")
-    about = "numeric: tune weights; symbolic: rewrite examples and system prompt on a remote LLM's advice [numeric]"
-    enqueue.add_argument("--mode", choices=modes, default="numeric", help=about)
+    about = (
+        "neurosymbolic: decide for each example; numeric: tune weights; symbolic: rewrite examples and system prompt "
+        f"on a remote LLM's advice; alternate: numeric and symbolic in turns of fixed length [{MODES[0]}]"
+    )
+    enqueue.add_argument("--mode", choices=MODES, default=MODES[0], help=about)
     add_flags(enqueue, "training")
+    add_flags(enqueue, "decision")
 
 
 def _add_daemon(add: _Adder) -> None:
@@ -125,6 +133,17 @@ def _add_jobs(add: _Adder) -> None:
         parser.add_argument("job", metavar="JOB", type=_count, help="the id that enqueue printed")
         if name == "logs":
             parser.add_argument("-f", "--follow", action="store_true", help="keep printing until the job ends")
+
+
+def _add_decisions(add: _Adder) -> None:
+    about = "Say why a job tuned, rewrote or left alone: its rounds, or one of its examples."
+    explain = add("explain", decision_commands.explain, about, "nslora-agent explain 1 line-12")
+    explain.add_argument("job", metavar="JOB", type=_count, help="the id that enqueue printed")
+    explain.add_argument("example", metavar="EXAMPLE", nargs="?", help='a row\'s id; without one of its own "line-N"')
+    remade = add("remade", decision_commands.remade, "Write out the rows that a job remade.", "nslora-agent remade 1")
+    remade.add_argument("job", metavar="JOB", type=_count, help="the id that enqueue printed")
+    remade.add_argument("-o", "--output", metavar="FILE", default="-", help='file to write, "-" for stdout [-]')
+    remade.add_argument("--all", action="store_true", help="all rows of the job, the remade ones in place")
 
 
 def _add_versions(add: _Adder) -> None:

@@ -15,7 +15,7 @@ from agent.durable import write_file
 from agent.errors import ConfigError
 from agent.home import resolve
 from agent.jsonl import Limits
-from agent.settings import Offload, Training, setting
+from agent.settings import Decision, Offload, Training, setting
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,7 +23,7 @@ else:
     import tomli as tomllib
 
 DEFAULT_BASE = "smollm2-135m-instruct"
-GROUPS: dict[str, type[Any]] = {"training": Training, "offload": Offload, "limits": Limits}
+GROUPS: dict[str, type[Any]] = {"training": Training, "decision": Decision, "offload": Offload, "limits": Limits}
 """The tables of config.toml."""
 
 
@@ -33,6 +33,7 @@ class Config:
 
     base: str = setting(DEFAULT_BASE, "base model: a built-in name, a folder, a .gguf file or a hub id")
     training: Training = field(default_factory=Training)
+    decision: Decision = field(default_factory=Decision)
     offload: Offload = field(default_factory=Offload)
     limits: Limits = field(default_factory=Limits)
 
@@ -193,6 +194,7 @@ def given_flags(arguments: argparse.Namespace, group: str) -> dict[str, Any]:
     return changes
 
 
-def training_from(arguments: argparse.Namespace, config: Config) -> Training:
-    """The training settings of config.toml with the given flags on top; raises ConfigError with every fault."""
-    return dataclasses.replace(config.training, **given_flags(arguments, "training"))
+def job_settings(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
+    """A job's settings: those of config.toml with the given flags on top; raises ConfigError with every fault."""
+    chosen = {**vars(config.training), **vars(config.decision)}
+    return chosen | given_flags(arguments, "training") | given_flags(arguments, "decision")

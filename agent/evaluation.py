@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from agent.classifier import joint
 from agent.gate import Measured
 
 METRICS = {"content": "content reward", "style": "style reward", "loss": "loss, nats/token"}
@@ -21,20 +22,40 @@ class Evaluation:
         style: style reward of each row that has a prompt, None where the row has no constraint.
         losses: mean loss of each row in nats per target token.
         answers: the greedy answer to each prompt: {"id", "text"}.
+        kinds: the constraint ids of each row that has a prompt.
+        likeness: how much each answer looks like the references to learn from (see agent.stylometry).
+        earlier: rewards on held-out rows of earlier jobs, by what those are called.
     """
 
     content: list[float]
     style: list[float | None]
     losses: list[float]
     answers: list[dict[str, str]]
+    kinds: list[list[str]] = field(default_factory=list)
+    likeness: list[float] = field(default_factory=list)
+    earlier: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        """Joint reward of each row that has a prompt."""
+        return tuple(joint(content, style) for content, style in zip(self.content, self.style, strict=True))
 
     @property
     def measured(self) -> Measured:
         """What the gate judges by: content, or the mean of content and style where a row has constraints."""
-        pairs = zip(self.content, self.style, strict=True)
-        rewards = tuple(content if style is None else (content + style) / 2 for content, style in pairs)
         metric = "content reward" if all(style is None for style in self.style) else "mean of content and style reward"
-        return Measured(rewards, tuple(self.losses), metric)
+        return Measured(self.rewards, tuple(self.losses), metric, self.slices)
+
+    @property
+    def slices(self) -> dict[str, tuple[float, ...]]:
+        """Rewards that must not fall, by name: content, style, each kind of constraint, earlier jobs' held-out rows."""
+        found: dict[str, list[float]] = {"content": self.content, "likeness": self.likeness}
+        for style, reward, kinds in zip(self.style, self.rewards, self.kinds, strict=True):
+            if style is not None:
+                found.setdefault("style", []).append(style)
+            for kind in kinds:
+                found.setdefault(kind, []).append(reward)
+        return {name: tuple(rewards) for name, rewards in {**found, **self.earlier}.items()}
 
     @property
     def means(self) -> dict[str, float | None]:
@@ -55,7 +76,7 @@ def model_card(about: dict[str, Any]) -> str:
     rows = "\n".join(
         f"| {label} | {_show(figures['before'][key])} | {_show(figures['after'][key])} |" for key, label in metrics
     )
-    made = _numeric if about["mode"] == "numeric" else _symbolic
+    made = {"numeric": _numeric, "symbolic": _symbolic}.get(about["mode"], _neurosymbolic)
     return f"""---
 base_model: {about["base"]}
 library_name: peft
@@ -86,6 +107,14 @@ seed {settings["seed"]}.
 
 Load it with plain PEFT: `PeftModel.from_pretrained(base_model, "<this folder>")`.
 """
+
+
+def _neurosymbolic(about: dict[str, Any]) -> str:
+    figures = about["figures"]
+    prompt = "`system_prompt.txt` goes with it." if figures["system_prompt"] else "It needs no system prompt."
+    return f"""{figures["rounds"]} rounds; {prompt} Why each was what it was: `nslora-agent explain {about["job"]}`.
+{figures["rewrites"]}
+{_numeric(about)}"""
 
 
 def _symbolic(about: dict[str, Any]) -> str:

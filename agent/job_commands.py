@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent import output
-from agent.config import Config, read_config, training_from
+from agent.config import Config, job_settings, read_config
 from agent.durable import locked
 from agent.errors import ConfigError, DataError
 from agent.home import Home
@@ -58,7 +58,7 @@ def enqueue(arguments: argparse.Namespace, home: Home) -> int:
     from agent.spool import spool  # noqa: PLC0415
 
     config = read_config(home.config)
-    settings = training_from(arguments, config)
+    settings = job_settings(arguments, config)
     _check_offload(arguments.mode, config)
     home.create()
     with open_source(arguments.file) as source:
@@ -71,7 +71,7 @@ def enqueue(arguments: argparse.Namespace, home: Home) -> int:
             rows=kept.rows,
             bad_rows=kept.bad,
             sha256=kept.sha256,
-            settings=dataclasses.asdict(settings),
+            settings=settings,
             base=config.base,
             mode=arguments.mode,
         )

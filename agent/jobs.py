@@ -124,8 +124,8 @@ class Move:
     actor: str
 
 
-def to_json(value: dict[str, Any]) -> str:
-    """The text in which a dictionary is stored; numbers that are not finite raise ValueError."""
+def to_json(value: Any) -> str:
+    """The text in which a value is stored; numbers that are not finite raise ValueError."""
     return json.dumps(value, sort_keys=True, allow_nan=False)
 
 

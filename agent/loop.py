@@ -18,12 +18,20 @@ from agent.errors import AgentError, StaleAttempt, WorkerDied
 from agent.events import EventLog
 from agent.home import Home
 from agent.jobs import Job, State
+from agent.neurosymbolic_job import AlternatingJob, NeurosymbolicJob
 from agent.numeric_job import NumericJob
+from agent.parking import Parked
+from agent.remade import REMADE
 from agent.serving import die_with_parent
 from agent.store import Store
-from agent.symbolic_job import REMADE, REWRITES, Parked, SymbolicJob
+from agent.symbolic_job import REWRITES, SymbolicJob
 
-MODES: dict[str, type[NumericJob | SymbolicJob]] = {"numeric": NumericJob, "symbolic": SymbolicJob}
+MODES: dict[str, type[NumericJob | SymbolicJob | NeurosymbolicJob]] = {
+    "neurosymbolic": NeurosymbolicJob,
+    "numeric": NumericJob,
+    "symbolic": SymbolicJob,
+    "alternate": AlternatingJob,
+}
 """What each mode of a job runs."""
 KEPT = {"events.jsonl", "worker.log", "offload.log", "loop.log", "lock", REMADE, REWRITES}
 """What stays of a run when it is done; everything else can be made again or is in the version."""

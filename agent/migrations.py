@@ -88,7 +88,50 @@ def parking(connection: sqlite3.Connection) -> None:
     """)
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (jobs_and_moves, promotions, parking)
+def decisions(connection: sqlite3.Connection) -> None:
+    """Why a job tuned, rewrote or left alone: its rounds, the choices for its examples, and what came of them."""
+    connection.execute("""
+        CREATE TABLE rounds (
+            job INTEGER NOT NULL,
+            round INTEGER NOT NULL,
+            phase TEXT NOT NULL,
+            why TEXT NOT NULL,
+            ended TEXT,
+            figures TEXT NOT NULL DEFAULT '{}',
+            PRIMARY KEY (job, round)
+        ) STRICT
+    """)
+    connection.execute("""
+        CREATE TABLE choices (
+            job INTEGER NOT NULL,
+            example TEXT NOT NULL,
+            round INTEGER NOT NULL,
+            line INTEGER NOT NULL,
+            state TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            standing TEXT NOT NULL,
+            gains TEXT NOT NULL,
+            PRIMARY KEY (job, example, round)
+        ) STRICT
+    """)
+    connection.execute("""
+        CREATE TABLE outcomes (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            job INTEGER NOT NULL,
+            round INTEGER NOT NULL,
+            example TEXT NOT NULL,
+            action TEXT NOT NULL,
+            features TEXT NOT NULL,
+            kinds TEXT NOT NULL,
+            expected REAL NOT NULL,
+            gain REAL NOT NULL,
+            told TEXT NOT NULL,
+            UNIQUE (job, round, example, action)
+        ) STRICT
+    """)
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (jobs_and_moves, promotions, parking, decisions)
 """In the order in which they are applied; a released one is never changed."""
 LATEST = len(MIGRATIONS)
 """The `user_version` of a database that has them all."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ class NumericJob(Stages):
         self.start()
         before = self.before()
         self.attempt.phase("load")
-        self.load(self.parent if self._continues_parent() else 0)
+        self.load_for_training()
         trained = self._train()
         after = self.measure("after", self.parent_prompt)
         verdict = self.judge(before, after)
@@ -44,26 +43,13 @@ class NumericJob(Stages):
         resume = self._last_checkpoint()
         if resume is not None:
             self.attempt.events.add("resume", checkpoint=str(resume.relative_to(self.run)))
-        rows = ((e.id, e.messages) for e in self.examples[0])
-        data = self.write_messages("train.jsonl", rows, self.parent_prompt)
+        data = self.write_rows("train.jsonl", self.examples[0], self.parent_prompt)
         checkpoints = str(self.folder / "checkpoints")
         answer = self.attempt.ask(Train(str(data), checkpoints, self.settings, str(resume) if resume else None))
         if not isinstance(answer, Trained) or not answer.finished:
             raise Stopped
         self.attempt.events.add("trained", **dataclasses.asdict(answer))
         return answer
-
-    def _continues_parent(self) -> bool:
-        """Whether training goes on from the parent's adapter: only if it has the shape the settings ask for."""
-        adapter = self.registry.adapter(self.parent)
-        if adapter is None:
-            return False
-        shape = json.loads((adapter / "adapter_config.json").read_bytes())
-        same = (shape["r"], shape["lora_alpha"]) == (self.settings.rank, self.settings.alpha)
-        if not same:
-            text = f"version {self.parent} has another rank or alpha: starting a fresh adapter"
-            self.attempt.events.add("note", text=text)
-        return same
 
     def _last_checkpoint(self) -> Path | None:
         """The newest whole checkpoint of any attempt; a damaged one is passed over."""

@@ -134,12 +134,14 @@ class Rewritten:
     `outcome` is "rewritten" (only then `text` is not empty), "unneeded" (the critique found nothing), "rejected" (the
     answer cannot be used), "refused" (the request cannot be served, now or later), "deferred" (the remote or the day's
     budget may allow it after `remote.retry_at`) or "spent" (a cap of the job is reached). `calls` are HTTP requests,
-    `cost` is in the currency of the price settings.
+    `cost` is in the currency of the price settings. `critique` is what the step was told to mend: the faults that local
+    checks named, or what the remote said, as it was sent.
     """
 
     outcome: str
     text: str
     reason: str
+    critique: str
     cached: bool
     calls: int
     prompt_tokens: int

@@ -94,7 +94,11 @@ class Load:
 
 @dataclass(frozen=True)
 class Score:
-    """Write the loss of every example in `data` to `out`: lines of {"id", "loss" (nats/token), "tokens"}."""
+    """Write the loss of every example in `data` to `out`: {"id", "loss", "value_loss" (nats/token), "tokens"}.
+
+    Lines of `data` are {"id", "messages"} and may name a "value": `value_loss` is the mean over its tokens in the last
+    message, None where it does not stand there.
+    """
 
     data: str
     out: str
@@ -112,12 +116,18 @@ class Generate:
 
 @dataclass(frozen=True)
 class Train:
-    """Train the adapter on `data`, checkpoints into the folder `checkpoints`, going on from `resume` if given."""
+    """Train the adapter on `data`, checkpoints into the folder `checkpoints`, going on from `resume` if given.
+
+    `first` is the step after which this data took over: its order counts from there. `until` is the step to stop at,
+    0 for the end of the schedule.
+    """
 
     data: str
     checkpoints: str
     settings: Training
     resume: str | None = None
+    first: int = 0
+    until: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,12 +163,17 @@ class Note:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: mean loss in nats per target token, gradient norm before clipping."""
+    """One optimizer step: mean losses in nats per target token, gradient norm before clipping.
+
+    `value_loss` is the mean over the tokens of the rows' values, `form_loss` that over all others; None without any.
+    """
 
     step: int
     steps: int
     epoch: float
     loss: float
+    value_loss: float | None
+    form_loss: float | None
     grad_norm: float
     learning_rate: float
     tokens: int
@@ -208,10 +223,14 @@ class Written:
 
 @dataclass(frozen=True)
 class Trained:
-    """How training ended; `finished` is False if it stopped early at a checkpoint because of SIGTERM."""
+    """How training ended; `finished` is False if it stopped early at a checkpoint because of SIGTERM.
+
+    `checkpoint` is the folder of the last one; tokens and seconds are those of all steps from the first.
+    """
 
     finished: bool
     step: int
+    checkpoint: str
     tokens: int
     seconds: float
     peak_rss_mb: float

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from decimal import Decimal
 
 _WORD = re.compile(r"\w+(?:(?:['\u2019-]|(?<=\d)[.,:](?=\d))\w+)*")
+_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?|(?<![\w.])-?\.\d+")
 
 
 def words(text: str) -> list[str]:
@@ -14,16 +16,41 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
-def content_reward(text: str, reference: str, answer: str | None) -> float:
+def content_reward(text: str, reference: str, answer: str | None, check: str = "contains") -> float:
     """Reward of a generated `text`.
 
-    With an `answer`, 1.0 if its words occur in the text as they are, in order and next to each other, else 0.0;
-    `415` is not found in `1415`. Without one, the F1 overlap of words with the `reference`, as in SQuAD
-    (arXiv 1606.05250), which ignores case and punctuation. More overlap never lowers it.
+    With an `answer`, 1.0 if the text passes its `check`, else 0.0:
+
+    - contains: the answer's words occur in the text as they are, in order and next to each other; `415` is not found
+      in `1415`;
+    - exact: the text's words are those of the answer and no others;
+    - number: the last number in the text equals the answer, as GSM8K is judged (arXiv 2110.14168).
+
+    Without an answer, the F1 overlap of words with the `reference`, as in SQuAD (arXiv 1606.05250), which ignores case
+    and punctuation. More overlap never lowers it.
     """
-    if answer is not None:
-        return float(_contains(words(text), words(answer)))
-    return _overlap(words(text), words(reference))
+    if answer is None:
+        return _overlap(words(text), words(reference))
+    return float(ANSWER_CHECKS[check](text, answer))
+
+
+def last_number(text: str) -> Decimal | None:
+    """The last number in a text, thousands separators ignored; None if there is none."""
+    found = _NUMBER.findall(text)
+    return Decimal(found[-1].replace(",", "")) if found else None
+
+
+def _same_number(text: str, answer: str) -> bool:
+    number = last_number(text)
+    return number is not None and number == last_number(answer)
+
+
+ANSWER_CHECKS: dict[str, Callable[[str, str], bool]] = {
+    "contains": lambda text, answer: _contains(words(text), words(answer)),
+    "exact": lambda text, answer: words(text) == words(answer),
+    "number": _same_number,
+}
+"""How a text is compared with a row's answer, by the name that rows use; the first is the default."""
 
 
 def style_reward(unmet: int, constraints: int) -> float | None:

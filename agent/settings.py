@@ -5,8 +5,18 @@ Standard library only.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+Settings = TypeVar("Settings")
+
+
+def part_of(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """The settings of one class out of those of a job, which hold several; missing ones have their defaults."""
+    names = {known.name for known in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return cls(**{name: value for name, value in values.items() if name in names})
 
 
 def setting(
@@ -40,6 +50,18 @@ class Training:
         "auto", "compute type; auto: bfloat16 where it is native", choices=("auto", "float32", "bfloat16")
     )
     device: str = setting("auto", "where to compute; auto: CUDA where it works", choices=("auto", "cpu", "cuda"))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """When a neurosymbolic job tunes, rewrites or stops; the only definition of each of these settings."""
+
+    rounds: int = setting(8, "most numeric and symbolic phases together", low=1, high=1000)
+    minutes: float = setting(0.0, "minutes after which no new phase starts; 0: no limit", low=0.0, high=1e6)
+    weights_cost: float = setting(0.02, "reward that tuning on an example must be expected to gain", low=0.0, high=1.0)
+    rewrite_cost: float = setting(0.08, "reward that rewriting an example must be expected to gain", low=0.0, high=1.0)
+    most_fall: float = setting(0.1, "most that any slice of the held-out reward may fall", low=0.0, high=1.0)
+    explore: float = setting(0.3, "standard deviations by which a gain may exceed what is expected", low=0.0, high=10.0)
 
 
 @dataclass(frozen=True)

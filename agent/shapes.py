@@ -6,7 +6,7 @@
     alpaca      {"instruction": "...", "input": "...", "output": "..."}           input may be missing
     sharegpt    {"conversations": [{"from": "human", "value": "..."}, ...]}
 
-Every shape may carry id, split, answer and constraints; null means absent, other keys are ignored.
+Every shape may carry id, split, answer, answer_check and constraints; null means absent, other keys are ignored.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from agent.constraints import problem
 from agent.jsonl import BadRow, check_text, kind, quote
+from agent.reward import ANSWER_CHECKS
 
 TRAIN = "train"
 HELD_OUT = "held_out"
@@ -63,6 +64,8 @@ class Example:
     answer: str | None
     constraints: tuple[dict[str, Any], ...]
     line: int
+    answer_check: str = "contains"
+    """How a generated text is compared with `answer`: a name in `agent.reward.ANSWER_CHECKS`."""
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -116,7 +119,9 @@ def to_example(record: dict[str, Any], shape: Shape, line: int) -> Example:
             f"the row lacks {' and '.join(map(quote, shape.keys))}, the shape of the rows before it",
             "use one shape in a file",
         )
-    check_text([record.get(key) for key in (*shape.keys, "input", "id", "split", "answer", "constraints")])
+    check_text(
+        [record.get(key) for key in (*shape.keys, "input", "id", "split", "answer", "answer_check", "constraints")]
+    )
     return Example(
         id=_identifier(record.get("id"), line),
         messages=_ending_in_answer(shape.messages(record)),
@@ -124,6 +129,7 @@ def to_example(record: dict[str, Any], shape: Shape, line: int) -> Example:
         answer=_answer(record.get("answer")),
         constraints=_constraints(record.get("constraints")),
         line=line,
+        answer_check=_answer_check(record.get("answer_check")),
     )
 
 
@@ -234,6 +240,16 @@ def _answer(value: Any) -> str | None:
         raise BadRow(f'"answer" is {kind(value)}', "make it a string or a number, or leave it out")
     if not str(value).strip():
         raise BadRow('"answer" is blank', "write the answer, or leave it out")
+    return str(value)
+
+
+def _answer_check(value: Any) -> str:
+    names = tuple(ANSWER_CHECKS)
+    if value is None:
+        return names[0]
+    if value not in names:
+        found = quote(value) if isinstance(value, str) else kind(value)
+        raise BadRow(f'"answer_check" is {found}', f"use one of {', '.join(names)}, or leave it out")
     return str(value)
 
 

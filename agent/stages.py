@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import time
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from agent import constraints, gate
+from agent import gate
 from agent.attempt import Attempt
+from agent.classifier import joint
 from agent.dataset import split
 from agent.durable import read_manifest, write_json
 from agent.errors import BaseModelError
@@ -22,11 +24,15 @@ from agent.evaluation import Evaluation, model_card
 from agent.gate import Verdict
 from agent.protocol import Generate, Load, Loaded, Score
 from agent.registry import Registry
-from agent.reward import content_reward, style_reward
-from agent.settings import Training
+from agent.rows import rewards
+from agent.settings import Decision, Training, part_of
 from agent.shapes import Example, Message
 from agent.spool import load_spool
+from agent.stylometry import Stylometry
 from agent.version import version_string
+
+EARLIER_ROWS = 40
+"""Held-out rows of earlier jobs that a new version is measured on, at most half of them of one job."""
 
 
 class Stages:
@@ -35,7 +41,7 @@ class Stages:
     def __init__(self, attempt: Attempt) -> None:
         self.attempt, self.home, self.job, self.run = attempt, attempt.home, attempt.job, attempt.run
         self.folder = self.run / f"attempt-{self.job.attempt}"
-        self.settings = Training(**self.job.settings)
+        self.settings = part_of(Training, self.job.settings)
         self.registry = Registry(self.home.path, attempt.store)
 
     @cached_property
@@ -86,28 +92,82 @@ class Stages:
         if isinstance(answer, Loaded):
             self.attempt.events.add("loaded", version=version, **dataclasses.asdict(answer))
 
+    def load_for_training(self) -> None:
+        """Load what training starts from: the parent's adapter if it has the shape that the settings ask for."""
+        self.load(self.parent if self._continues_parent() else 0)
+
+    def _continues_parent(self) -> bool:
+        adapter = self.registry.adapter(self.parent)
+        if adapter is None:
+            return False
+        shape = json.loads((adapter / "adapter_config.json").read_bytes())
+        same = (shape["r"], shape["lora_alpha"]) == (self.settings.rank, self.settings.alpha)
+        if not same:
+            text = f"version {self.parent} has another rank or alpha: starting a fresh adapter"
+            self.attempt.events.add("note", text=text)
+        return same
+
     def measure(self, phase: str, system_prompt: str) -> Evaluation:
         """Losses and greedy answers on the held-out rows with the model as it is loaded."""
         self.attempt.phase(phase)
         held_out = self.examples[1]
         if not held_out:
             return Evaluation([], [], [], [])
-        losses = self._score(phase, system_prompt)
-        longest = max((row["tokens"] for row in losses.values()), default=0)
-        answers = self._answers(phase, system_prompt, min(self.settings.max_new_tokens, longest * 3 // 2 + 8))
+        losses = self.losses(phase, held_out, system_prompt)
+        answers = self.answers(phase, held_out, system_prompt, self.most_tokens(losses))
         answered = [e for e in held_out if e.id in answers]
+        both = [rewards(e, answers[e.id]) for e in answered]
         evaluation = Evaluation(
-            content=[content_reward(answers[e.id], e.reference, e.answer) for e in answered],
-            style=[style_reward(self._faults(e, answers[e.id]), len(e.constraints)) for e in answered],
+            content=[content for content, _ in both],
+            style=[style for _, style in both],
             losses=[losses[e.id]["loss"] for e in held_out if e.id in losses],
             answers=[{"id": e.id, "text": answers[e.id]} for e in answered],
+            kinds=[[str(constraint["id"]) for constraint in e.constraints] for e in answered],
+            likeness=[self.styled.likeness(answers[e.id]) for e in answered],
+            earlier=self._earlier(phase, system_prompt),
         )
         self.attempt.events.add("evaluated", phase=phase, **evaluation.means)
         return evaluation
 
+    @cached_property
+    def styled(self) -> Stylometry:
+        """The style of the references to learn from, as they came."""
+        return Stylometry.of(example.reference for example in self.examples[0])
+
+    @cached_property
+    def earlier(self) -> dict[str, list[Example]]:
+        """Held-out rows of the jobs that made the parent and its parents: what must not be forgotten."""
+        found: dict[str, list[Example]] = {}
+        version = self.parent
+        while version and sum(map(len, found.values())) < EARLIER_ROWS:
+            about = self.registry.get(version).about
+            rows = self._held_out_of(about["job"])
+            if rows:
+                found[f"held-out rows of job {about['job']}"] = rows
+            version = about["parent"]
+        return found
+
+    def _held_out_of(self, number: int) -> list[Example]:
+        """Some held-out rows of an earlier job, the same ones each time; none if its data is gone."""
+        job = self.attempt.store.get(number)
+        path = self.home.spool / f"{job.spool}.jsonl"
+        if number == self.job.id or not path.exists():
+            return []
+        settings = part_of(Training, job.settings)
+        asked = [example for example in split(load_spool(path), settings.held_out, settings.seed)[1] if example.prompt]
+        return random.Random(number).sample(asked, min(EARLIER_ROWS // 2, len(asked)))
+
+    def _earlier(self, phase: str, system_prompt: str) -> dict[str, list[float]]:
+        """Joint rewards on the held-out rows of earlier jobs."""
+        found = {}
+        for place, (name, examples) in enumerate(self.earlier.items()):
+            answers = self.answers(f"{phase}-earlier-{place}", examples, system_prompt, self.settings.max_new_tokens)
+            found[name] = [joint(*rewards(example, answers[example.id])) for example in examples]
+        return found
+
     def judge(self, before: Evaluation, after: Evaluation) -> Verdict:
         """The gate's verdict, recorded."""
-        verdict = gate.judge(before.measured, after.measured)
+        verdict = gate.judge(before.measured, after.measured, part_of(Decision, self.job.settings).most_fall)
         self.attempt.events.add("verdict", **dataclasses.asdict(verdict))
         return verdict
 
@@ -147,38 +207,49 @@ class Stages:
             "base_files": base_manifest.get("files"),
             "created": time.time(),
             "software": version_string(),
-            "settings": dataclasses.asdict(self.settings),
+            "settings": self.job.settings,
             "verdict": dataclasses.asdict(verdict),
             "figures": {"before": before.means, "after": after.means, **rows, **figures},
         }
 
-    def write_messages(self, name: str, rows: Iterable[tuple[str, tuple[Message, ...]]], system_prompt: str) -> Path:
+    @property
+    def spent(self) -> dict[str, Any]:
+        """What all attempts at this job asked of the remote LLM."""
+        remote = self.attempt.remote
+        names = ("requests", "tokens", "money")
+        return {f"rewrite_{name}": getattr(remote, f"{name}_job") if remote else 0 for name in names}
+
+    def write_rows(self, name: str, examples: Iterable[Example], system_prompt: str, *, asked: bool = False) -> Path:
         """A file for the training worker, with the system prompt in front of rows that have none of their own.
 
-        Plain writes: each attempt writes these files again.
+        With `asked` the prompts alone, for answers. Plain writes: each attempt writes these files again.
         """
         path = self.folder / name
         with path.open("w") as stream:
-            for row, messages in rows:
-                whole = with_system(messages, system_prompt)
-                stream.write(json.dumps({"id": row, "messages": [dataclasses.asdict(m) for m in whole]}) + "\n")
+            for example in examples:
+                whole = with_system(example.prompt if asked else example.messages, system_prompt)
+                messages = [dataclasses.asdict(message) for message in whole]
+                stream.write(json.dumps({"id": example.id, "messages": messages, "value": example.answer}) + "\n")
         return path
 
-    def _faults(self, example: Example, answer: str) -> int:
-        prompt = example.prompt[-1].content if example.prompt else ""
-        return len(constraints.faults(example.constraints, answer, prompt))
-
-    def _score(self, phase: str, system_prompt: str) -> dict[str, Any]:
-        rows = ((e.id, e.messages) for e in self.examples[1])
-        data, out = self.write_messages("held_out.jsonl", rows, system_prompt), self.folder / f"{phase}-losses.jsonl"
+    def losses(self, name: str, examples: Iterable[Example], system_prompt: str) -> dict[str, dict[str, Any]]:
+        """Losses of references by row id, as `agent.protocol.Score` says; rows without a token to learn are missing."""
+        data, out = self.write_rows(f"{name}-rows.jsonl", examples, system_prompt), self.folder / f"{name}-losses.jsonl"
         self.attempt.ask(Score(str(data), str(out), self.settings.sequence_length))
         return {row["id"]: row for row in read_jsonl(out)}
 
-    def _answers(self, phase: str, system_prompt: str, most_tokens: int) -> dict[str, str]:
-        rows = ((e.id, e.prompt) for e in self.examples[1] if e.prompt)
-        data, out = self.write_messages("prompts.jsonl", rows, system_prompt), self.folder / f"{phase}-answers.jsonl"
+    def answers(self, name: str, examples: Iterable[Example], system_prompt: str, most_tokens: int) -> dict[str, str]:
+        """Greedy answers by row id; rows of plain text ask nothing and are missing."""
+        asked = (example for example in examples if example.prompt)
+        data = self.write_rows(f"{name}-prompts.jsonl", asked, system_prompt, asked=True)
+        out = self.folder / f"{name}-answers.jsonl"
         self.attempt.ask(Generate(str(data), str(out), most_tokens))
         return {row["id"]: row["text"] for row in read_jsonl(out)}
+
+    def most_tokens(self, losses: dict[str, dict[str, Any]]) -> int:
+        """Tokens that an answer may have: half as many again as the longest reference, and a few."""
+        longest = max((row["tokens"] for row in losses.values()), default=0)
+        return min(self.settings.max_new_tokens, longest * 3 // 2 + 8)
 
 
 def with_system(messages: tuple[Message, ...], system_prompt: str) -> tuple[Message, ...]:

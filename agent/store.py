@@ -113,7 +113,8 @@ class Store:
             with disk_faults(self.path):
                 self._connection.execute("ROLLBACK")
 
-    def _rows(self, sql: str, parameters: tuple[Any, ...] | dict[str, Any] = ()) -> Rows:
+    def rows(self, sql: str, parameters: tuple[Any, ...] | dict[str, Any] = ()) -> Rows:
+        """All rows of one statement, as dictionaries; also for `agent.decision_store`."""
         with disk_faults(self.path):
             return self._connection.execute(sql, parameters).fetchall()
 
@@ -134,7 +135,7 @@ class Store:
         now = self._clock()
         values = (file, spool, rows, bad_rows, sha256, to_json(settings), base, mode, State.QUEUED, now, now)
         with self.transaction():
-            (row,) = self._rows(
+            (row,) = self.rows(
                 "INSERT INTO jobs (file, spool, rows, bad_rows, sha256, settings, base, mode, state, created, updated)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING *",
                 values,
@@ -146,7 +147,7 @@ class Store:
     def claim(self, boot_id: str, pid: int) -> Job | None:
         """Start an attempt on the oldest queued job, or return None if none waits."""
         with self.transaction():
-            rows = self._rows("SELECT * FROM jobs WHERE state = ? ORDER BY id LIMIT 1", (State.QUEUED,))
+            rows = self.rows("SELECT * FROM jobs WHERE state = ? ORDER BY id LIMIT 1", (State.QUEUED,))
             if not rows:
                 return None
             job = Job.from_row(rows[0])
@@ -206,7 +207,7 @@ class Store:
         """
         now = self._clock()
         sql = "SELECT * FROM jobs WHERE state = ? AND (wake <= ? OR wake > ?) ORDER BY id"
-        due = self._rows(sql, (State.PARKED, now, now + longest))
+        due = self.rows(sql, (State.PARKED, now, now + longest))
         if not due:
             return []
         with self.transaction():
@@ -233,7 +234,7 @@ class Store:
         return moved
 
     def _save(self, job: Job) -> Job:
-        (row,) = self._rows(
+        (row,) = self.rows(
             "UPDATE jobs SET state = :state, updated = :updated, attempt = :attempt, token = :token,"
             " boot_id = :boot_id, pid = :pid, heartbeat = :heartbeat, deaths = :deaths, reason = :reason,"
             " version = :version, wake = :wake, progress = :progress WHERE id = :id RETURNING *",
@@ -242,7 +243,7 @@ class Store:
         return Job.from_row(row)
 
     def _remember(self, job: Job, old: State | None) -> None:
-        self._rows(
+        self.rows(
             "INSERT INTO moves (job, at, old, new, reason, actor) VALUES (?, ?, ?, ?, ?, ?)",
             (job.id, job.updated, old, job.state, job.reason, self._actor),
         )
@@ -251,7 +252,7 @@ class Store:
 
     def get(self, job_id: int) -> Job:
         """One job. Raises NotFound."""
-        rows = self._rows("SELECT * FROM jobs WHERE id = ?", (job_id,))
+        rows = self.rows("SELECT * FROM jobs WHERE id = ?", (job_id,))
         if not rows:
             raise NotFound(f"there is no job {job_id}; see nslora-agent ls")
         return Job.from_row(rows[0])
@@ -261,7 +262,7 @@ class Store:
         wanted = () if states is None else tuple(states)
         where = "" if states is None else f"WHERE state IN ({', '.join('?' * len(wanted))})"
         sql = f"SELECT * FROM jobs {where} ORDER BY id DESC LIMIT ?"  # noqa: S608  # only question marks go in
-        rows = self._rows(sql, (*wanted, -1 if limit is None else limit))
+        rows = self.rows(sql, (*wanted, -1 if limit is None else limit))
         return [Job.from_row(row) for row in reversed(rows)]
 
     def orphans(self) -> Jobs:
@@ -271,23 +272,23 @@ class Store:
     def moves(self, job_id: int) -> tuple[Move, ...]:
         """The history of a job, oldest first. Raises NotFound."""
         self.get(job_id)
-        rows = self._rows("SELECT job, at, old, new, reason, actor FROM moves WHERE job = ? ORDER BY id", (job_id,))
+        rows = self.rows("SELECT job, at, old, new, reason, actor FROM moves WHERE job = ? ORDER BY id", (job_id,))
         return tuple(
             Move(**{**row, "old": State(row["old"]) if row["old"] else None, "new": State(row["new"])}) for row in rows
         )
 
     def counts(self) -> dict[State, int]:
         """How many jobs are in each state, zeros included."""
-        found = {row["state"]: row["jobs"] for row in self._rows("SELECT state, count(*) AS jobs FROM jobs GROUP BY 1")}
+        found = {row["state"]: row["jobs"] for row in self.rows("SELECT state, count(*) AS jobs FROM jobs GROUP BY 1")}
         return {state: found.get(state, 0) for state in State}
 
     def spools(self) -> set[str]:
         """The names in spool/ that some job needs; any other file there belongs to nobody."""
-        return {row["spool"] for row in self._rows("SELECT spool FROM jobs")}
+        return {row["spool"] for row in self.rows("SELECT spool FROM jobs")}
 
     def journal_mode(self) -> str:
         """SQLite's journal mode, for doctor."""
-        (row,) = self._rows("PRAGMA journal_mode")
+        (row,) = self.rows("PRAGMA journal_mode")
         return str(row["journal_mode"])
 
     # ---- the remote LLM ----
@@ -295,11 +296,11 @@ class Store:
     def note_remote(self, standing: dict[str, Any]) -> None:
         """Keep what an offload worker said of the remote LLM, for `ls` and `doctor`."""
         with self.transaction():
-            self._rows("INSERT OR REPLACE INTO remote VALUES (1, ?, ?)", (self._clock(), to_json(standing)))
+            self.rows("INSERT OR REPLACE INTO remote VALUES (1, ?, ?)", (self._clock(), to_json(standing)))
 
     def remote(self) -> dict[str, Any] | None:
         """What was last heard of the remote LLM, with `at` in unix seconds; None if nothing ever was."""
-        rows = self._rows("SELECT at, standing FROM remote")
+        rows = self.rows("SELECT at, standing FROM remote")
         return {"at": rows[0]["at"], **json.loads(rows[0]["standing"])} if rows else None
 
     # ---- promotions, for the registry ----
@@ -307,16 +308,16 @@ class Store:
     def push_promotion(self, version: int, job: int | None) -> None:
         """Put what became active on top of the stack."""
         with self.transaction():
-            self._rows("INSERT INTO promotions (version, job, at) VALUES (?, ?, ?)", (version, job, self._clock()))
+            self.rows("INSERT INTO promotions (version, job, at) VALUES (?, ?, ?)", (version, job, self._clock()))
 
     def promotion_stack(self) -> tuple[Promotion, ...]:
         """The promotions that were not undone, oldest first: the last one is active."""
-        rows = self._rows("SELECT id, version, job, at FROM promotions WHERE undone IS NULL ORDER BY id")
+        rows = self.rows("SELECT id, version, job, at FROM promotions WHERE undone IS NULL ORDER BY id")
         return tuple(Promotion(**row) for row in rows)
 
     def was_promoted(self, version: int) -> bool:
         """Whether the version ever was active, also if it was undone since."""
-        return bool(self._rows("SELECT id FROM promotions WHERE version = ? LIMIT 1", (version,)))
+        return bool(self.rows("SELECT id FROM promotions WHERE version = ? LIMIT 1", (version,)))
 
     def pop_promotion(self) -> Promotion | None:
         """Mark the top of the stack as undone and return it, or None where the stack is empty."""
@@ -324,12 +325,12 @@ class Store:
             stack = self.promotion_stack()
             if not stack:
                 return None
-            self._rows("UPDATE promotions SET undone = ? WHERE id = ?", (self._clock(), stack[-1].id))
+            self.rows("UPDATE promotions SET undone = ? WHERE id = ?", (self._clock(), stack[-1].id))
             return stack[-1]
 
     def last_version(self) -> int:
         """The highest version number that any row names, 0 if none: such a number is never given out again."""
-        (row,) = self._rows(
+        (row,) = self.rows(
             "SELECT max(coalesce((SELECT max(version) FROM promotions), 0),"
             " coalesce((SELECT max(version) FROM jobs), 0)) AS version"
         )

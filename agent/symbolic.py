@@ -65,6 +65,8 @@ class Outcome:
     cost: float = 0.0
     seconds: float = 0.0
     retry_at: float | None = None
+    critique: str = ""
+    """What the last step was told to mend."""
 
     def plus(self, answer: Rewritten) -> Outcome:
         """This outcome after one more step."""
@@ -77,11 +79,17 @@ class Outcome:
             cost=self.cost + answer.cost,
             seconds=round(self.seconds + answer.seconds, 3),
             retry_at=answer.remote.retry_at,
+            critique=answer.critique or self.critique,
         )
 
     def to_json(self) -> dict[str, Any]:
         """The line of rewrites.jsonl."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Outcome:
+        """The outcome that `to_json` wrote."""
+        return cls(**{**record, "reasons": tuple(record["reasons"]), "why": tuple(record["why"])})
 
 
 def flag(example: Example, settings: Offload) -> Flag | None:

@@ -6,35 +6,24 @@ the system prompt was improved, a version with it and the parent's adapter, whic
 
 from __future__ import annotations
 
-import json
 import shutil
-import time
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from agent import symbolic
 from agent.attempt import Attempt
 from agent.config import read_config
 from agent.durable import write_file, write_json
 from agent.errors import DataError
+from agent.parking import park_if_deferred
+from agent.remade import REMADE, Remade, lineage, lines, write_remade
 from agent.settings import Offload
 from agent.shapes import Example
 from agent.stages import Stages
 from agent.symbolic import Flag, Outcome
 
-TRY_AGAIN = 300.0
-"""Seconds after which a parked job is tried again where the remote did not say when."""
-REMADE, REWRITES = "remade.jsonl", "rewrites.jsonl"
-
-
-class Parked(Exception):
-    """Everything that is left needs the remote LLM; `wake` is when to try again, in unix seconds."""
-
-    def __init__(self, reason: str, wake: float) -> None:
-        super().__init__(reason)
-        self.wake = wake
+REWRITES = "rewrites.jsonl"
 
 
 class SymbolicJob(Stages):
@@ -77,9 +66,9 @@ class SymbolicJob(Stages):
             outcomes.append(symbolic.rewrite(example, flag, request, self.attempt.ask_remote))
             self.attempt.events.add("rewrite", **outcomes[-1].to_json())
         self._write(outcomes)
-        self._park_if_deferred(outcomes)
+        park_if_deferred(outcomes)
         prompt = self._improve_prompt()
-        self._park_if_deferred([*outcomes, prompt])
+        park_if_deferred([*outcomes, prompt])
         self.attempt.end_workers()
         return outcomes, prompt
 
@@ -93,39 +82,18 @@ class SymbolicJob(Stages):
 
     def _write(self, outcomes: list[Outcome]) -> None:
         """The outcomes, and all rows with the accepted rewrites in place."""
-        new = {outcome.id: outcome for outcome in outcomes if outcome.state == "remade"}
-        train, held_out = self.examples
-        rows = [self._row(example, new.get(example.id), "train") for example in train]
-        rows += [self._row(example, None, "held_out") for example in held_out]
-        write_file(self.run / REMADE, _lines(rows))
-        write_file(self.run / REWRITES, _lines([outcome.to_json() for outcome in outcomes]))
-
-    def _row(self, example: Example, outcome: Outcome | None, split: str) -> dict[str, Any]:
-        part = self.offload.rewrite
-        now = symbolic.remade(example, part, outcome.text) if outcome else example
-        lineage = {"remade": {"job": self.job.id, "part": part, "model": self.offload.model}} if outcome else {}
-        return {**json.loads(now.to_json()), "split": split, **lineage}
-
-    def _park_if_deferred(self, outcomes: list[Outcome]) -> None:
-        deferred = [outcome for outcome in outcomes if outcome.state == "deferred"]
-        if deferred:
-            wake = max((outcome.retry_at or 0.0 for outcome in deferred), default=0.0)
-            done = len(outcomes) - len(deferred)
-            waiting = f"{len(deferred)} of {len(outcomes)} rewrites wait for the remote, {done} are done"
-            raise Parked(
-                f"{waiting}: {deferred[-1].reasons[0]}", wake if wake > time.time() else time.time() + TRY_AGAIN
-            )
+        part, model = self.offload.rewrite, self.offload.model
+        remade = {
+            outcome.id: Remade(outcome.text, part, lineage(self.job, model, outcome))
+            for outcome in outcomes
+            if outcome.state == "remade"
+        }
+        write_remade(self.run, *self.examples, remade)
+        write_file(self.run / REWRITES, lines([outcome.to_json() for outcome in outcomes]))
 
     @property
     def _has_adapter(self) -> bool:
         return self.registry.adapter(self.parent) is not None
-
-    @property
-    def _spent(self) -> dict[str, Any]:
-        """What all attempts at this job asked of the remote LLM."""
-        remote = self.attempt.remote
-        names = ("requests", "tokens", "money")
-        return {f"rewrite_{name}": getattr(remote, f"{name}_job") if remote else 0 for name in names}
 
     def _make(self, said: str, outcomes: list[Outcome], prompt: str) -> int:
         before = self.before()
@@ -133,7 +101,7 @@ class SymbolicJob(Stages):
         self.load(self.parent)
         after = self.measure("after", prompt)
         verdict = self.judge(before, after)
-        about = self.about(verdict, before, after, {"rewrites": said, "adapter": self._has_adapter, **self._spent})
+        about = self.about(verdict, before, after, {"rewrites": said, "adapter": self._has_adapter, **self.spent})
 
         def fill(folder: Path) -> None:
             adapter = self.registry.adapter(self.parent)
@@ -144,10 +112,6 @@ class SymbolicJob(Stages):
             write_json(folder / "rewrites.json", [outcome.to_json() for outcome in outcomes])
 
         return self.publish(about, {"before": before, "after": after}, fill)
-
-
-def _lines(rows: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def _in_words(outcomes: list[Outcome]) -> str:

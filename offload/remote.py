@@ -42,12 +42,16 @@ MakeClient = Callable[[OnTry], "Client"]
 
 @dataclass
 class Cost:
-    """What one rewrite has taken so far: HTTP requests, tokens, money; `cached` while nothing was sent."""
+    """What one rewrite has taken so far: HTTP requests, tokens, money; `cached` while nothing was sent.
+
+    `critique` is what its step was told to mend.
+    """
 
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     money: float = 0.0
+    critique: str = ""
 
     @property
     def cached(self) -> bool:

@@ -80,7 +80,7 @@ class Rewriter:
 
         def work(cost: Cost) -> tuple[str, str]:
             sent = redacted(request, redactor)
-            gradient = sent.faults or self._critique(subject, sent, cost)
+            gradient = cost.critique = sent.faults or self._critique(subject, sent, cost)
             if not gradient:
                 return "unneeded", ""
             return self._stepped(subject, _example_step(request.part, sent, gradient), redactor, cost)
@@ -171,6 +171,7 @@ class Rewriter:
             outcome=outcome,
             text=said if rewritten else "",
             reason="" if rewritten else said,
+            critique=cost.critique,
             cached=cost.cached and outcome not in {"deferred", "spent"},
             calls=cost.calls,
             prompt_tokens=cost.prompt_tokens,

@@ -21,6 +21,7 @@ class Row:
         positions: (1, T) int64; restarts at 0 with each example, which is what keeps attention inside it.
         predict_at: (N,) int64 indices into T of the tokens whose successor is a target.
         targets: (N,) int64 token ids to predict.
+        is_value: (N,) bool: whether a target is part of its example's value.
         owners: (N,) int64: which of the row's examples a target belongs to.
     """
 
@@ -28,6 +29,7 @@ class Row:
     positions: torch.Tensor
     predict_at: torch.Tensor
     targets: torch.Tensor
+    is_value: torch.Tensor
     owners: torch.Tensor
 
 
@@ -35,16 +37,18 @@ def pack(examples: Sequence[Encoded], device: torch.device) -> Row:
     """Lay examples end to end in one row."""
     ids: list[int] = []
     positions: list[int] = []
-    predict_at, targets, owners = [], [], []
+    predict_at, targets, is_value, owners = [], [], [], []
     for owner, example in enumerate(examples):
         start = len(ids)
         for i in (i for i, is_target in enumerate(example.target) if is_target):
             predict_at.append(start + i - 1)
             targets.append(example.ids[i])
+            is_value.append(example.value[i])
             owners.append(owner)
         ids += example.ids
         positions += range(len(example.ids))
-    whole = [torch.tensor(values, device=device) for values in (ids, positions, predict_at, targets, owners)]
+    columns = (ids, positions, predict_at, targets, is_value, owners)
+    whole = [torch.tensor(values, device=device) for values in columns]
     return Row(whole[0][None], whole[1][None], *whole[2:])
 
 
@@ -63,18 +67,22 @@ def fill_rows(lengths: Sequence[int], most_examples: int, most_tokens: int) -> l
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which examples each optimizer step sees: a pure function of its fields, so a resumed run sees the same."""
+    """Which examples each optimizer step sees: a pure function of its fields, so a resumed run sees the same.
+
+    `first` is the step at which these examples took over from others; `total` counts all steps of the run.
+    """
 
     examples: int
     per_step: int
     seed: int
     total: int
+    first: int = 0
 
     @classmethod
-    def plan(cls, examples: int, per_step: int, seed: int, *, epochs: float, steps: int) -> Schedule:
+    def plan(cls, examples: int, per_step: int, seed: int, *, epochs: float, steps: int, first: int = 0) -> Schedule:
         """Steps for `epochs` passes over the data, or exactly `steps` if that is set."""
         per_epoch = math.ceil(examples / per_step)
-        return cls(examples, per_step, seed, steps or max(1, math.ceil(epochs * per_epoch)))
+        return cls(examples, per_step, seed, steps or max(1, math.ceil(epochs * per_epoch)), first)
 
     @property
     def per_epoch(self) -> int:
@@ -83,7 +91,7 @@ class Schedule:
 
     def members(self, step: int) -> list[int]:
         """Example indices of one step (counted from 0); each pass has its own shuffle."""
-        epoch, position = divmod(step, self.per_epoch)
+        epoch, position = divmod(step - self.first, self.per_epoch)
         order = list(range(self.examples))
-        random.Random(f"{self.seed}/{epoch}").shuffle(order)
+        random.Random(f"{self.seed}/{epoch}" + f"/{self.first}" * (self.first > 0)).shuffle(order)
         return order[position * self.per_step : (position + 1) * self.per_step]

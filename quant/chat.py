@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -17,11 +19,15 @@ PLAIN_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example as tokens: `ids` (length T) and `target[i]`, True where token i is to be predicted."""
+    """One example as tokens: `ids` (length T) and `target[i]`, True where token i is to be predicted.
+
+    `value[i]` is True for those targets that are part of the example's value: what it says, apart from its form.
+    """
 
     id: str
     ids: list[int]
     target: list[bool]
+    value: list[bool]
     cut: bool
 
     @property
@@ -44,10 +50,11 @@ class Encoder:
         """Token ids of a conversation up to where the assistant's next answer starts."""
         return self._tokens(self._render(messages, ask=True))[0]
 
-    def example(self, id: str, messages: Messages, max_length: int) -> Encoded:
+    def example(self, id: str, messages: Messages, max_length: int, value: str | None = None) -> Encoded:
         """Token ids and targets of a conversation, cut to `max_length` tokens from the right.
 
-        A lone assistant message is plain text: every token but the first is a target.
+        A lone assistant message is plain text: every token but the first is a target. `value` is looked for in the
+        last message, whatever its case.
         """
         if len(messages) == 1:
             text = messages[0]["content"] + (self.tokenizer.eos_token or "")
@@ -55,8 +62,10 @@ class Encoder:
         else:
             text, spans = self._conversation(messages)
         ids, offsets = self._tokens(text, special=len(messages) == 1)
-        target = [i > 0 and any(a < hi and b > lo and a < b for lo, hi in spans) for i, (a, b) in enumerate(offsets)]
-        return Encoded(id, ids[:max_length], target[:max_length], cut=len(ids) > max_length)
+        target = _touched(offsets, spans)
+        values = _touched(offsets, _found(value, text, spans[-1:]))
+        both = [is_target and is_value for is_target, is_value in zip(target, values, strict=True)]
+        return Encoded(id, ids[:max_length], target[:max_length], both[:max_length], cut=len(ids) > max_length)
 
     def _conversation(self, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
         full = self._render(messages, ask=False).rstrip()
@@ -99,3 +108,20 @@ class Encoder:
         closing = [i for i in self._tokens(after)[0][:1] if i in special]
         own = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
         return list(dict.fromkeys(closing + own))
+
+
+Spans = Sequence[tuple[int, int]]
+"""Places in a text as (start, end)."""
+
+
+def _touched(offsets: Spans, spans: Spans) -> list[bool]:
+    """Which tokens, but for the first, share a character with a span."""
+    return [i > 0 and any(a < hi and b > lo and a < b for lo, hi in spans) for i, (a, b) in enumerate(offsets)]
+
+
+def _found(value: str | None, text: str, within: Spans) -> Spans:
+    """Where a value stands in some spans of a text."""
+    if not value:
+        return []
+    pattern = re.compile(rf"(?<!\w){re.escape(value)}(?!\w)", re.IGNORECASE)
+    return [match.span() for lo, hi in within for match in pattern.finditer(text, lo, hi)]

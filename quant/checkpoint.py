@@ -26,9 +26,14 @@ class Progress:
     seconds: float
 
 
+def path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step-{step:08d}"
+
+
 def save(folder: Path, parameters: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, done: Progress) -> Path:
     """Write checkpoint `folder`/step-<n> and drop all but the newest two; returns its path."""
-    final = folder / f"step-{done.step:08d}"
+    final = path(folder, done.step)
     work = folder / f"{TEMPORARY}{final.name}-{os.getpid()}"
     work.mkdir(parents=True)
     save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, work / "adapter.safetensors")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from agent.errors import StateError, StorageError
 from agent.protocol import Answer, Check, Generate, Load, Loaded, Prepare, Save, Saved, Score, Train, Written
 from agent.serving import Emit
 from quant.base import Model, load, prepare
+from quant.chat import Encoded
 from quant.devices import check
 from quant.generate import greedy
 from quant.loss import mean_losses
@@ -64,10 +65,13 @@ class Commands:
     def _score(self, request: Score, _: Emit) -> Answer:
         started = time.monotonic()
         rows = list(_read_jsonl(request.data))
-        examples = [self.model.encoder.example(r["id"], r["messages"], request.sequence_length) for r in rows]
+        examples = self._encoded(rows, request.sequence_length)
         judged = [e for e in examples if e.targets]
         losses = mean_losses(self.model.network, judged, request.sequence_length, self.model.device)
-        lines = [{"id": e.id, "loss": loss, "tokens": e.targets} for e, loss in zip(judged, losses, strict=True)]
+        lines = [
+            {"id": e.id, "loss": loss, "value_loss": value_loss, "tokens": e.targets}
+            for e, (loss, value_loss) in zip(judged, losses, strict=True)
+        ]
         _write_jsonl(request.out, lines)
         return Written(len(lines), sum(len(e.ids) for e in judged), round(time.monotonic() - started, 2))
 
@@ -81,12 +85,13 @@ class Commands:
         return Written(len(lines), sum(a.tokens for a in answers.values()), round(time.monotonic() - started, 2))
 
     def _train(self, request: Train, emit: Emit) -> Answer:
-        rows = _read_jsonl(request.data)
-        length = request.settings.sequence_length
-        examples = usable([self.model.encoder.example(r["id"], r["messages"], length) for r in rows], emit)
+        examples = usable(self._encoded(_read_jsonl(request.data), request.settings.sequence_length), emit)
         resume = Path(request.resume) if request.resume else None
-        run = start(self.model, examples, request.settings, resume)
-        return train(run, Path(request.checkpoints), emit, self._stopping)
+        run = start(self.model, examples, request.settings, resume, request.first)
+        return train(run, Path(request.checkpoints), emit, self._stopping, request.until)
+
+    def _encoded(self, rows: Iterable[dict[str, Any]], longest: int) -> list[Encoded]:
+        return [self.model.encoder.example(r["id"], r["messages"], longest, r.get("value")) for r in rows]
 
     def _save(self, request: Save, _: Emit) -> Answer:
         target = Path(request.target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,11 +24,24 @@ def token_losses(model: Any, row: Row) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def mean_losses(model: Any, examples: Sequence[Encoded], most_tokens: int, device: torch.device) -> list[float]:
-    """Mean loss of each example in nats per target token, in order; every example needs at least one target."""
-    losses: list[float] = []
+def mean_losses(
+    model: Any, examples: Sequence[Encoded], most_tokens: int, device: torch.device
+) -> list[tuple[float, float | None]]:
+    """Mean loss of each example in nats per token, in order: over its targets, of which it needs one, and its value.
+
+    The second is None where the example has no value.
+    """
+    losses: list[tuple[float, float | None]] = []
     for members in fill_rows([len(e.ids) for e in examples], len(examples), most_tokens):
         row = pack([examples[i] for i in members], device)
-        summed = torch.zeros(len(members), device=device).index_add_(0, row.owners, token_losses(model, row))
-        losses += (summed.cpu() / torch.tensor([examples[i].targets for i in members])).tolist()
+        each = token_losses(model, row)
+        whole = _means(each, row.owners, len(members))
+        values = _means(each[row.is_value], row.owners[row.is_value], len(members))
+        losses += [(all_, None if math.isnan(value) else value) for all_, value in zip(whole, values, strict=True)]
     return losses
+
+
+def _means(losses: torch.Tensor, owners: torch.Tensor, members: int) -> list[float]:
+    """Mean loss of each owner; NaN for one without any."""
+    summed = torch.zeros(members, device=losses.device).index_add_(0, owners, losses)
+    return (summed / owners.bincount(minlength=members)).tolist()

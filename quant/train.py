@@ -77,16 +77,19 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         rows = self.rows(self.schedule.members(index))
-        loss, norm = self._gradients(rows)
+        losses, norm = self._gradients(rows)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        is_value = torch.cat([row.is_value for row in rows])
         tokens, seconds = sum(row.ids.numel() for row in rows), time.monotonic() - started
         self.done = Progress(index + 1, self.done.tokens + tokens, self.done.seconds + seconds)
         return Step(
             step=index + 1,
             steps=total,
             epoch=round((index + 1) / self.schedule.per_epoch, 3),
-            loss=loss,
+            loss=float(losses.mean()),
+            value_loss=_mean(losses[is_value]),
+            form_loss=_mean(losses[~is_value]),
             grad_norm=norm,
             learning_rate=rate,
             tokens=tokens,
@@ -96,22 +99,27 @@ class Run:
             cuda_mb=cuda_mb(self.model.device),
         )
 
-    def _gradients(self, rows: Sequence[Row]) -> tuple[float, float]:
-        """Accumulate gradients of the mean loss over all targets of the step; returns loss and gradient norm."""
+    def _gradients(self, rows: Sequence[Row]) -> tuple[torch.Tensor, float]:
+        """Accumulate gradients of the mean loss over all N targets of the step; returns losses (N,) and their norm."""
         targets = sum(row.targets.numel() for row in rows)
-        loss = 0.0
+        parts = []
         for row in rows:
-            part = token_losses(self.model.network, row).sum() / targets
-            part.backward()
-            loss += float(part.detach())
+            losses = token_losses(self.model.network, row)
+            (losses.sum() / targets).backward()
+            parts.append(losses.detach())
+        losses = torch.cat(parts)
         most = self.settings.clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), most))
-        if not math.isfinite(loss) or not math.isfinite(norm):
+        if not math.isfinite(loss := float(losses.mean())) or not math.isfinite(norm):
             raise TrainingFailed(
                 f"loss {loss} and gradient norm {norm} at step {self.done.step + 1} are not finite: "
                 "lower learning_rate or look for broken rows in the data"
             )
-        return loss, norm
+        return losses, norm
+
+
+def _mean(losses: torch.Tensor) -> float | None:
+    return float(losses.mean()) if losses.numel() else None
 
 
 def usable(examples: Sequence[Encoded], emit: Emit) -> list[Encoded]:
@@ -130,15 +138,19 @@ def usable(examples: Sequence[Encoded], emit: Emit) -> list[Encoded]:
     return kept
 
 
-def start(model: Model, examples: Sequence[Encoded], settings: Training, resume: Path | None) -> Run:
-    """A run ready for its next step, from the beginning or from the checkpoint in `resume`."""
+def start(model: Model, examples: Sequence[Encoded], settings: Training, resume: Path | None, first: int = 0) -> Run:
+    """A run ready for its next step, from the beginning or from the checkpoint in `resume`.
+
+    `first` is the step after which these examples took over from others.
+    """
     if not isinstance(model.network, PeftModel):
         add_adapter(model, settings)
     if settings.checkpointing:
         model.network.gradient_checkpointing_enable({"use_reentrant": False})
     model.network.train()
     per_step = settings.micro_batch * settings.accumulation
-    schedule = Schedule.plan(len(examples), per_step, settings.seed, epochs=settings.epochs, steps=settings.steps)
+    epochs, steps = settings.epochs, settings.steps
+    schedule = Schedule.plan(len(examples), per_step, settings.seed, epochs=epochs, steps=steps, first=first)
     run = Run(model, examples, settings, schedule, _optimizer(model, settings), Progress(0, 0, 0.0))
     if resume is not None:
         run.done = checkpoint.restore(resume, run.parameters, run.optimizer)
@@ -150,12 +162,12 @@ def _optimizer(model: Model, settings: Training) -> torch.optim.AdamW:
     return torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
-def train(run: Run, checkpoints: Path, emit: Emit, stopping: Callable[[], bool]) -> Trained:
-    """Step until the schedule ends or `stopping()`; either way the last thing on the disk is a checkpoint."""
+def train(run: Run, checkpoints: Path, emit: Emit, stopping: Callable[[], bool], until: int = 0) -> Trained:
+    """Step until the schedule ends, step `until` or `stopping()`; the last thing on the disk is a checkpoint."""
     checkpoints.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(checkpoints)
-    saved = run.done.step
-    while run.done.step < run.schedule.total and not stopping():
+    saved, end = run.done.step, until or run.schedule.total
+    while run.done.step < end and not stopping():
         emit(run.step())
         if run.done.step - saved >= run.settings.checkpoint_every:
             saved = _checkpoint(run, checkpoints, emit)
@@ -163,8 +175,9 @@ def train(run: Run, checkpoints: Path, emit: Emit, stopping: Callable[[], bool])
         _checkpoint(run, checkpoints, emit)
     run.model.network.eval()
     return Trained(
-        finished=run.done.step >= run.schedule.total,
+        finished=run.done.step >= end,
         step=run.done.step,
+        checkpoint=str(checkpoint.path(checkpoints, run.done.step)),
         tokens=run.done.tokens,
         seconds=round(run.done.seconds, 2),
         peak_rss_mb=peak_rss_mb(),

@@ -27,7 +27,7 @@ def example(reference: str = REFERENCE, *, split: str | None = "train", constrai
 
 
 def answered(outcome: str, text: str = "", reason: str = "", calls: int = 1) -> Rewritten:
-    return Rewritten(outcome, text, reason, calls == 0, calls, 10, 5, 0.25, 1.5, REMOTE)
+    return Rewritten(outcome, text, reason, "a critique", calls == 0, calls, 10, 5, 0.25, 1.5, REMOTE)
 
 
 def asking(*answers: Rewritten, seen: list[Any] | None = None) -> Ask:

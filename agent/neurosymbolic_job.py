@@ -1,0 +1,230 @@
+"""A neurosymbolic job: probe, classify, then tune or rewrite, whichever the monitor says, until neither gains.
+
+    probe      the model answers every training row: rewards and losses
+    classify   each row → satisfied, weights, rewrite, both or neither; the reason is stored
+    numeric    the weights are tuned on rows that need them and whose reference need not be rewritten first
+    symbolic   the remote LLM rewrites the references of flagged rows; local checks accept or refuse
+    gate       the held-out rewards decide, as for any job
+
+After "Neurosymbolic LoRA: Why and When to Tune Weights vs. Rewrite Prompts" (arXiv 2601.12711). Every window of steps
+or requests leaves the whole state on the disk; with the same seed and the same recorded answers a job repeats itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from agent import explaining, symbolic
+from agent.attempt import Attempt
+from agent.classifier import prior
+from agent.decision_store import Round
+from agent.durable import folder_fault
+from agent.evaluation import Evaluation
+from agent.gate import lowest
+from agent.monitor import Monitor, Phase, Work
+from agent.numeric_phase import NumericPhases
+from agent.parking import park_if_deferred
+from agent.phases import PROGRESS
+from agent.progress import Progress
+from agent.protocol import Save
+from agent.remade import REMADE, Remade, lineage, write_remade
+from agent.rows import OWN_ANSWER, Row
+from agent.schedules import Alternating
+from agent.symbolic_phase import SymbolicPhases
+
+
+class NeurosymbolicJob(NumericPhases, SymbolicPhases):
+    """Decides for each example between tuning weights, rewriting, both, or neither."""
+
+    def work(self) -> tuple[str, int | None]:
+        """Do what is left of the job; returns how it ended, and the version that was made, if any. Raises Parked."""
+        made = self.registry.find_by_job(self.job.id)
+        if made is None:
+            self.start()
+            before = self.before()
+            progress = self.learn()
+            self._write_remade(progress)
+            if not progress.step:
+                return f"No version was made: {progress.why}.", None
+            made = self._make(before, progress)
+        return f"{self.registry.get(made).about['figures']['rewrites']} {self.promote(made)}", made
+
+    def learn(self) -> Progress:
+        """All rounds that are left; returns the state after the last. Raises Parked."""
+        progress = self._resumed() or self._begun()
+        while True:
+            if progress.phase is None or progress.ended:
+                progress = self._next(progress)
+            if progress.phase is Phase.STOP:
+                return progress
+            progress = self.tuned(progress) if progress.phase is Phase.NUMERIC else self.rewritten(progress)
+            progress = self._finished(progress)
+
+    def _begun(self) -> Progress:
+        """Every row as the model does on it before anything is done, and what earlier jobs have taught."""
+        classifier = prior()
+        for outcome in self.decisions.learned_before():
+            classifier = outcome.taught(classifier)
+        rows = {example.id: Row(example, example.reference) for example in self.examples[0]}
+        self.attempt.phase("load")
+        self.load_for_training()
+        return self.saved(self.probed(Progress(rows=rows, classifier=classifier), set()))
+
+    def _resumed(self) -> Progress | None:
+        """The state that an earlier attempt wrote down, None if there is none or its checkpoint is damaged."""
+        path = self.run / PROGRESS
+        if not path.exists():
+            return None
+        progress = Progress.load(path, self.examples[0])
+        fault = folder_fault(self.run / progress.checkpoint) if progress.checkpoint else None
+        if fault:
+            self.attempt.events.add("note", text=f"starting over: the checkpoint is damaged ({fault})")
+            return None
+        self.attempt.phase("load")
+        self.load_for_training()
+        if progress.checkpoint:
+            data = self.write_rows("restore.jsonl", [next(iter(progress.rows.values())).example], "")
+            self.train_until(progress, data, progress.step)
+        return progress
+
+    def _next(self, progress: Progress) -> Progress:
+        """Choose for every row, then what to do in the next round. Raises Parked if only the remote can go on."""
+        number = progress.round + 1
+        rows = progress.rows
+        choices = {name: self.choose(row, progress.classifier) for name, row in rows.items()}
+        rewrites = [name for name, choice in choices.items() if choice.remake and self.may_rewrite(rows[name])]
+        rewrites = [] if progress.spent else rewrites
+        waiting = set(rewrites)
+        tunes = [name for name, choice in choices.items() if choice.tune and name not in waiting]
+        chosen = (explaining.chosen(row, choices[name], waits=name in waiting) for name, row in rows.items())
+        self.decisions.choose(self.attempt.token, number, chosen)
+        numeric = Work(len(tunes), sum(choices[name].weights.expected for name in tunes))
+        symbolic = Work(len(rewrites), sum(choices[name].rewrite.expected for name in rewrites))
+        phase, why = self._phase(progress, numeric, symbolic)
+        if phase is Phase.STOP:
+            park_if_deferred([row.rewrite for row in rows.values() if row.rewrite and row.waits])
+        by_gain = sorted(rewrites, key=lambda name: -choices[name].rewrite.hoped)
+        members = self.with_rehearsal(progress, tunes) if phase is Phase.NUMERIC else by_gain
+        states = Counter(choice.state for choice in choices.values())
+        self.attempt.events.add("round", round=number, phase=phase.value, why=why, states=states)
+        begun = replace(progress, round=number, phase=phase, why=why, monitor=Monitor(phase), members=tuple(members))
+        fresh = replace(begun, outcomes=(), ended="", gained=False)
+        return self.saved(replace(fresh, first=progress.step, requests_before=progress.requests))
+
+    def _phase(self, progress: Progress, numeric: Work, symbolic: Work) -> tuple[Phase, str]:
+        """What to do next, within the budgets."""
+        budget = self.decision
+        if progress.round >= budget.rounds:
+            return Phase.STOP, f"the budget of {budget.rounds} rounds is used up"
+        if budget.minutes and progress.seconds >= 60 * budget.minutes:
+            return Phase.STOP, f"the budget of {budget.minutes:g} minutes is used up"
+        if numeric.examples and progress.step >= self.total_steps:
+            return Phase.STOP, f"the budget of {self.total_steps} steps is used up"
+        return self.schedule.next_phase(progress.phase, numeric, symbolic, gained=progress.gained)
+
+    def _finished(self, progress: Progress) -> Progress:
+        """A round that is over: kept for `explain`, and what came of it taught to the classifier."""
+        classifier = progress.classifier
+        if progress.phase is Phase.NUMERIC:
+            for outcome in progress.outcomes:
+                classifier = outcome.taught(classifier)
+        gained = sum(outcome.gain for outcome in progress.outcomes)
+        figures = {
+            "examples": len(progress.outcomes),
+            "gained": round(gained, 4),
+            "reward": round(sum(row.standing.reward for row in progress.rows.values()) / len(progress.rows), 4),
+            "steps": progress.step - progress.first,
+            "tokens": progress.tokens,
+            "requests": progress.requests,
+            "requests_here": progress.requests - progress.requests_before,
+            "seconds": round(progress.seconds, 1),
+        }
+        phase = progress.phase.value if progress.phase else ""
+        done = Round(progress.round, phase, progress.why, progress.ended, figures)
+        self.decisions.finish(self.attempt.token, done, progress.outcomes)
+        self.attempt.events.add("round over", round=done.number, ended=done.ended, **figures)
+        return self.saved(replace(progress, classifier=classifier, gained=gained > 0))
+
+    # ---- the version ----
+
+    def _write_remade(self, progress: Progress) -> None:
+        changed = {name: self._lineage(row) for name, row in progress.rows.items() if row.source}
+        write_remade(self.run, *self.examples, changed)
+
+    def _lineage(self, row: Row) -> Remade:
+        reward = {"reward_before": row.reward_of(row.origin.reference), "reward_after": row.reward_of(row.reference)}
+        if row.source == OWN_ANSWER or row.rewrite is None:
+            told = {"job": self.job.id, "file": self.job.file, "model": OWN_ANSWER, "calls": 0, "cost": 0.0}
+        else:
+            told = lineage(self.job, row.source, row.rewrite)
+        return Remade(row.reference, "reference", {**told, **reward})
+
+    def _make(self, before: Evaluation, progress: Progress) -> int:
+        """Measure, judge and publish what the last checkpoint holds."""
+        after, prompt = self._best_prompt(progress)
+        verdict = self.judge(before, after)
+        about = self.about(verdict, before, after, self._figures(progress, prompt))
+
+        def fill(folder: Path) -> None:
+            self.attempt.ask(Save(str(folder)))
+            (folder / "system_prompt.txt").write_text(prompt)
+            (folder / REMADE).write_bytes((self.run / REMADE).read_bytes())
+
+        return self.publish(about, {"before": before, "after": after}, fill)
+
+    def _best_prompt(self, progress: Progress) -> tuple[Evaluation, str]:
+        """Held-out results without a system prompt or, only if it pays by more than its noise, with one."""
+        best, prompt = self.measure("after", ""), ""
+        for candidate in dict.fromkeys(filter(None, (self.parent_prompt, self._proposed_prompt(progress)))):
+            tried = self.measure("after with prompt", candidate)
+            gains = [new - old for new, old in zip(tried.rewards, best.rewards, strict=True)]
+            pays = bool(gains) and lowest(gains) > 0
+            self.attempt.events.add("prompt", pays=pays, gain=sum(gains) / max(len(gains), 1))
+            if pays:
+                best, prompt = tried, candidate
+        return best, prompt
+
+    def _proposed_prompt(self, progress: Progress) -> str:
+        """A system prompt by the remote LLM, from what the references lacked as they came; "" if it gives none."""
+        if not progress.requests:
+            return ""
+        flags = ((row.origin, symbolic.flag(row.origin, self.offload)) for row in progress.rows.values())
+        cases = symbolic.failing_cases((example, flag) for example, flag in flags if flag is not None)
+        if not cases:
+            return ""
+        told = symbolic.improve_prompt(self.job.id, self.parent_prompt, cases, self.ask)
+        self.attempt.events.add("rewrite", **told.to_json())
+        return told.text
+
+    def _figures(self, progress: Progress, prompt: str) -> dict[str, Any]:
+        own = sum(row.source == OWN_ANSWER for row in progress.rows.values())
+        remade = sum(bool(row.source) for row in progress.rows.values()) - own
+        offered = sum(row.rewrite is not None for row in progress.rows.values())
+        return {
+            "rounds": progress.round - 1,
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "train_seconds": progress.train_seconds,
+            "tokens_per_s": round(progress.tokens / max(progress.train_seconds, 1e-9), 1),
+            "peak_rss_mb": progress.peak_rss_mb,
+            "peak_cuda_mb": progress.peak_cuda_mb,
+            "system_prompt": bool(prompt),
+            "requests": progress.requests,
+            "remade": remade,
+            "own_answers": own,
+            "rewrites": f"{offered} examples offered for a rewrite, {remade} remade; {own} mended by the model itself.",
+            **self.spent,
+        }
+
+
+class AlternatingJob(NeurosymbolicJob):
+    """The same with phases of fixed length in turns, whatever the monitoring signal says."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        super().__init__(attempt)
+        turns = max(1, self.decision.rounds // 2)
+        flagged = sum(symbolic.flag(example, self.offload) is not None for example in self.examples[0])
+        self.schedule = Alternating(steps=-(-self.total_steps // turns), requests=-(-2 * flagged // turns))

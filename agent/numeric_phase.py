@@ -1,0 +1,106 @@
+"""The numeric side of a neurosymbolic job: tune the weights window by window, then let the model answer every row."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from agent.attempt import Stopped
+from agent.decision_store import Outcome
+from agent.monitor import STEPS_A_WINDOW, numeric_window
+from agent.phases import Phases
+from agent.progress import Progress
+from agent.protocol import Step, Train, Trained
+from agent.rows import Row
+
+
+class NumericPhases(Phases):
+    """Numeric phases, on rows as `Progress.members` names them."""
+
+    def tuned(self, progress: Progress) -> Progress:
+        """A numeric phase, from where it stands, and the probe after it."""
+        self.attempt.phase("train")
+        rows = (progress.rows[name].example for name in progress.members)
+        data = self.write_rows(f"round-{progress.round}.jsonl", rows, "")
+        while not progress.ended:
+            progress = self.saved(self._numeric_window(progress, data))
+        return self.probed(progress, set(progress.members))
+
+    def with_rehearsal(self, progress: Progress, tunes: list[str]) -> list[str]:
+        """The rows to tune on and, after the first numeric phase, as many that are right by now, in the file's order.
+
+        Tuning on what is still wrong alone unlearns what was right (docs/decisions.md).
+        """
+        if not progress.step:
+            return tunes
+        right = [name for name, row in progress.rows.items() if row.is_right]
+        drawn = random.Random(f"{self.settings.seed}/{progress.round}").sample(right, min(len(right), len(tunes)))
+        chosen = {*tunes, *drawn}
+        return [name for name in progress.rows if name in chosen]
+
+    def _numeric_window(self, progress: Progress, data: Path) -> Progress:
+        passes = progress.first + self.steps_for(len(progress.members))
+        until = min(progress.step + STEPS_A_WINDOW, self.total_steps, passes)
+        started, steps = time.monotonic(), list[Step]()
+        trained = self.train_until(progress, data, until, steps)
+        state, verdict = self.schedule.advance(progress.monitor, numeric_window(steps))
+        measured = dataclasses.asdict(state.windows[-1])
+        self.attempt.events.add("window", phase="numeric", reason=verdict.reason, **measured)
+        spent = f"{self.settings.epochs:g} passes are over" if until == passes else ""
+        spent = f"the budget of {until} steps is used up" if until == self.total_steps else spent
+        return replace(
+            progress,
+            monitor=state,
+            ended=verdict.reason if verdict.over else spent,
+            step=trained.step,
+            tokens=trained.tokens,
+            peak_rss_mb=max(progress.peak_rss_mb, trained.peak_rss_mb),
+            peak_cuda_mb=max(progress.peak_cuda_mb, trained.peak_cuda_mb),
+            train_seconds=trained.seconds,
+            checkpoint=str(Path(trained.checkpoint).relative_to(self.run)),
+            seconds=progress.seconds + time.monotonic() - started,
+        )
+
+    def train_until(self, progress: Progress, data: Path, until: int, steps: list[Step] | None = None) -> Trained:
+        """Steps on the rows in `data` up to `until`, from the checkpoint that the progress names. Raises Stopped."""
+        resume = str(self.run / progress.checkpoint) if progress.checkpoint else None
+        settings = replace(self.settings, steps=self.total_steps)
+        request = Train(str(data), str(self.folder / "checkpoints"), settings, resume, progress.first, until)
+        answer = self.attempt.ask(request, steps)
+        if not isinstance(answer, Trained) or not answer.finished:
+            raise Stopped
+        return answer
+
+    def probed(self, progress: Progress, trained: set[str]) -> Progress:
+        """Every row after the model has answered it again, and what the training of some of them gained."""
+        self.attempt.phase("probe")
+        started = time.monotonic()
+        examples = [row.example for row in progress.rows.values()]
+        losses = self.losses("probe", examples, "")
+        answers = self.answers("probe", examples, "", self.most_tokens(losses))
+        rows = {
+            name: row.after_probe(answers.get(name), _loss(losses.get(name)), self.styled, trained=name in trained)
+            for name, row in progress.rows.items()
+        }
+        outcomes = tuple(self._outcome(progress, rows[name]) for name in progress.rows if name in trained)
+        return replace(progress, rows=rows, outcomes=outcomes, seconds=progress.seconds + time.monotonic() - started)
+
+    def _outcome(self, progress: Progress, now: Row) -> Outcome:
+        """What tuning on a row gained."""
+        old = progress.rows[now.origin.id]
+        choice = self.choose(old, progress.classifier)
+        was, is_ = old.standing.reward, now.standing.reward
+        told = f"tuned on, reward {was:.2f} → {is_:.2f}"
+        return Outcome(now.origin.id, "weights", choice.features, now.kinds, choice.weights.expected, is_ - was, told)
+
+
+def _loss(scored: dict[str, Any] | None) -> float:
+    """Loss of a row's value, or of all its targets where it has none; infinite where it has no token to learn."""
+    if scored is None:
+        return math.inf
+    return float(scored["loss"] if scored["value_loss"] is None else scored["value_loss"])

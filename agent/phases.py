@@ -1,0 +1,53 @@
+"""What the numeric and the symbolic phases of a neurosymbolic job share: budgets, costs, and the choice for a row."""
+
+from __future__ import annotations
+
+import math
+
+from agent.attempt import Attempt
+from agent.classifier import Choice, Classifier, Costs
+from agent.config import read_config
+from agent.decision_store import DecisionStore
+from agent.progress import Progress
+from agent.rows import Row
+from agent.schedules import Alternating, Monitored
+from agent.settings import Decision, part_of
+from agent.stages import Stages
+
+PROGRESS = "progress.json"
+
+
+class Phases(Stages):
+    """The job's settings; `schedule` says when it changes sides."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        super().__init__(attempt)
+        self.decision = part_of(Decision, self.job.settings)
+        self.offload = read_config(self.home.config).offload
+        self.decisions = DecisionStore(attempt.store, self.job.id)
+        self.schedule: Monitored | Alternating = Monitored()
+        self.costs = Costs(self.decision.rewrite_cost, self.decision.weights_cost, self.decision.explore)
+
+    @property
+    def total_steps(self) -> int:
+        """The budget of optimizer steps: what the settings would take for all training rows."""
+        return self.settings.steps or self.steps_for(len(self.examples[0]))
+
+    def steps_for(self, rows: int) -> int:
+        """Optimizer steps for `epochs` passes over some rows."""
+        a_step = self.settings.micro_batch * self.settings.accumulation
+        return math.ceil(self.settings.epochs * math.ceil(rows / a_step))
+
+    @property
+    def can_rewrite(self) -> bool:
+        """Whether there is a remote LLM, or its recorded answers, to ask."""
+        return self.offload.mode == "cache-only" or bool(self.offload.base_url and self.offload.model)
+
+    def choose(self, row: Row, classifier: Classifier) -> Choice:
+        """The choice for one row that was probed."""
+        return classifier.choose(row.standing, self.costs)
+
+    def saved(self, progress: Progress) -> Progress:
+        """The progress, after it was written down."""
+        progress.save(self.run / PROGRESS)
+        return progress

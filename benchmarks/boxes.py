@@ -1,0 +1,104 @@
+"""State folders for the benchmarks, and jobs run in them by the loop's own code; an interrupted run goes on.
+
+Each arm has a box of its own, so that no classifier learns from another arm. The prepared base model is shared, the
+remote LLM is its recorded answers (`cache-only`): a request that was not recorded fails the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from agent.attempt import Attempt, Stopping
+from agent.config import DEFAULT_BASE, read_config, write_settings
+from agent.daemon import boot_id
+from agent.home import Home
+from agent.jobs import Job, State
+from agent.offload_messages import CacheImport
+from agent.offloading import offload_worker
+from agent.settings import Decision, Training
+from agent.spool import spool
+from agent.store import Store
+
+RECORDED_MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m"
+"""The remote LLM whose answers are recorded."""
+MANY = 1_000_000
+"""Requests that no arm reaches: what an arm may spend is for the arm to say."""
+
+
+class Works(Protocol):
+    """What a job's class does."""
+
+    def work(self) -> tuple[str, int | None]:
+        """Do what is left of the job."""
+        ...
+
+
+Make = Callable[[Attempt], Works]
+
+
+def box(folder: Path, model: Path, answers: Sequence[Path], record: str = "") -> Home:
+    """A state folder with a prepared base model and recorded answers, made if it is not there.
+
+    With a URL to `record` from, what is not recorded is asked there.
+    """
+    home = Home(folder).create()
+    prepared = home.model(DEFAULT_BASE)
+    if not prepared.exists():
+        prepared.symlink_to(model.resolve())
+    where = {"mode": "remote", "base_url": record} if record else {"mode": "cache-only"}
+    about = {**where, "model": RECORDED_MODEL, "requests_per_job": MANY, "requests_per_day": MANY}
+    write_settings(home.config, "offload", {**about, "tokens_per_job": 10**9, "tokens_per_day": 10**9})
+    if not home.cache.exists():
+        with offload_worker(home, folder / "import.log") as worker:
+            for path in answers:
+                worker.ask(CacheImport(str(path)))
+    return home
+
+
+def run_job(home: Home, data: Path, mode: str, settings: dict[str, Any], make: Make) -> tuple[Job, str]:
+    """Run the box's only job to its end, from where an earlier run left it; returns it and how it ended."""
+    stopping = Stopping()
+    signal.signal(signal.SIGTERM, stopping.ask)
+    with Store(home.database, actor="benchmark") as store:
+        job = _claimed(home, store, data, mode, settings)
+        if job.state is State.DONE:
+            return job, str(job.reason)
+        with Attempt(home, store, job, stopping) as attempt:
+            reason, version = make(attempt).work()
+        return store.finish(job.id, str(job.token), State.DONE, reason, version), reason
+
+
+def _claimed(home: Home, store: Store, data: Path, mode: str, settings: dict[str, Any]) -> Job:
+    jobs = store.list()
+    if not jobs:
+        _enqueue(home, store, data, mode, settings)
+    elif jobs[0].state is State.DONE:
+        return jobs[0]
+    elif jobs[0].state is State.RUNNING:
+        store.died(jobs[0].id, str(jobs[0].token), "the benchmark was stopped", counts=False)
+    job = store.claim(boot_id(), os.getpid())
+    if job is None:
+        raise SystemExit(f"{home.path}: the job is {store.list()[0].state}; delete the folder to start it again")
+    home.run(job.id).mkdir(mode=0o700, exist_ok=True)
+    return job
+
+
+def _enqueue(home: Home, store: Store, data: Path, mode: str, settings: dict[str, Any]) -> None:
+    with data.open("rb") as source:
+        kept = spool(source, home.spool, "benchmark", read_config(home.config).limits, skip_bad=False)
+    chosen = {**dataclasses.asdict(Training()), **dataclasses.asdict(Decision()), **settings}
+    store.add(
+        file=data.name,
+        spool=kept.path.stem,
+        rows=kept.rows,
+        bad_rows=0,
+        sha256=kept.sha256,
+        settings=chosen,
+        base=DEFAULT_BASE,
+        mode=mode,
+    )

@@ -1,0 +1,294 @@
+"""What the decision is worth: `python -m benchmarks.decision --state DIR`.
+
+Runs every arm on the same rows, seeds and budget of steps, with the recorded answers of a real LLM, and prints content,
+style and joint reward (both right) by slice, remote requests, tokens trained, time and memory, with 95 % intervals.
+
+    base                  the model as it came
+    system prompt         the same with a system prompt that the remote LLM wrote
+    fact in the prompt    the same with the fact told in the question
+    numeric only          tuned on every row as it came
+    + rewritten answers   numeric only, and the remote LLM rewrites each answer that breaks a constraint
+    rewrite everything    every row offered for a rewrite, then tuned on all of them
+    fixed alternation     our classifier, but phases of fixed length: the ablation of the monitoring signal
+    random routing        our loop, but a coin for each bit
+    obvious rule          our loop, but: a constraint fails → rewrite, else weights
+    neurosymbolic         what `nslora-agent enqueue` does
+
+`--state` is a folder with a prepared base model (`nslora-agent init --state DIR`); everything else lands in --out. An
+interrupted run goes on where it was; a request that was not recorded fails it (--record URL asks a real LLM instead and
+adds to the recorded answers). Last comes one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from agent import symbolic
+from agent.config import DEFAULT_BASE
+from agent.dataset import read_examples
+from agent.evaluation import Evaluation
+from agent.home import Home
+from agent.jsonl import Limits
+from agent.offload_messages import CacheExport
+from agent.offloading import offload_worker
+from agent.settings import Offload
+from agent.shapes import Example, Message
+from agent.stages import Stages
+from benchmarks.arms import ARMS
+from benchmarks.boxes import box, run_job
+from benchmarks.decision_report import report
+
+DATA = Path(__file__).with_name("data")
+ANSWERS = DATA / "answers.jsonl"
+REWRITTEN_SLICES = {"single", "double"}
+"""Slices whose answers are rewritten one by one: each costs requests, and the others would say the same."""
+MAIN = ("numeric only", "rewrite everything", "fixed alternation", "random routing", "obvious rule", "neurosymbolic")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where everything is, and how the arms are trained."""
+
+    out: Path
+    model: Path
+    mix: str
+    record: str
+    settings: dict[str, Any]
+    tuned: dict[str, dict[str, Any]]
+    """By arm, the settings that its grid chose."""
+
+    @property
+    def data(self) -> Path:
+        """Training and held-out rows in one file, as `enqueue` takes them."""
+        return self.out / f"data-{self.mix}.jsonl"
+
+    def box(self, name: str) -> Home:
+        """The state folder of an arm."""
+        folder = self.out / self.mix / name.replace(" ", "-").replace("+-", "")
+        return box(folder, self.model, [ANSWERS] if ANSWERS.exists() else [], self.record)
+
+
+def write_data(setup: Setup) -> list[dict[str, Any]]:
+    """Write the file that the jobs take; returns the held-out rows with their truth."""
+    train = _rows(DATA / f"{setup.mix}.jsonl")
+    held_out = _rows(DATA / "held-out.jsonl")
+    marked = [{**row, "split": "train"} for row in train] + [{**row, "split": "held_out"} for row in held_out]
+    setup.out.mkdir(parents=True, exist_ok=True)
+    setup.data.write_text("".join(json.dumps(row) + "\n" for row in marked))
+    return held_out
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def examples_of(path: Path) -> list[Example]:
+    """The examples in a data file."""
+    with path.open("rb") as stream:
+        return list(read_examples(stream, Limits(), print))
+
+
+# ---- arms that train nothing ----
+
+
+class Measured(Stages):
+    """The base model on the held-out rows."""
+
+    system_prompt = ""
+
+    def work(self) -> tuple[str, int | None]:
+        """Measure, and leave the figures in the run's folder."""
+        self.start()
+        self.attempt.phase("load")
+        self.load(0)
+        evaluation = self.measure("before", self.prompt())
+        (self.run / "before.json").write_text(json.dumps(dataclasses.asdict(evaluation)))
+        return "measured", None
+
+    def prompt(self) -> str:
+        """The system prompt."""
+        return ""
+
+
+class SystemPrompt(Measured):
+    """With a system prompt by the remote LLM, from what the training rows' references lack."""
+
+    def prompt(self) -> str:
+        """What one step of TextGrad makes of the default prompt; refused ones too, or there would be no arm."""
+        flags = ((example, symbolic.flag(example, Offload())) for example in self.examples[0])
+        cases = symbolic.failing_cases((example, flag) for example, flag in flags if flag is not None)
+        told = symbolic.improve_prompt(self.job.id, "", cases, self.attempt.ask_remote)
+        print(f"system prompt: {told.state} {told.reasons}: {told.text!r}")
+        return told.text or symbolic.DEFAULT_PROMPT
+
+
+class FactInPrompt(Measured):
+    """With the fact told before the question."""
+
+    @cached_property
+    def examples(self) -> tuple[list[Example], list[Example]]:
+        """The held-out rows with their plain fact."""
+        train, held_out = super().examples
+        facts = {str(example.answer): example.reference for example in train if not example.constraints}
+        return train, [self._told(example, facts[str(example.answer)]) for example in held_out]
+
+    @staticmethod
+    def _told(example: Example, fact: str) -> Example:
+        question = Message("user", f"{fact} {example.prompt[-1].content}")
+        return replace(example, messages=(*example.messages[:-2], question, example.messages[-1]))
+
+
+UNTRAINED = {"base": Measured, "system prompt": SystemPrompt, "fact in the prompt": FactInPrompt}
+
+
+# ---- running ----
+
+
+def run_arm(setup: Setup, arm: str, seed: int) -> dict[str, Any]:
+    """One arm with one seed, or what an earlier run kept of it."""
+    home = setup.box(f"seed-{seed}/{arm}")
+    kept = home.path / "result.json"
+    if kept.exists():
+        return dict(json.loads(kept.read_text()))
+    _share_before(setup, home)
+    started = time.monotonic()
+    print(f"-- {arm}, seed {seed}, {setup.mix}", flush=True)
+    settings = {**setup.settings, **setup.tuned.get(arm, {}), "seed": seed}
+    job, ended = run_job(home, setup.data, "neurosymbolic", settings, ARMS[arm])
+    print(f"   {ended}", flush=True)
+    version = home.versions / str(job.version)
+    about = json.loads((version / "manifest.json").read_bytes())
+    result = {
+        "arm": arm,
+        "seed": seed,
+        "answers": json.loads((version / "answers.json").read_bytes())["after"],
+        "requests": about["figures"]["requests"],
+        "tokens": about["figures"]["tokens"],
+        "steps": about["figures"]["steps"],
+        "peak_rss_mb": about["figures"]["peak_rss_mb"],
+        "seconds": round(time.monotonic() - started, 1),
+        "verdict": about["verdict"],
+    }
+    kept.write_text(json.dumps(result))
+    return result
+
+
+def _share_before(setup: Setup, home: Home) -> None:
+    """The base model's held-out results are the same for every arm: measured once."""
+    measured = setup.box("base").run(1) / "before.json"
+    run = home.run(1)
+    if measured.exists() and not (run / "before.json").exists():
+        run.mkdir(mode=0o700, exist_ok=True)
+        shutil.copyfile(measured, run / "before.json")
+
+
+def run_untrained(setup: Setup, arm: str) -> dict[str, Any]:
+    """One arm that trains nothing, and so needs no seed."""
+    home = setup.box(arm)
+    if not (home.run(1) / "before.json").exists():
+        print(f"-- {arm}", flush=True)
+        run_job(home, setup.data, "numeric", setup.settings, UNTRAINED[arm])
+    evaluation = Evaluation(**json.loads((home.run(1) / "before.json").read_bytes()))
+    return {
+        "arm": arm,
+        "seed": None,
+        "answers": evaluation.answers,
+        "requests": int(arm == "system prompt"),
+        "tokens": 0,
+    }
+
+
+def rewritten_answers(setup: Setup, numeric: dict[str, Any], held_out: list[dict[str, Any]]) -> dict[str, Any]:
+    """The answers of the numeric arm, each that breaks a constraint rewritten; nobody knows the right one here."""
+    seed = numeric["seed"]
+    home = setup.box(f"seed-{seed}/rewritten answers")
+    kept = home.path / "result.json"
+    if kept.exists():
+        return dict(json.loads(kept.read_text()))
+    slices = {row["id"]: row["slice"] for row in held_out}
+    examples = {example.id: example for example in examples_of(setup.data)}
+    answers, requests = [], 0
+    with offload_worker(home, home.path / "offload.log") as worker:
+        for answer in numeric["answers"]:
+            if slices[answer["id"]] not in REWRITTEN_SLICES:
+                continue
+            text, asked = _rewritten(examples[answer["id"]], answer["text"], worker)
+            answers.append({"id": answer["id"], "text": text})
+            requests += asked
+    result = {"arm": "+ rewritten answers", "seed": seed, "answers": answers, "requests": requests, "tokens": 0}
+    kept.write_text(json.dumps(result))
+    return result
+
+
+def _rewritten(example: Example, text: str, worker: Any) -> tuple[str, int]:
+    messages = (*example.prompt, Message("assistant", text or " "))
+    asked = replace(example, messages=messages, answer=None, split=None)
+    flag = symbolic.flag(asked, Offload())
+    if flag is None:
+        return text, 0
+    request = symbolic.first_request(1, asked, flag, "reference")
+    told = symbolic.rewrite(asked, flag, request, lambda each: worker.ask(each, lambda _: None, lambda: None))
+    return told.text or text, told.steps
+
+
+def all_results(setup: Setup, seeds: list[int], arms: tuple[str, ...], held_out: list[dict[str, Any]]) -> Iterator[Any]:
+    """Every arm, base first, then seed by seed."""
+    for arm in UNTRAINED:
+        yield run_untrained(setup, arm)
+    for seed in seeds:
+        for arm in arms:
+            result = run_arm(setup, arm, seed)
+            yield result
+            if arm == "numeric only":
+                yield rewritten_answers(setup, result, held_out)
+
+
+def export_answers(setup: Setup, homes: list[Home]) -> None:
+    """Add what the boxes recorded to the answers of the repository."""
+    known = {}
+    for home in homes:
+        path = setup.out / "export.jsonl"
+        with offload_worker(home, setup.out / "export.log") as worker:
+            worker.ask(CacheExport(str(path)))
+        known.update(dict.fromkeys(path.read_text().splitlines()))
+    ANSWERS.write_text("".join(line + "\n" for line in sorted(known)))
+
+
+def main() -> int:
+    """Run what is left, print the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--state", type=Path, required=True, help="folder with a prepared base model")
+    parser.add_argument("--base", default=DEFAULT_BASE, help="name of the prepared base model")
+    parser.add_argument("--out", type=Path, default=Path("decision-run"), help="folder for everything [decision-run]")
+    parser.add_argument("--mix", choices=("even", "style"), default="even", help="training rows [even]")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=sorted(ARMS), default=MAIN)
+    parser.add_argument("--epochs", type=float, default=6.0, help="passes that the budget of steps is for [6]")
+    parser.add_argument("--record", default="", metavar="URL", help="ask this LLM for what is not recorded")
+    parser.add_argument("--keep", type=Path, help="file to write the figures to")
+    given = parser.parse_args()
+    model = Home(given.state).model(given.base)
+    settings = {"epochs": given.epochs, "checkpointing": False, "max_new_tokens": 56, "most_fall": 1.0}
+    tuned = json.loads((DATA / "tuned.json").read_text()) if (DATA / "tuned.json").exists() else {}
+    setup = Setup(given.out / given.base, model, given.mix, given.record, settings, tuned)
+    held_out = write_data(setup)
+    results = list(all_results(setup, given.seeds, tuple(given.arms), held_out))
+    figures = report(results, held_out)
+    if given.keep:
+        given.keep.write_text(json.dumps(figures, indent=1) + "\n")
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The decision benchmark's tables: rewards by slice with intervals, and what they took."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from statistics import fmean, median
+from typing import Any
+
+from agent.rows import rewards
+from agent.shapes import Example, Message
+
+RESAMPLES = 1000
+SLICES = ("single", "double", "wordings", "arguments", "plain")
+
+Scores = dict[str, list[tuple[float, float | None]]]
+"""By id of a held-out row: content and style of each seed's answer."""
+
+
+def report(results: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Print the tables; returns their figures."""
+    truth = {row["id"]: _example(row) for row in held_out}
+    slices = {name: [row["id"] for row in held_out if row["slice"] == name] for name in SLICES}
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        arms.setdefault(result["arm"], []).append(result)
+    figures = {}
+    for arm, runs in arms.items():
+        scores = scored(runs, truth)
+        spent = {
+            name: median(run.get(name) or 0 for run in runs)
+            for name in ("requests", "tokens", "seconds", "peak_rss_mb")
+        }
+        by_slice = {name: _figures([scores[i] for i in ids if i in scores]) for name, ids in slices.items()}
+        figures[arm] = {"seeds": len(runs), **spent, "slices": {k: v for k, v in by_slice.items() if v}}
+    _print(figures)
+    return figures
+
+
+def _example(row: dict[str, Any]) -> Example:
+    messages = tuple(Message(**message) for message in row["messages"])
+    return Example(row["id"], messages, "held_out", row["answer"], tuple(row["constraints"]), 0)
+
+
+def scored(runs: Sequence[dict[str, Any]], truth: dict[str, Example]) -> Scores:
+    """Rewards of all answers of an arm."""
+    scores: Scores = {}
+    for run in runs:
+        for answer in run["answers"]:
+            scores.setdefault(answer["id"], []).append(rewards(truth[answer["id"]], answer["text"]))
+    return scores
+
+
+def _figures(rows: Sequence[Sequence[tuple[float, float | None]]]) -> dict[str, list[float]]:
+    """Content, style and joint reward in per cent, each with its interval; none for a slice that was not measured."""
+    if not rows:
+        return {}
+    columns = {
+        "content": [fmean(content for content, _ in row) for row in rows],
+        "style": [fmean(style for _, style in row if style is not None) for row in rows if row[0][1] is not None],
+        "joint": [fmean(content * (style in (None, 1)) for content, style in row) for row in rows],
+    }
+    return {name: interval(values) for name, values in columns.items() if values}
+
+
+def interval(values: Sequence[float]) -> list[float]:
+    """Mean of some shares and its 95 % interval over prompts (percentile bootstrap), in per cent."""
+    draw = random.Random(0)
+    means = sorted(fmean(draw.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    return [round(100 * value, 1) for value in (fmean(values), means[25], means[974])]
+
+
+def _print(figures: dict[str, Any]) -> None:
+    for name in SLICES:
+        print(f"\n{name:<22}{'content':>20}{'style':>20}{'joint':>20}{'requests':>10}{'tokens':>9}{'s':>7}{'MB':>7}")
+        for arm, found in figures.items():
+            shown = found["slices"].get(name)
+            if shown:
+                cells = "".join(f"{_cell(shown.get(column)):>20}" for column in ("content", "style", "joint"))
+                spent = f"{found['requests']:>10.0f}{found['tokens']:>9.0f}{found['seconds']:>7.0f}{found['peak_rss_mb']:>7.0f}"
+                print(f"{arm:<22}{cells}{spent}")
+
+
+def _cell(value: list[float] | None) -> str:
+    return "-" if value is None else f"{value[0]:.1f} [{value[1]:.1f}, {value[2]:.1f}]"
