@@ -11,6 +11,7 @@ from agent.rows import rewards
 from agent.shapes import Example, Message
 
 RESAMPLES = 1000
+SPENT = ("requests", "tokens", "seconds", "peak_rss_mb")
 SLICES = ("single", "double", "wordings", "arguments", "plain")
 
 Scores = dict[str, list[tuple[float, float | None]]]
@@ -27,10 +28,7 @@ def report(results: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]
     figures = {}
     for arm, runs in arms.items():
         scores = scored(runs, truth)
-        spent = {
-            name: median(run.get(name) or 0 for run in runs)
-            for name in ("requests", "tokens", "seconds", "peak_rss_mb")
-        }
+        spent = {name: median(run.get(name) or 0 for run in runs) for name in SPENT}
         by_slice = {name: _figures([scores[i] for i in ids if i in scores]) for name, ids in slices.items()}
         figures[arm] = {"seeds": len(runs), **spent, "slices": {k: v for k, v in by_slice.items() if v}}
     _print(figures)
@@ -77,8 +75,8 @@ def _print(figures: dict[str, Any]) -> None:
             shown = found["slices"].get(name)
             if shown:
                 cells = "".join(f"{_cell(shown.get(column)):>20}" for column in ("content", "style", "joint"))
-                spent = f"{found['requests']:>10.0f}{found['tokens']:>9.0f}{found['seconds']:>7.0f}{found['peak_rss_mb']:>7.0f}"
-                print(f"{arm:<22}{cells}{spent}")
+                spent = zip(SPENT, (10, 9, 7, 7), strict=True)
+                print(f"{arm:<22}{cells}" + "".join(f"{found[key]:>{width}.0f}" for key, width in spent))
 
 
 def _cell(value: list[float] | None) -> str:
