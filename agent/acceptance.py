@@ -81,6 +81,8 @@ _CHATTER = re.compile(
     re.IGNORECASE,
 )
 _FENCE = re.compile(r"\s*```\w*\n(.*?)```\s*", re.DOTALL)
+CONDENSING = ("detectable_format:number_bullet_lists", "detectable_format:json_format", "format:json_schema")
+"""Constraints whose answers do not repeat their question in a sentence: `{"port": 4713}` is a whole answer."""
 
 
 def objections(
@@ -102,7 +104,7 @@ def objections(
         return out_of_bounds
     fold = any(_id(each).startswith("change_case:") for each in constraints)
     old, new = (_comparable(text, fold=fold) for text in (original, _with_json_strings(rewritten)))
-    excused = _comparable(prompt, fold=True) if any(map(_limits_length, constraints)) else ""
+    excused = _comparable(prompt, fold=True) if any(map(_condenses, constraints)) else ""
     known = f"{prompt}\n{_arguments(constraints)}"
     found = [
         *_gone(old, new, excused),
@@ -135,10 +137,9 @@ def _kwargs(constraint: Constraint) -> dict[str, Any]:
     return kwargs if isinstance(kwargs, dict) else {}
 
 
-def _limits_length(constraint: Constraint) -> bool:
-    """Whether a text may have to become shorter than it was."""
-    name = _id(constraint)
-    return _at_most(constraint) or "max_characters" in _kwargs(constraint) or name.endswith(":number_bullet_lists")
+def _condenses(constraint: Constraint) -> bool:
+    """Whether a text may have to become shorter than it was, or to leave out what its question says already."""
+    return _at_most(constraint) or "max_characters" in _kwargs(constraint) or _id(constraint) in CONDENSING
 
 
 def _at_most(constraint: Constraint) -> bool:
@@ -287,7 +288,7 @@ def _smuggled(original: str, rewritten: str) -> Iterator[str]:
 
 def _wrong_length(original: str, rewritten: str, constraints: Sequence[Constraint]) -> Iterator[str]:
     low, high = SHORTEST * len(original) - ALLOWANCE, LONGEST * len(original) + ALLOWANCE
-    if any(map(_limits_length, constraints)):
+    if any(map(_condenses, constraints)):
         low = 0
     if any(map(_lengthens, constraints)):
         high = max(high, HARD_CAP)

@@ -88,16 +88,18 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         if progress.checkpoint:
             data = self.write_rows("restore.jsonl", [next(iter(progress.rows.values())).example], "")
             self.train_until(progress, data, progress.step)
-        return progress
+        return _awake(progress)
 
     def _next(self, progress: Progress) -> Progress:
         """Choose for every row, then what to do in the next round. Raises Parked if only the remote can go on."""
         number = progress.round + 1
         rows = progress.rows
         choices = {name: self.choose(row, progress.classifier) for name, row in rows.items()}
-        rewrites = [name for name, choice in choices.items() if choice.remake and self.may_rewrite(rows[name])]
-        rewrites = [] if progress.spent else rewrites
-        waiting = set(rewrites)
+        flagged = [name for name, choice in choices.items() if choice.remake and self.may_rewrite(rows[name])]
+        flagged = [] if progress.spent else flagged
+        rewrites = [name for name in flagged if not rows[name].waits]
+        # What a row's reference teaches before it is rewritten would have to be unlearned.
+        waiting = set(flagged)
         tunes = [name for name, choice in choices.items() if choice.tune and name not in waiting]
         chosen = (explaining.chosen(row, choices[name], waits=name in waiting) for name, row in rows.items())
         self.decisions.choose(self.attempt.token, number, chosen)
@@ -111,7 +113,7 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         states = Counter(choice.state for choice in choices.values())
         self.attempt.events.add("round", round=number, phase=phase.value, why=why, states=states)
         begun = replace(progress, round=number, phase=phase, why=why, monitor=Monitor(phase), members=tuple(members))
-        fresh = replace(begun, outcomes=(), ended="", gained=False)
+        fresh = replace(begun, outcomes=(), ended="", cut="", gained=False)
         return self.saved(replace(fresh, first=progress.step, requests_before=progress.requests))
 
     def _phase(self, progress: Progress, numeric: Work, symbolic: Work) -> tuple[Phase, str]:
@@ -146,7 +148,7 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         done = Round(progress.round, phase, progress.why, progress.ended, figures)
         self.decisions.finish(self.attempt.token, done, progress.outcomes)
         self.attempt.events.add("round over", round=done.number, ended=done.ended, **figures)
-        return self.saved(replace(progress, classifier=classifier, gained=gained > 0))
+        return self.saved(replace(progress, classifier=classifier, gained=gained > 0 or bool(progress.cut)))
 
     # ---- the version ----
 
@@ -218,6 +220,14 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
             "rewrites": f"{offered} examples offered for a rewrite, {remade} remade; {own} mended by the model itself.",
             **self.spent,
         }
+
+
+def _awake(progress: Progress) -> Progress:
+    """With rows that waited for the remote free to be offered again, as the next thing if a phase is over."""
+    waiting = {name: replace(row, waits=False) for name, row in progress.rows.items() if row.waits}
+    if not waiting or not progress.ended:
+        return progress
+    return replace(progress, rows={**progress.rows, **waiting}, phase=None)
 
 
 class AlternatingJob(NeurosymbolicJob):

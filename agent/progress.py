@@ -51,6 +51,8 @@ class Progress:
     """Requests to the remote LLM, recorded answers included."""
     requests_before: int = 0
     """The same when this phase began."""
+    cut: str = ""
+    """Why this symbolic phase could not go on, where that is not its own doing."""
     spent: bool = False
     """Whether the job's budget for the remote LLM is used up."""
 

@@ -28,8 +28,8 @@ class SymbolicPhases(Phases):
         return progress
 
     def may_rewrite(self, row: Row) -> bool:
-        """Whether a row can be offered at all: there is a remote to ask, it does not wait, and something is wrong."""
-        return self.can_rewrite and not row.waits and self.flag(row) is not None
+        """Whether a row can be offered at all: there is a remote to ask, and something is wrong."""
+        return self.can_rewrite and self.flag(row) is not None
 
     def flag(self, row: Row) -> Flag | None:
         """What is wrong with a row's reference, None if nothing is."""
@@ -49,7 +49,7 @@ class SymbolicPhases(Phases):
         gained = sum(outcome.gain for outcome in progress.outcomes[len(before.outcomes) :])
         state, verdict = self.schedule.advance(progress.monitor, Window(gained / max(requests, 1)))
         self.attempt.events.add("window", phase="symbolic", reason=verdict.reason, requests=requests, gained=gained)
-        all_done = "" if progress.members else "every flagged example was offered"
+        all_done = "" if progress.members else progress.cut or "every flagged example was offered"
         return replace(
             progress,
             monitor=state,
@@ -81,10 +81,11 @@ class SymbolicPhases(Phases):
 
 def _put_off(progress: Progress, names: tuple[str, ...], told: symbolic.Outcome) -> Progress:
     """After a rewrite that the remote or the budget did not allow: what is left waits, or is given up."""
+    progress = replace(progress, members=(), cut="; ".join(told.reasons))
     if told.state == "spent":
-        return replace(progress, spent=True, members=())
+        return replace(progress, spent=True)
     waiting = {name: replace(progress.rows[name], waits=True, rewrite=told) for name in names}
-    return replace(progress, rows={**progress.rows, **waiting}, members=())
+    return replace(progress, rows={**progress.rows, **waiting})
 
 
 def _outcome(old: Row, now: Row, choice: Choice, told: symbolic.Outcome) -> Outcome:

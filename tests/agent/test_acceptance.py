@@ -222,7 +222,7 @@ def test_a_text_may_not_grow_or_shrink_beyond_its_bounds() -> None:
     [
         (only("length_constraints:number_words", relation="less than", num_words=5), 1, 6200),
         (only("length_constraints:number_words", relation="at least", num_words=500), 175, 8000),
-        (only("detectable_format:json_format"), 175, 8000),
+        (only("detectable_format:json_format"), 1, 8000),
         (only("combination:repeat_prompt", prompt_to_repeat="x"), 175, 8000),
         (only("keywords:existence", keywords=["pump"]), 175, 8000),
         (only("punctuation:no_comma"), 175, 6200),
