@@ -157,23 +157,22 @@ class Work:
     gain: float
 
 
-def next_phase(last: Phase | None, numeric: Work, symbolic: Work, *, gained: bool) -> tuple[Phase, str]:
-    """What to do after a phase, and why; `gained` says whether that phase raised a reward.
+def next_phase(
+    last: Phase | None, numeric: Work, symbolic: Work, flat: frozenset[Phase] = frozenset()
+) -> tuple[Phase, str]:
+    """What to do after a phase, and why.
 
-    The side that is expected to gain more goes first; numeric where they are even, because what it teaches saves
-    rewrites. Hysteresis: a side is only taken up again after the other one has gained something, so that two flat
-    sides end the job instead of taking turns.
+    The side that is expected to gain more begins, numeric where they are even, because what it teaches saves rewrites;
+    after that they take turns. Hysteresis: `flat` are the sides whose last phase gained nothing, and neither of them is
+    taken up again until the other one has gained something; two flat sides end the job.
     """
-    order: tuple[Phase, ...]
-    if last is None:
-        order = (Phase.NUMERIC, Phase.SYMBOLIC) if numeric.gain >= symbolic.gain else (Phase.SYMBOLIC, Phase.NUMERIC)
-    elif last is Phase.NUMERIC:
-        order = (Phase.SYMBOLIC, Phase.NUMERIC) if gained else (Phase.SYMBOLIC,)
-    else:
-        order = (Phase.NUMERIC,) if gained else ()
     work = {Phase.NUMERIC: numeric, Phase.SYMBOLIC: symbolic}
+    if last is None:
+        order = sorted(work, key=lambda phase: -work[phase].gain)
+    else:
+        order = sorted(work, key=lambda phase: phase is last)
     for phase in order:
-        if work[phase].examples:
+        if work[phase].examples and phase not in flat:
             verb = "tune the weights on" if phase is Phase.NUMERIC else "rewrite"
             return phase, f"{work[phase].examples} examples to {verb}, expected gain {work[phase].gain:.1f}"
     if numeric.examples or symbolic.examples:

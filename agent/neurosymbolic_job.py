@@ -113,7 +113,7 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         states = Counter(choice.state for choice in choices.values())
         self.attempt.events.add("round", round=number, phase=phase.value, why=why, states=states)
         begun = replace(progress, round=number, phase=phase, why=why, monitor=Monitor(phase), members=tuple(members))
-        fresh = replace(begun, outcomes=(), ended="", cut="", gained=False)
+        fresh = replace(begun, outcomes=(), ended="", cut="")
         return self.saved(replace(fresh, first=progress.step, requests_before=progress.requests))
 
     def _phase(self, progress: Progress, numeric: Work, symbolic: Work) -> tuple[Phase, str]:
@@ -125,7 +125,7 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
             return Phase.STOP, f"the budget of {budget.minutes:g} minutes is used up"
         if numeric.examples and progress.step >= self.total_steps:
             return Phase.STOP, f"the budget of {self.total_steps} steps is used up"
-        return self.schedule.next_phase(progress.phase, numeric, symbolic, gained=progress.gained)
+        return self.schedule.next_phase(progress.phase, numeric, symbolic, frozenset(progress.flat))
 
     def _finished(self, progress: Progress) -> Progress:
         """A round that is over: kept for `explain`, and what came of it taught to the classifier."""
@@ -148,7 +148,16 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         done = Round(progress.round, phase, progress.why, progress.ended, figures)
         self.decisions.finish(self.attempt.token, done, progress.outcomes)
         self.attempt.events.add("round over", round=done.number, ended=done.ended, **figures)
-        return self.saved(replace(progress, classifier=classifier, gained=gained > 0 or bool(progress.cut)))
+        return self.saved(replace(progress, classifier=classifier, flat=self._flat(progress, gained)))
+
+    def _flat(self, progress: Progress, gained: float) -> tuple[Phase, ...]:
+        """The sides that gain nothing: less than they cost. What reopens one is a gain of the other."""
+        costs = {"weights": self.costs.weights, "rewrite": self.costs.rewrite}
+        if gained > sum(costs[outcome.action] for outcome in progress.outcomes):
+            return ()
+        if progress.cut or progress.phase is None:
+            return progress.flat
+        return tuple({*progress.flat, progress.phase})
 
     # ---- the version ----
 

@@ -34,8 +34,8 @@ class Progress:
     """Of this round's rewrites so far."""
     ended: str = ""
     """Why the phase is over, empty while it is not."""
-    gained: bool = False
-    """Whether the phase that is over raised a reward."""
+    flat: tuple[Phase, ...] = ()
+    """The sides whose last phase gained less than it cost."""
     step: int = 0
     first: int = 0
     """The step at which this phase began."""
@@ -88,6 +88,7 @@ class Progress:
                 "phase": Phase(kept["phase"]) if kept["phase"] else None,
                 "monitor": Monitor(**{**monitor, "phase": Phase(monitor["phase"]), "windows": windows}),
                 "members": tuple(kept["members"]),
+                "flat": tuple(map(Phase, kept["flat"])),
                 "outcomes": tuple(Outcome(**each) for each in outcomes),
             }
         )

@@ -15,9 +15,11 @@ class Monitored:
         """The state after one more window, and whether the phase is over."""
         return monitor.advance(state, window)
 
-    def next_phase(self, last: Phase | None, numeric: Work, symbolic: Work, *, gained: bool) -> tuple[Phase, str]:
-        """What to do next, from what each side has to do, and whether the last phase gained."""
-        return monitor.next_phase(last, numeric, symbolic, gained=gained)
+    def next_phase(
+        self, last: Phase | None, numeric: Work, symbolic: Work, flat: frozenset[Phase]
+    ) -> tuple[Phase, str]:
+        """What to do next, from what each side has to do, and which sides gained nothing when they last had their turn."""
+        return monitor.next_phase(last, numeric, symbolic, flat)
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,11 @@ class Alternating:
         state = Monitor(state.phase, (*state.windows, window))
         return state, Verdict(over=len(state.windows) >= most, reason="its fixed length")
 
-    def next_phase(self, last: Phase | None, numeric: Work, symbolic: Work, *, gained: bool) -> tuple[Phase, str]:
-        """The other side, if that has work, else the same again; `gained` does not matter here."""
-        del gained
+    def next_phase(
+        self, last: Phase | None, numeric: Work, symbolic: Work, flat: frozenset[Phase]
+    ) -> tuple[Phase, str]:
+        """The other side, if that has work, else the same again; what they gained does not matter here."""
+        del flat
         if last is not Phase.SYMBOLIC and symbolic.examples:
             return Phase.SYMBOLIC, "its turn"
         if numeric.examples:

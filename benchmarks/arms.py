@@ -31,9 +31,11 @@ class Straight(Alternating):
         """No phase ends before its work is done."""
         return Monitor(state.phase, (*state.windows, window)), Verdict(over=False, reason="")
 
-    def next_phase(self, last: Phase | None, numeric: Work, symbolic: Work, *, gained: bool) -> tuple[Phase, str]:
+    def next_phase(
+        self, last: Phase | None, numeric: Work, symbolic: Work, flat: frozenset[Phase]
+    ) -> tuple[Phase, str]:
         """Symbolic, numeric, stop."""
-        del numeric, gained
+        del numeric, flat
         if last is None and symbolic.examples:
             return Phase.SYMBOLIC, "first"
         return (Phase.STOP, "done") if last is Phase.NUMERIC else (Phase.NUMERIC, "then")

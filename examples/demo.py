@@ -1,8 +1,8 @@
-"""`make demo`: from nothing to a model that knows 24 invented facts, by the commands a person would type.
+"""`make demo`: from nothing to a model that knows a site's facts and keeps the rules of a message, as a person would.
 
-First the symbolic side: a real LLM's recorded rewrites of examples/mixed.jsonl are replayed, without a network.
-
-Everything lands in .demo/ of this checkout; the prepared base model is kept for the next time, the rest is not.
+The data is examples/mixed.jsonl: some rows lack content, some style, most both, some nothing. The remote LLM is its
+recorded answers, so no network is needed. Everything lands in .demo/ of this checkout; the prepared base model is kept
+for the next time, the rest is not.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / ".demo"
 AGENT = [str(Path(sys.executable).with_name("nslora-agent"))]
+DATA = "examples/mixed.jsonl"
 RECORDED = "examples/rewrites.jsonl"
 RECORDED_MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m"
-QUESTION = "Which service port does the Marlow pump use?"
+PASSES = "5"
+QUESTION = "Which service port does the Brannok pump use? Write everything in uppercase."
 
 
 def agent(*arguments: str) -> str:
@@ -43,78 +46,116 @@ def forget_last_time() -> None:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def table(rows: list[tuple[str, str, str]]) -> None:
-    """Three columns of text."""
-    for name, before, after in rows:
-        print(f"  {name:<34}{before:>16}{after:>16}")
+def print_table(rows: Iterable[tuple[object, ...]]) -> None:
+    """Columns of text, the first one to the left."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for first, *rest in cells:
+        print("  " + first.ljust(widths[0]) + "".join(c.rjust(w + 2) for c, w in zip(rest, widths[1:], strict=True)))
 
 
-def report(version: dict[str, Any], seconds: float) -> None:
+# ---- what was done with the training rows ----
+
+
+def kind(row: dict[str, Any]) -> str:
+    """The constraint of a row of the data."""
+    return str(row["constraints"][0]["id"]).partition(":")[2] if row.get("constraints") else "no constraint"
+
+
+def treatment(told: dict[str, Any], remade: dict[str, str]) -> dict[str, set[str]]:
+    """The ids of the rows that were treated in each way."""
+    acted = {
+        action: {o["example"] for o in told["outcomes"] if o["action"] == action} for action in ("weights", "rewrite")
+    }
+    offered = acted["rewrite"]
+    by_remote = {name for name, model in remade.items() if model != "own answer"}
+    last = {choice["example"]: choice["state"] for choice in told["choices"]}
+    return {
+        "tuned on": acted["weights"],
+        "rewritten": by_remote,
+        "refused": offered - by_remote,
+        "mended itself": set(remade) - by_remote,
+        "left alone": {name for name, state in last.items() if state == "neither" and name not in acted["weights"]},
+    }
+
+
+def report_rows(told: dict[str, Any]) -> None:
+    """Table: what was tuned, rewritten and left alone, by constraint."""
+    rows = {row["id"]: row for row in read(ROOT / DATA) if row["split"] == "train"}
+    remade = {row["id"]: row["remade"]["model"] for row in map(json.loads, agent("remade", "1").splitlines())}
+    treated = treatment(told, remade)
+    print("\nWhat was done with the training rows (a row can be in several columns):\n")
+    table: list[tuple[object, ...]] = [("", "rows", *treated)]
+    for name in dict.fromkeys(map(kind, rows.values())):
+        ids = {i for i, row in rows.items() if kind(row) == name}
+        table.append((name, len(ids), *(len(ids & found) for found in treated.values())))
+    table.append(("all", len(rows), *(len(found) for found in treated.values())))
+    print_table(table)
+    left = [choice for choice in told["choices"] if choice["example"] in treated["left alone"]]
+    for choice in left[:3]:
+        print(f"\n  left alone: {choice['example']}, because {choice['reason']}")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ---- what it was good for ----
+
+
+def report(version: dict[str, Any], told: dict[str, Any], seconds: float) -> None:
     """The result in words, what to type next, and last one line of JSON."""
     figures = version["about"]["figures"]
-    before, after = figures["before"], figures["after"]
-    rows = figures["held_out_rows"]
-    print(f"\nIt has learned. {rows} questions it was never trained on, answered before and after:\n")
-    table([("", "before", "after")])
-    right = (f"{round(m['content'] * rows)} of {rows}" for m in (before, after))
-    table([("right answers", *right), ("loss, nats/token", f"{before['loss']:.2f}", f"{after['loss']:.2f}")])
-    folder = STATE / "versions" / str(version["number"])
-    print(f"\n  training      {figures['train_seconds']:.0f} s at {figures['tokens_per_s']:.0f} tokens/s")
+    print(f"\nRewards on {figures['held_out_rows']} held-out rows, pairings of fact and rule never trained on:\n")
+    slices = [each for each in version["about"]["verdict"]["slices"] if each["name"] != "likeness"]
+    print_table([("", "rows", "before", "after")] + [
+        (each["name"].partition(":")[2] or each["name"], each["rows"], f"{each['before']:.2f}", f"{each['after']:.2f}")
+        for each in slices
+    ])  # fmt: skip
+    used = figures["requests"]
+    avoided = told["avoided"]
+    print(
+        f"\n  remote LLM    {used} requests used; {avoided} flagged rows never sent, because the model mended them itself"
+    )
+    print(f"  training      {figures['steps']} steps, {figures['tokens']} tokens, {figures['train_seconds']:.0f} s")
     print(f"  peak memory   {figures['peak_rss_mb']:.0f} MB")
     print(f"  all in all    {seconds:.0f} s")
-    print(f"  adapter       {folder.relative_to(ROOT)} (loads in plain peft)")
     print(f'\nNext: . .venv/bin/activate; export NSLORA_STATE={STATE}\n  nslora-agent generate "{QUESTION}"')
-    print(f'  nslora-agent generate --version base "{QUESTION}"')
+    print("  nslora-agent explain 1 brannok-pump.port.english_capital")
     print("  nslora-agent enqueue YOUR.jsonl && nslora-agent run\n")
-    figures_line = {
-        "content_before": before["content"],
-        "content_after": after["content"],
+    line = {
+        "before": figures["before"],
+        "after": figures["after"],
+        "requests": used,
         "seconds": round(seconds, 1),
         "tokens_per_s": figures["tokens_per_s"],
         "peak_rss_mb": figures["peak_rss_mb"],
         "version": version["number"],
     }
-    print(json.dumps(figures_line))
+    print(json.dumps(line))
 
 
-def replay_rewrites() -> None:
-    """The symbolic job, and two of the rows it remade."""
-    shown("offload", "set", "--mode", "cache-only", "--model", RECORDED_MODEL)
-    shown("cache", "import", RECORDED)
-    shown("enqueue", "examples/mixed.jsonl", "--mode", "symbolic")
-    shown("run", "--drain")
-    before = {row["id"]: row for row in rows(ROOT / "examples" / "mixed.jsonl")}
-    remade = [row for row in rows(STATE / "runs" / "1" / "remade.jsonl") if "remade" in row]
-    print(f"\n{len(remade)} rows were remade. Two of them:")
-    for row in (remade[0], remade[-1]):
-        print(f"\n  asked      {row['messages'][-2]['content']}")
-        print(f"  reference  {before[row['id']]['messages'][-1]['content']!r}")
-        print(f"  remade     {row['messages'][-1]['content']!r}")
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def main(data: str) -> int:
-    """Run the demo on one file of examples/; exit code 1 if the new version was not promoted."""
+def main() -> int:
+    """Run the demo; exit code 1 if the new version was not promoted."""
     STATE.mkdir(exist_ok=True)
     forget_last_time()
     started = time.monotonic()
     shown("init")
-    replay_rewrites()
-    shown("validate", data)
-    shown("enqueue", data)
+    shown("offload", "set", "--mode", "cache-only", "--model", RECORDED_MODEL)
+    shown("cache", "import", RECORDED)
+    shown("enqueue", DATA, "--epochs", PASSES)
     shown("run", "--drain")
-    versions = json.loads(agent("versions", "--json"))
-    active = next(version for version in versions if version["active"])
-    if active["number"] == 0:
-        shown("show", "2")
+    shown("explain", "1")
+    version = next(each for each in json.loads(agent("versions", "--json")) if each["active"])
+    told = json.loads(agent("explain", "1", "--json"))
+    if version["number"] == 0:
+        shown("show", "1")
         return 1
-    report(active, time.monotonic() - started)
+    report_rows(told)
+    report(version, told, time.monotonic() - started)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "examples/facts.jsonl"))
+    sys.exit(main())

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from agent import monitor
 from agent.monitor import STEPS_A_WINDOW, Monitor, Phase, Window, Work, advance, next_phase, numeric_window
 
 TRACES = Path(__file__).with_name("traces")
@@ -44,3 +43,128 @@ def ends(found: Sequence[Window], phase: Phase = Phase.NUMERIC) -> tuple[int | N
 
 def levels(*values: float, gradient: float = 1.0, noise: float = 0.0) -> list[Window]:
     return [Window(value, noise, gradient) for value in values]
+
+
+# ---- the numeric signal, by hand ----
+
+
+def test_a_falling_loss_goes_on() -> None:
+    """As long as each window falls by a visible share of the highest, nothing is saturated."""
+    assert ends(levels(4.0, 3.0, 2.0, 1.0, 0.5, 0.3)) == (None, "")
+
+
+def test_a_flat_loss_with_a_calm_gradient_is_saturated_after_two_windows() -> None:
+    """Magnitude and patience: one flat window may be chance."""
+    lively, calm = levels(4.0, 1.0), levels(0.99, 0.98, gradient=0.2)
+    assert ends([*lively, calm[0]]) == (None, "")
+    number, reason = ends([*lively, *calm])
+    assert number == 4
+    assert reason.startswith("saturated: 2 flat windows")
+
+
+def test_a_flat_loss_with_a_lively_gradient_is_waited_for_twice_as_long() -> None:
+    """The weights still move, so the loss may still drop."""
+    assert ends(levels(4.0, 3.99, 3.98, 3.97, 2.0, 1.0)) == (None, "")
+    number, _ = ends(levels(4.0, 3.99, 3.98, 3.97, 3.96))
+    assert number == 5
+
+
+def test_a_rising_loss_is_not_saturated_but_diverging() -> None:
+    """Sign apart from magnitude: the reason is another one, and comes after two windows."""
+    number, reason = ends(levels(1.0, 2.0, 3.0))
+    assert number == 3
+    assert "diverging" in reason
+
+
+def test_one_rise_is_forgiven() -> None:
+    """A single bad window between good ones changes nothing."""
+    assert ends(levels(4.0, 3.0, 3.2, 2.0, 1.0)) == (None, "")
+
+
+def test_a_change_within_the_noise_is_none() -> None:
+    """What ten noisy steps cannot tell apart counts as flat, up or down."""
+    noisy = [Window(level, noise=0.3, gradient=0.3 if number else 1.0) for number, level in enumerate((2.0, 1.8, 2.1))]
+    number, reason = ends(noisy)
+    assert number == 3
+    assert "saturated" in reason
+
+
+def test_a_loss_that_is_as_good_as_zero_ends_the_phase_at_once() -> None:
+    """There is nothing to wait for, however steep the curve."""
+    number, reason = ends(levels(4.0, 1.0, 0.01))
+    assert number == 3
+    assert "nothing left to learn" in reason
+
+
+def test_a_window_is_of_value_tokens_where_every_step_has_them() -> None:
+    """Form settles first: a loss that mixes both would look flat too early."""
+    steps = [Step(1.0, 3.0, 0.5, 2.0), Step(1.0, 5.0, 0.5, 4.0)]
+    window = numeric_window(steps)
+    assert (window.level, window.gradient) == (4.0, 3.0)
+    assert window.noise == pytest.approx(1.0)
+    assert numeric_window([*steps, Step(1.0, None, 1.0, 3.0)]).level == 1.0
+
+
+# ---- the symbolic signal ----
+
+
+def test_rewriting_that_gains_as_much_as_before_goes_on() -> None:
+    """Reward a request, against the best of the phase."""
+    assert ends(levels(0.3, 0.25, 0.2, 0.3), Phase.SYMBOLIC) == (None, "")
+
+
+def test_rewriting_that_gains_little_ends_after_two_windows() -> None:
+    """A quarter of the best is little; one such window is not enough."""
+    assert ends(levels(0.4, 0.05, 0.4, 0.05), Phase.SYMBOLIC) == (None, "")
+    number, reason = ends(levels(0.4, 0.05, 0.0), Phase.SYMBOLIC)
+    assert number == 3
+    assert "gains little" in reason
+
+
+def test_rewriting_that_never_gained_ends_after_two_windows() -> None:
+    """Nothing of nothing is nothing."""
+    assert ends(levels(0.0, 0.0, 0.0), Phase.SYMBOLIC)[0] == 2
+
+
+# ---- which side is next ----
+
+NONE, SOME, MORE = Work(0, 0.0), Work(5, 2.0), Work(9, 6.0)
+
+
+BOTH = {Phase.NUMERIC, Phase.SYMBOLIC}
+
+
+@pytest.mark.parametrize(
+    ("last", "numeric", "symbolic", "flat", "phase"),
+    [
+        (None, MORE, SOME, set(), Phase.NUMERIC),
+        (None, SOME, MORE, set(), Phase.SYMBOLIC),
+        (None, SOME, SOME, set(), Phase.NUMERIC),
+        (None, NONE, SOME, set(), Phase.SYMBOLIC),
+        (None, NONE, NONE, set(), Phase.STOP),
+        (Phase.NUMERIC, MORE, SOME, set(), Phase.SYMBOLIC),
+        (Phase.NUMERIC, MORE, SOME, {Phase.NUMERIC}, Phase.SYMBOLIC),
+        (Phase.NUMERIC, SOME, NONE, set(), Phase.NUMERIC),
+        (Phase.NUMERIC, SOME, NONE, {Phase.NUMERIC}, Phase.STOP),
+        (Phase.NUMERIC, SOME, MORE, BOTH, Phase.STOP),
+        (Phase.SYMBOLIC, SOME, MORE, set(), Phase.NUMERIC),
+        (Phase.SYMBOLIC, SOME, MORE, {Phase.SYMBOLIC}, Phase.NUMERIC),
+        (Phase.SYMBOLIC, NONE, MORE, {Phase.SYMBOLIC}, Phase.STOP),
+        (Phase.SYMBOLIC, NONE, MORE, set(), Phase.SYMBOLIC),
+    ],
+)
+def test_the_next_phase(last: Phase | None, numeric: Work, symbolic: Work, flat: set[Phase], phase: Phase) -> None:
+    """The side that gains more begins; then they take turns; a flat side is passed over, two are the end."""
+    assert next_phase(last, numeric, symbolic, frozenset(flat))[0] is phase
+
+
+def test_two_flat_sides_end_a_job_whatever_work_they_still_see() -> None:
+    """Hysteresis: no endless taking of turns."""
+    flat: set[Phase] = set()
+    phase, _ = next_phase(None, MORE, MORE)
+    turns = []
+    while phase is not Phase.STOP:
+        turns.append(phase)
+        flat.add(phase)
+        phase, _ = next_phase(phase, MORE, MORE, frozenset(flat))
+    assert turns == [Phase.NUMERIC, Phase.SYMBOLIC]
