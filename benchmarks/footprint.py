@@ -60,7 +60,11 @@ def measure(state: str) -> dict[str, object]:
         found["daemon_idle_mb"] = memory_mb(daemon.pid)
         found["ls_idle_s"] = seconds("ls", "--state", state)
         data = str(ROOT / "examples" / "facts.jsonl")
-        subprocess.run([AGENT, "enqueue", data, "--state", state, "--steps", "1000"], check=True, capture_output=True)
+        subprocess.run(
+            [AGENT, "enqueue", data, "--mode", "numeric", "--state", state, "--steps", "1000"],
+            check=True,
+            capture_output=True,
+        )
         wait_for_training(state)
         found["ls_training_s"] = seconds("ls", "--state", state)
         found["daemon_training_mb"] = memory_mb(daemon.pid)

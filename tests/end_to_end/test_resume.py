@@ -19,7 +19,20 @@ from agent.home import Home
 from agent.registry import Registry
 from agent.store import Store
 
-FLAGS = ["--steps", "24", "--rank", "4", "--micro-batch", "4", "--checkpoint-every", "4", "--learning-rate", "1e-2"]
+FLAGS = [
+    "--mode",
+    "numeric",
+    "--steps",
+    "24",
+    "--rank",
+    "4",
+    "--micro-batch",
+    "4",
+    "--checkpoint-every",
+    "4",
+    "--learning-rate",
+    "1e-2",
+]
 ROWS = [
     {"prompt": f"which number has pump {i % 6}, asked for time {i}?", "completion": f"it has number {i % 6 * 37}"}
     for i in range(24)
