@@ -80,6 +80,12 @@ def test_few_rows_ignore_rewards() -> None:
     assert not judge(measured([0.0] * 19, [1.0] * 19), measured([1.0] * 19, [1.5] * 19)).promote
 
 
+def test_only_rows_with_a_reward_make_the_reward_decide() -> None:
+    """Plain text has none: nineteen rewards and six more losses are judged by loss."""
+    before, after = Measured((0.0,) * 19, (2.0,) * 25), Measured((1.0,) * 19, (2.0,) * 25)
+    assert judge(before, after).metric == "loss"
+
+
 def test_a_loss_that_falls_within_its_noise_is_not_promoted() -> None:
     """Two rows, one much better and one nearly as much worse, show nothing."""
     assert not by_loss([2.0, 2.0], [1.0, 2.9]).promote
@@ -142,6 +148,13 @@ def test_the_noise_is_about_that_of_a_normal_mean(seed: int) -> None:
     assert noise == pytest.approx(1.645 * statistics.stdev(values) / math.sqrt(100), rel=0.25)
 
 
+def test_the_noise_is_that_of_95_per_cent() -> None:
+    """On average over several draws, where chance evens out."""
+    draws = [normal(60, seed) for seed in range(10)]
+    shares = [(statistics.fmean(each) - lowest(each)) / statistics.stdev(each) * math.sqrt(60) for each in draws]
+    assert statistics.fmean(shares) == pytest.approx(1.645, rel=0.06)
+
+
 def test_noise_shrinks_with_the_square_root_of_the_rows() -> None:
     """Four times the rows, half the noise."""
     few, many = (statistics.fmean(values) - lowest(values) for values in (normal(100, 1), normal(400, 2)))
@@ -201,6 +214,7 @@ def test_a_slice_that_falls_refuses_what_the_mean_would_promote() -> None:
     ("old", "new", "promote"),
     [
         ([1.0] * 100, [0.9] * 100, True),
+        ([0.8] * 100, [0.7] * 100, True),
         ([1.0] * 100, [0.88] * 100, False),
         ([1.0] * 5, [1.0] * 4 + [0.0], True),
         ([1.0] * 5, [1.0] * 4 + [0.5], True),
