@@ -68,9 +68,10 @@ def test_a_row_says_how_its_answer_is_compared() -> None:
 def test_without_an_answer_a_text_is_compared_with_the_reference_as_it_came() -> None:
     """So a reference that says something else does not become what is right."""
     free = changed(answer=None, constraints=())
-    now = row(free).with_reference("Pumps hum.", "someone")
+    now = asked("no idea", free).with_reference("Pumps hum.", "someone")
     assert now.reward_of(LONG_WINDED) == 1.0
-    assert now.reward_of(now.reference) < 0.5
+    assert now.reward_of(now.reference) == now.standing.reference_reward == 0.0
+    assert now.standing.words == 2
 
 
 @pytest.mark.parametrize("constraint", [NO_COMMA, {"id": "combination:repeat_prompt", "kwargs": {}}])
@@ -177,6 +178,40 @@ def test_an_own_answer_is_checked_against_the_row_as_it_came() -> None:
     now = dataclasses.replace(row(kept), reference=LONG_WINDED, source="remote")
     assert now.after_probe(GOOD, 1.0, STYLED, trained=False).reference == LONG_WINDED
     assert now.after_probe("Lamp 3 is amber: 4711.", 1.0, STYLED, trained=False).reference == "Lamp 3 is amber: 4711."
+
+
+def test_plain_text_has_no_own_answer() -> None:
+    """However well the model knows it, and whatever its reference lacks."""
+    assert asked(None, dataclasses.replace(PLAIN, answer="42"), loss=0.0).reference == "Pumps hum."
+
+
+@pytest.mark.parametrize(
+    ("constraint", "question", "reference", "text"),
+    [
+        (
+            {"id": "change_case:english_lowercase", "kwargs": {}},
+            "What colour is it?",
+            "The lamp in Berlin is amber.",
+            "the lamp in berlin is amber.",
+        ),
+        (SHORT, "What colour is the lamp in Berlin?", f"{LONG_WINDED} It is in Berlin.", GOOD),
+    ],
+    ids=["lower case", "shorter"],
+)
+def test_an_own_answer_may_change_what_its_constraints_ask_for(
+    constraint: dict[str, Any], question: str, reference: str, text: str
+) -> None:
+    """The case of a name, or leaving out one of the question where the answer must be short."""
+    messages = (Message("user", question), Message("assistant", reference))
+    assert asked(text, changed(messages=messages, constraints=(constraint,))).source == OWN_ANSWER
+
+
+def test_an_own_answer_needs_the_words_of_the_answer_as_a_rewrite_does() -> None:
+    """Even where the row's check takes the same number in other words."""
+    messages = (QUESTION, Message("assistant", "It has 1,024 lamps, amber ones."))
+    counted = changed(messages=messages, answer="1,024", answer_check="number", constraints=(NO_COMMA,))
+    assert asked("It has 1024 lamps.", counted).source == ""
+    assert asked("It has 1024 lamps.", dataclasses.replace(counted, answer="1024")).source == OWN_ANSWER
 
 
 # ---- a rewrite ----
