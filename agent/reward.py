@@ -50,10 +50,12 @@ def _same_number(text: str, answer: str) -> bool:
     return number is not None and number == last_number(answer)
 
 
+NUMBER = "number"
+"""The check that needs a number in the answer."""
 ANSWER_CHECKS: dict[str, Callable[[str, str], bool]] = {
     "contains": lambda text, answer: _contains(words(text), words(answer)),
     "exact": lambda text, answer: words(text) == words(answer) != [],
-    "number": _same_number,
+    NUMBER: _same_number,
 }
 """How a text is compared with a row's answer, by the name that rows use; the first is the default."""
 
