@@ -92,6 +92,15 @@ def test_the_number_check_is_for_answers_with_a_number() -> None:
     assert one({"text": "x", "answer_check": "number"}).answer is None
 
 
+@pytest.mark.parametrize(
+    ("record", "kwargs"), [({"prompt": "Q", "completion": "Q A"}, {}), ({"text": "x"}, {"prompt_to_repeat": "Q"})]
+)
+def test_a_prompt_to_repeat_is_the_rows_own_or_a_given_one(record: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    """Only where there is neither can nobody repeat it."""
+    constraint = {"id": "combination:repeat_prompt", "kwargs": kwargs}
+    assert one({**record, "constraints": [constraint]}).constraints == (constraint,)
+
+
 @pytest.mark.parametrize("record", [{"prompt": "Q", "completion": "x"}, {"text": "x"}])
 @pytest.mark.parametrize("check", ["exact", "contains"])
 def test_an_example_survives_its_line(record: dict[str, Any], check: str) -> None:

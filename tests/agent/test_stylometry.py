@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable
+from math import log2
 
 import pytest
 from hypothesis import given, settings
@@ -25,7 +26,12 @@ def test_the_form_of_a_text_can_be_counted_by_hand() -> None:
     """Four words a sentence, 13 letters of 4 words, capitals 2 of 12 letters, one digit, three marks, two lines."""
     assert form("No, Pump 3\nhummed.") == pytest.approx((2.0, (2 + 4 + 1 + 6) / 4, 2 / 12, 1 / 18, 2 / 4, 1.0))
     assert form("One two. Three four! Five six?")[0] == pytest.approx(1.0)
-    assert form("It is 1.5 bar")[0] == pytest.approx(2.0), "a point inside a number ends no sentence"
+
+
+def test_a_point_inside_a_number_ends_no_sentence_and_blank_lines_around_a_text_are_none_of_it() -> None:
+    """Six words in two sentences; one line."""
+    assert form("It is 1.5 bar. Or 2.5?")[0] == pytest.approx(log2(3))
+    assert form("\n\n one \n\n")[5] == 0.0
 
 
 @pytest.mark.parametrize("text", ["", " \n ", "?!", "\u0664", "\U0001f600", "x"])
