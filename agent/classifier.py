@@ -229,9 +229,9 @@ class Classifier:
         return Classifier(self.weights.updated(x, gain), self.rewrite, self.tallies)
 
     def learned_rewrite(self, x: Vector, kinds: Sequence[str], gain: float) -> Classifier:
-        """After a rewrite raised the example's reference by `gain`, 0 if it was refused."""
+        """After a rewrite raised the example's reference by `gain` (or lowered it), 0 if it was refused."""
         gap = x[FEATURES.index("reference_gap")]
-        share = min(1.0, gain / gap) if gap > 0 else 0.0
+        share = max(0.0, min(1.0, gain / gap)) if gap > 0 else 0.0
         tallies = dict(self.tallies)
         for kind in kinds:
             old = tallies.get(kind, Tally())

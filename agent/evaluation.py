@@ -50,10 +50,11 @@ class Evaluation:
     def slices(self) -> dict[str, tuple[float, ...]]:
         """Rewards that must not fall, by name: content, style, each kind of constraint, earlier jobs' held-out rows."""
         found: dict[str, list[float]] = {"content": self.content, "likeness": self.likeness}
-        for style, reward, kinds in zip(self.style, self.rewards, self.kinds, strict=True):
+        # A job that an older version of this program began has measured no kinds.
+        for style, reward, kinds in zip(self.style, self.rewards, self.kinds or [[]] * len(self.style), strict=True):
             if style is not None:
                 found.setdefault("style", []).append(style)
-            for kind in kinds:
+            for kind in dict.fromkeys(kinds):
                 found.setdefault(kind, []).append(reward)
         return {name: tuple(rewards) for name, rewards in {**found, **self.earlier}.items()}
 

@@ -87,16 +87,13 @@ def judge(before: Measured, after: Measured, most_fall: float = 1.0) -> Verdict:
         return verdict
     worst = min(fallen, key=lambda each: each.after - each.before)
     told = f"{worst.name} fell from {worst.before:.3g} to {worst.after:.3g} on {worst.rows} rows"
-    return replace(verdict, promote=False, reason=f"Not promoted: {told}, {_lower_first(verdict.reason)}")
+    gained = verdict.reason.removeprefix("Promoted: ")
+    return replace(verdict, promote=False, reason=f"Not promoted: {told}, although {gained}")
 
 
 def _falls(each: Slice, most_fall: float) -> bool:
     # One row of a small slice is chance; the rounding of the means is no fall.
     return each.before - each.after > max(most_fall, 1 / each.rows) + 1e-4
-
-
-def _lower_first(reason: str) -> str:
-    return "although " + reason.removeprefix("Promoted: ")
 
 
 def _judge(before: Measured, after: Measured) -> Verdict:

@@ -8,7 +8,12 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 
 _WORD = re.compile(r"\w+(?:(?:['\u2019-]|(?<=\d)[.,:](?=\d))\w+)*")
-_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?|(?<![\w.])-?\.\d+")
+_NUMBER = re.compile(
+    r"(?<!\w)(?<!\d\.)(?:(?<![\w)\]}%])-)?[$€£]?"  # the dash of 5-7, 5%-7% and (a)-7 is no sign
+    r"(?:\d+(?:,\d{3}(?!\d))*(?:\.\d+)?|(?<!\.)\.\d+)(?:[eE][-+]?\d{1,3}(?!\w))?"
+)
+_MINUS = str.maketrans("\u2212", "-")
+_NO_DIGITS = str.maketrans("", "", ",$€£")
 
 
 def words(text: str) -> list[str]:
@@ -35,9 +40,9 @@ def content_reward(text: str, reference: str, answer: str | None, check: str = "
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in a text, thousands separators ignored; None if there is none."""
-    found = _NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "")) if found else None
+    """The last number in a text, thousands separators and currency signs ignored; None if there is none."""
+    found = _NUMBER.findall(text.translate(_MINUS))
+    return Decimal(found[-1].translate(_NO_DIGITS)) if found else None
 
 
 def _same_number(text: str, answer: str) -> bool:
@@ -45,10 +50,12 @@ def _same_number(text: str, answer: str) -> bool:
     return number is not None and number == last_number(answer)
 
 
+NUMBER = "number"
+"""The check that needs a number in the answer."""
 ANSWER_CHECKS: dict[str, Callable[[str, str], bool]] = {
     "contains": lambda text, answer: _contains(words(text), words(answer)),
-    "exact": lambda text, answer: words(text) == words(answer),
-    "number": _same_number,
+    "exact": lambda text, answer: words(text) == words(answer) != [],
+    NUMBER: _same_number,
 }
 """How a text is compared with a row's answer, by the name that rows use; the first is the default."""
 

@@ -18,6 +18,8 @@ from agent.symbolic import Outcome, remade
 
 RIGHT = 1.0
 """Joint reward of an example that is right."""
+WORST_LOSS = 100.0
+"""Nats per token that stand for an infinite loss, as of a row without a token to learn: JSON has no infinity."""
 OWN_ANSWER = "own answer"
 """The source of a reference that the model being trained wrote itself."""
 
@@ -62,8 +64,8 @@ class Row:
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
-        """The ids of its constraints."""
-        return tuple(str(constraint["id"]) for constraint in self.origin.constraints)
+        """The ids of its constraints, each once."""
+        return tuple(dict.fromkeys(str(constraint["id"]) for constraint in self.origin.constraints))
 
     @cached_property
     def standing(self) -> Standing:
@@ -95,6 +97,7 @@ class Row:
 
         Plain text, which asks nothing, has the mean likelihood of its tokens for its content.
         """
+        loss = min(WORST_LOSS, loss)  # in this order, NaN is worst too
         content, style = (math.exp(-loss), None) if text is None else rewards(self.origin, text)
         asked = replace(
             self,
@@ -147,8 +150,9 @@ class Row:
 
 
 def rewards(example: Example, text: str) -> tuple[float, float | None]:
-    """Content and style reward of a text as an answer to a row; style is None without constraints."""
-    prompt = example.prompt[-1].content if example.prompt else ""
-    unmet = len(constraints.faults(example.constraints, text, prompt))
+    """Content and style reward of a text as an answer to a row; style is None without constraints or a prompt."""
     content = content_reward(text, example.reference, example.answer, example.answer_check)
+    if not example.prompt:
+        return content, None
+    unmet = len(constraints.faults(example.constraints, text, example.prompt[-1].content))
     return content, style_reward(unmet, len(example.constraints))

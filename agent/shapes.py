@@ -19,7 +19,7 @@ from typing import Any
 
 from agent.constraints import problem
 from agent.jsonl import BadRow, check_text, kind, quote
-from agent.reward import ANSWER_CHECKS
+from agent.reward import ANSWER_CHECKS, NUMBER, last_number
 
 TRAIN = "train"
 HELD_OUT = "held_out"
@@ -32,6 +32,8 @@ SPLITS = {
 MAX_ID = 200
 """Longest example id in characters."""
 
+_REPEAT = "combination:repeat_prompt"
+"""The constraint that needs a prompt."""
 _ROLES = {name: name for name in ("system", "user", "assistant", "tool")}
 _SHAREGPT_ROLES = {
     "human": "user",
@@ -122,14 +124,15 @@ def to_example(record: dict[str, Any], shape: Shape, line: int) -> Example:
     check_text(
         [record.get(key) for key in (*shape.keys, "input", "id", "split", "answer", "answer_check", "constraints")]
     )
+    messages, answer = _ending_in_answer(shape.messages(record)), _answer(record.get("answer"))
     return Example(
         id=_identifier(record.get("id"), line),
-        messages=_ending_in_answer(shape.messages(record)),
+        messages=messages,
         split=_split(record.get("split")),
-        answer=_answer(record.get("answer")),
-        constraints=_constraints(record.get("constraints")),
+        answer=answer,
+        constraints=_constraints(record.get("constraints"), messages[:-1]),
         line=line,
-        answer_check=_answer_check(record.get("answer_check")),
+        answer_check=_answer_check(record.get("answer_check"), answer),
     )
 
 
@@ -243,25 +246,28 @@ def _answer(value: Any) -> str | None:
     return str(value)
 
 
-def _answer_check(value: Any) -> str:
+def _answer_check(value: Any, answer: str | None) -> str:
     names = tuple(ANSWER_CHECKS)
     if value is None:
         return names[0]
     if value not in names:
         found = quote(value) if isinstance(value, str) else kind(value)
         raise BadRow(f'"answer_check" is {found}', f"use one of {', '.join(names)}, or leave it out")
+    if value == NUMBER and answer is not None and last_number(answer) is None:
+        raise BadRow(f'"answer" holds no number: {quote(answer)}', 'write the number, or leave "answer_check" out')
     return str(value)
 
 
-def _constraints(value: Any) -> tuple[dict[str, Any], ...]:
+def _constraints(value: Any, prompt: tuple[Message, ...]) -> tuple[dict[str, Any], ...]:
     if value is None:
         return ()
     if not isinstance(value, list):
         raise BadRow(f'"constraints" is {kind(value)}', 'make it a list of {"id": ..., "kwargs": {...}}')
-    return tuple(_constraint(item, f"constraints[{index}]") for index, item in enumerate(value))
+    asked = prompt[-1].content if prompt else ""
+    return tuple(_constraint(item, f"constraints[{index}]", asked) for index, item in enumerate(value))
 
 
-def _constraint(item: Any, where: str) -> dict[str, Any]:
+def _constraint(item: Any, where: str, prompt: str) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise BadRow(f"{where} is {kind(item)}", 'make it {"id": ..., "kwargs": {...}}')
     name, kwargs = item.get("id"), item.get("kwargs")
@@ -269,10 +275,12 @@ def _constraint(item: Any, where: str) -> dict[str, Any]:
         raise BadRow(f'"id" of {where} is not a name', 'use an id such as "length_constraints:number_words"')
     if kwargs is not None and not isinstance(kwargs, dict):
         raise BadRow(f'"kwargs" of {where} is {kind(kwargs)}', "make it an object, or leave it out")
-    constraint = {"id": name, "kwargs": kwargs or {}}
+    constraint: dict[str, Any] = {"id": name, "kwargs": kwargs or {}}
     wrong = problem(constraint)
     if wrong:
         raise BadRow(f"{where}: {wrong}", "use ids and kwargs as in IFEval, or leave the constraint out")
+    if name == _REPEAT and constraint["kwargs"].get("prompt_to_repeat") is None and not prompt.strip():
+        raise BadRow(f"{where}: there is no prompt to repeat", 'give "prompt_to_repeat", or leave the constraint out')
     return constraint
 
 

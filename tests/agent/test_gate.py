@@ -1,10 +1,17 @@
+from __future__ import annotations
+
 import dataclasses
 import json
 import math
+import random
+import statistics
+from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from agent.gate import Measured, Verdict, judge
+from agent.gate import Measured, Slice, Verdict, judge, lowest
 
 
 def measured(rewards: list[float], losses: list[float] | None = None) -> Measured:
@@ -16,23 +23,24 @@ def by_loss(before: list[float], after: list[float]) -> Verdict:
 
 
 def test_a_reward_that_rises_by_more_than_its_noise_is_promoted() -> None:
-    """Twenty rows, half of which rise by 0.4: gain and noise are those of the paired differences."""
+    """Twenty rows, half of which rise by 0.4: gain and noise are those of the paired differences.
+
+    A resampled gain is 0.4 / 20 times a binomial count of mean 10; 94 % of the counts are 7 or more.
+    """
     verdict = judge(measured([0.2] * 20), measured([0.2] * 10 + [0.6] * 10))
     assert verdict.promote
     assert verdict.metric == "content reward"
     assert (verdict.before, verdict.after, verdict.rows) == (pytest.approx(0.2), pytest.approx(0.4), 20)
     assert verdict.gain == pytest.approx(0.2)
-    # sample standard deviation of ten 0.0 and ten 0.4: 0.4 * sqrt(5 / 19)
-    assert verdict.noise == pytest.approx(1.645 * 0.4 * math.sqrt(5 / 19) / math.sqrt(20))
+    assert verdict.noise == pytest.approx(0.2 - 0.02 * 7, abs=0.02)
     assert verdict.reason.startswith("Promoted: the content reward on 20 held-out rows went from 0.2 to 0.4")
 
 
 def test_a_reward_that_rises_within_its_noise_is_not_promoted() -> None:
-    """One row of twenty that turns right is what chance gives too."""
+    """One row of twenty that turns right is what chance gives too: a third of the samples does not have it."""
     verdict = judge(measured([0.0] * 20), measured([1.0] + [0.0] * 19))
     assert not verdict.promote
-    assert verdict.gain == pytest.approx(0.05)
-    assert verdict.noise > verdict.gain
+    assert verdict.gain == verdict.noise == pytest.approx(0.05)
     assert "within the noise" in verdict.reason
 
 
@@ -53,7 +61,9 @@ def test_a_reward_that_does_not_rise_is_not_promoted(change: float) -> None:
 
 def test_a_steady_gain_without_noise_is_promoted() -> None:
     """Differences that are all the same have no noise, so any rise counts."""
-    assert judge(measured([0.25] * 20), measured([0.5] * 20)).promote
+    verdict = judge(measured([0.25] * 20), measured([0.5] * 20))
+    assert verdict.promote
+    assert verdict.noise == 0.0
 
 
 def test_few_rows_are_judged_by_loss_and_the_verdict_says_so() -> None:
@@ -68,6 +78,12 @@ def test_few_rows_are_judged_by_loss_and_the_verdict_says_so() -> None:
 def test_few_rows_ignore_rewards() -> None:
     """With 19 rows a reward that rises cannot promote a loss that rises."""
     assert not judge(measured([0.0] * 19, [1.0] * 19), measured([1.0] * 19, [1.5] * 19)).promote
+
+
+def test_only_rows_with_a_reward_make_the_reward_decide() -> None:
+    """Plain text has none: nineteen rewards and six more losses are judged by loss."""
+    before, after = Measured((0.0,) * 19, (2.0,) * 25), Measured((1.0,) * 19, (2.0,) * 25)
+    assert judge(before, after).metric == "loss"
 
 
 def test_a_loss_that_falls_within_its_noise_is_not_promoted() -> None:
@@ -107,3 +123,155 @@ def test_measurements_of_different_rows_are_a_mistake_of_the_caller() -> None:
     """Two different numbers of rows cannot be paired."""
     with pytest.raises(ValueError, match="3 rows before, 2 after"):
         by_loss([1.0] * 3, [1.0] * 2)
+
+
+def test_rewards_of_different_rows_are_a_mistake_of_the_caller() -> None:
+    """Rows that one model answered and the other did not cannot be left out silently."""
+    before, after = Measured((0.0,) * 21, (1.0,) * 25), Measured((1.0,) * 22, (1.0,) * 25)
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        judge(before, after)
+
+
+# ---- noise ----
+
+
+def normal(rows: int, seed: int, mean: float = 0.1, spread: float = 0.3) -> list[float]:
+    draw = random.Random(seed)
+    return [draw.gauss(mean, spread) for _ in range(rows)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_noise_is_about_that_of_a_normal_mean(seed: int) -> None:
+    """For a hundred normal differences the bootstrap and 1.645 standard errors must nearly agree."""
+    values = normal(100, seed)
+    noise = statistics.fmean(values) - lowest(values)
+    assert noise == pytest.approx(1.645 * statistics.stdev(values) / math.sqrt(100), rel=0.25)
+
+
+def test_the_noise_is_that_of_95_per_cent() -> None:
+    """On average over several draws, where chance evens out."""
+    draws = [normal(60, seed) for seed in range(10)]
+    shares = [(statistics.fmean(each) - lowest(each)) / statistics.stdev(each) * math.sqrt(60) for each in draws]
+    assert statistics.fmean(shares) == pytest.approx(1.645, rel=0.06)
+
+
+def test_noise_shrinks_with_the_square_root_of_the_rows() -> None:
+    """Four times the rows, half the noise."""
+    few, many = (statistics.fmean(values) - lowest(values) for values in (normal(100, 1), normal(400, 2)))
+    assert many == pytest.approx(few / 2, rel=0.25)
+
+
+def test_the_same_rows_always_have_the_same_noise() -> None:
+    """A verdict that is made again is the same; another seed gives nearly the same."""
+    values = normal(50, 0)
+    assert lowest(values) == lowest(list(values))
+    assert lowest(values, seed=1) == pytest.approx(lowest(values), abs=0.03)
+    assert lowest(values, seed=1) != lowest(values)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=10))
+def test_the_lowest_mean_lies_among_the_values(values: list[float]) -> None:
+    """It is a mean of some of them."""
+    assert min(values) - 1e-12 <= lowest(values) <= max(values) + 1e-12
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -0.3, 1 / 3])
+def test_values_that_are_all_equal_have_no_noise(value: float) -> None:
+    """Not even that of rounding."""
+    assert lowest([value] * 30) == statistics.fmean([value] * 30)
+
+
+# ---- slices ----
+
+
+def risen(**slices: tuple[Sequence[float], Sequence[float]]) -> tuple[Measured, Measured]:
+    """Two measurements whose mean reward speaks for a promotion, with slices before and after."""
+    before, after = measured([0.25] * 20), measured([0.5] * 20)
+    return (
+        dataclasses.replace(before, slices={name: old for name, (old, _) in slices.items()}),
+        dataclasses.replace(after, slices={name: new for name, (_, new) in slices.items()}),
+    )
+
+
+def test_a_slice_that_falls_refuses_what_the_mean_would_promote() -> None:
+    """And the reason names the slice that fell most, its figures, and what spoke for a promotion."""
+    both = risen(title=([0.9] * 10, [0.7] * 10), case=([0.8] * 10, [0.3] * 10), fine=([0.1] * 10, [0.2] * 10))
+    assert judge(*both).promote
+    verdict = judge(*both, most_fall=0.1)
+    assert not verdict.promote
+    assert verdict.reason.startswith(
+        "Not promoted: case fell from 0.8 to 0.3 on 10 rows, although the content reward on 20 held-out rows went from"
+    )
+    assert verdict.gain == pytest.approx(0.25)
+    assert verdict.slices == (
+        Slice("title", 0.9, 0.7, 10),
+        Slice("case", 0.8, 0.3, 10),
+        Slice("fine", 0.1, 0.2, 10),
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "promote"),
+    [
+        ([1.0] * 100, [0.9] * 100, True),
+        ([0.8] * 100, [0.7] * 100, True),
+        ([1.0] * 100, [0.88] * 100, False),
+        ([1.0] * 5, [1.0] * 4 + [0.0], True),
+        ([1.0] * 5, [1.0] * 4 + [0.5], True),
+        ([1.0] * 5, [1.0] * 3 + [0.0] * 2, False),
+        ([1.0] * 9, [1.0] * 8 + [0.0], True),
+        ([1.0] * 30, [1.0] * 26 + [0.0] * 4, False),
+        ([1.0] * 4, [0.0] * 4, True),
+        ([0.5] * 20, [0.5] * 20, True),
+        ([], [], True),
+    ],
+)
+def test_a_slice_may_fall_by_as_much_as_is_allowed_or_by_one_row(
+    old: list[float],
+    new: list[float],
+    promote: bool,  # noqa: FBT001
+) -> None:
+    """A tenth is allowed here; one row is chance, and fewer than five rows are no slice to judge by."""
+    verdict = judge(*risen(case=(old, new)), most_fall=0.1)
+    assert verdict.promote is promote
+    assert [each.rows for each in verdict.slices] == [len(new)] * bool(new)
+
+
+@pytest.mark.parametrize("missing", ["before", "after"])
+def test_a_slice_that_one_side_lacks_is_left_out(missing: str) -> None:
+    """There is nothing to compare it with; the same if it has other rows."""
+    before, after = risen(case=([1.0] * 10, [0.0] * 10))
+    without = {"before": (measured([0.25] * 20), after), "after": (before, measured([0.5] * 20))}[missing]
+    for pair in (without, risen(case=([1.0] * 10, [0.0] * 9))):
+        verdict = judge(*pair, most_fall=0.1)
+        assert verdict.promote
+        assert verdict.slices == ()
+
+
+def test_a_refusal_by_the_mean_stays_that_whatever_the_slices_did() -> None:
+    """A slice never promotes, and does not take the place of the first reason; it is listed all the same."""
+    before, after = risen(case=([1.0] * 10, [0.0] * 10))
+    after = dataclasses.replace(after, rewards=before.rewards)
+    verdict = judge(before, after, most_fall=0.1)
+    assert not verdict.promote
+    assert "no gain" in verdict.reason
+    assert "case" not in verdict.reason
+    assert verdict.slices == (Slice("case", 1.0, 0.0, 10),)
+
+
+def test_slices_are_judged_where_the_loss_decides_too() -> None:
+    """Nineteen rows whose loss fell, but one kind of answer was unlearned."""
+    before = dataclasses.replace(measured([0.0] * 19, [2.0] * 19), slices={"case": [1.0] * 10})
+    after = dataclasses.replace(measured([0.0] * 19, [1.0] * 19), slices={"case": [0.5] * 10})
+    verdict = judge(before, after, most_fall=0.1)
+    assert (verdict.metric, verdict.promote) == ("loss", False)
+    assert "although the loss on 19 held-out rows" in verdict.reason
+
+
+@pytest.mark.parametrize("most_fall", [0.1, 1.0])
+def test_a_verdict_can_be_stored(most_fall: float) -> None:
+    """Promoted or refused, with its slices, in a version's manifest."""
+    verdict = judge(*risen(case=([1.0] * 10, [0.5] * 10)), most_fall)
+    stored = json.loads(json.dumps(dataclasses.asdict(verdict), allow_nan=False))
+    assert stored["slices"] == [{"name": "case", "before": 1.0, "after": 0.5, "rows": 10}]
+    assert Verdict(**stored).promote is (most_fall == 1.0)

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 from reading import one, only_bad, read, rows, turns
 
+from agent.reward import ANSWER_CHECKS
 from agent.shapes import HELD_OUT, SPLITS, TRAIN, Example, Message
 
 QUESTION = turns(("user", "Q"), ("assistant", "A"))
@@ -69,16 +70,57 @@ def test_optional_fields_are_carried_along() -> None:
             "id": 12,
             "split": "test",
             "answer": 7710,
+            "answer_check": "number",
             "constraints": [constraint, {"id": "punctuation:no_comma"}],
         }
     )
     assert (example.id, example.split, example.answer, example.line) == ("12", HELD_OUT, "7710", 1)
+    assert example.answer_check == "number"
     assert example.constraints == (constraint, {"id": "punctuation:no_comma", "kwargs": {}})
+
+
+@pytest.mark.parametrize("check", ANSWER_CHECKS)
+def test_every_answer_check_can_be_asked_for(check: str) -> None:
+    """A row that asks for none is compared by the words that it contains."""
+    assert one({"text": "x", "answer": "7", "answer_check": check}).answer_check == check
+    assert one({"text": "x", "answer": "7"}).answer_check == "contains"
+
+
+def test_the_number_check_is_for_answers_with_a_number() -> None:
+    """Without an answer there is nothing to check, so nothing is wrong."""
+    assert one({"text": "x", "answer": "about 1,024", "answer_check": "number"}).answer == "about 1,024"
+    assert one({"text": "x", "answer_check": "number"}).answer is None
+
+
+@pytest.mark.parametrize(
+    ("record", "kwargs"), [({"prompt": "Q", "completion": "Q A"}, {}), ({"text": "x"}, {"prompt_to_repeat": "Q"})]
+)
+def test_a_prompt_to_repeat_is_the_rows_own_or_a_given_one(record: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    """Only where there is neither can nobody repeat it."""
+    constraint = {"id": "combination:repeat_prompt", "kwargs": kwargs}
+    assert one({**record, "constraints": [constraint]}).constraints == (constraint,)
+
+
+@pytest.mark.parametrize("record", [{"prompt": "Q", "completion": "x"}, {"text": "x"}])
+@pytest.mark.parametrize("check", ["exact", "contains"])
+def test_an_example_survives_its_line(record: dict[str, Any], check: str) -> None:
+    """Every field is there again, the check of the answer too."""
+    constraint = {"id": "punctuation:no_comma", "kwargs": {}}
+    example = one({**record, "id": "a", "answer": "é", "answer_check": check, "constraints": [constraint]})
+    assert Example.from_json(example.to_json()) == example
+
+
+def test_a_line_of_an_older_version_has_no_answer_check() -> None:
+    """Jobs that were enqueued before there was one are judged as they were."""
+    example = one({"text": "x", "answer": "7"})
+    old = json.loads(example.to_json())
+    assert old.pop("answer_check") == "contains"
+    assert Example.from_json(json.dumps(old)) == example
 
 
 def test_null_means_that_an_optional_field_is_absent() -> None:
     """A null field is read as if it were not there."""
-    example = one({"text": "x", "id": None, "split": None, "answer": None, "constraints": None})
+    example = one({"text": "x", "id": None, "split": None, "answer": None, "answer_check": None, "constraints": None})
     assert example == one({"text": "x"}) == Example("line-1", turns(("assistant", "x")), None, None, (), 1)
 
 
@@ -102,6 +144,14 @@ def test_split_aliases_mean_train_or_held_out(alias: str, meant: str) -> None:
         ({"answer": " "}, '"answer" is blank'),
         ({"answer": False}, '"answer" is true or false'),
         ({"answer": ["a"]}, '"answer" is a list'),
+        ({"answer": "7", "answer_check": "numbers"}, "\"answer_check\" is 'numbers'"),
+        ({"answer": "7", "answer_check": "Number"}, "\"answer_check\" is 'Number'"),
+        ({"answer": "7", "answer_check": ""}, "\"answer_check\" is ''"),
+        ({"answer": "7", "answer_check": 1}, '"answer_check" is a number'),
+        ({"answer": "7", "answer_check": False}, '"answer_check" is true or false'),
+        ({"answer": "7", "answer_check": ["number"]}, '"answer_check" is a list'),
+        ({"answer": "seven", "answer_check": "number"}, "\"answer\" holds no number: 'seven'"),
+        ({"constraints": [{"id": "combination:repeat_prompt"}]}, "there is no prompt to repeat"),
         ({"constraints": {}}, '"constraints" is an object'),
         ({"constraints": [{"id": "punctuation:no_coma"}]}, "did you mean punctuation:no_comma?"),
         ({"constraints": ["a"]}, "constraints[0] is a string"),

@@ -28,6 +28,16 @@ def test_spooled_data_is_what_was_read(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["job.jsonl"]
 
 
+def test_the_spool_of_an_older_version_can_be_loaded(tmp_path: Path) -> None:
+    """Its examples say nothing of how an answer is checked: they have the check that there always was."""
+    path = put(GOOD, tmp_path).path
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    path.write_text(
+        "".join(json.dumps({k: v for k, v in line.items() if k != "answer_check"}) + "\n" for line in lines)
+    )
+    assert load_spool(path) == read(GOOD)[0]
+
+
 def test_spooled_data_can_be_enqueued_again(tmp_path: Path) -> None:
     """A spool file is itself a data file with the same examples."""
     data = put(GOOD, tmp_path).path.read_bytes()
