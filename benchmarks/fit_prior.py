@@ -73,7 +73,7 @@ def tallies(outcomes: Sequence[Outcome]) -> dict[str, Tally]:
     for each in outcomes:
         gap = each.features[FEATURES.index("reference_gap")]
         for kind in each.kinds:
-            found.setdefault(kind, []).append(min(1.0, each.gain / gap) if gap > 0 else 0.0)
+            found.setdefault(kind, []).append(max(0.0, min(1.0, each.gain / gap)) if gap > 0 else 0.0)
     return {
         kind: Tally(min(KINDS_COUNT, len(shares)), min(KINDS_COUNT, len(shares)) * statistics.fmean(shares))
         for kind, shares in found.items()
