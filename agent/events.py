@@ -13,6 +13,8 @@ PHASES = {
     "before": "measuring held-out rows before",
     "train": "training",
     "after": "measuring held-out rows after",
+    "after with prompt": "measuring held-out rows with a system prompt",
+    "probe": "asking the model every training row",
     "publish": "publishing the version",
     "rewrite": "rewriting flagged examples",
     "wait": "waiting for the device",
@@ -66,15 +68,33 @@ def in_words(event: dict[str, Any]) -> str:
         "trained": "trained {step} steps, {tokens} tokens in {seconds:.0f} s, peak {peak_rss_mb:.0f} MB",
         "evaluated": "{phase}: held-out {means}",
         "rewrite": "{id}: {state}{why_not}",
+        "round": "-- round {round}, {phase}: {why} ({states})",
+        "window": "window: {measured}, {reason}",
+        "round over": "round {round} over, {ended}: {gained:+.2f} reward on {examples} examples, "
+        "mean {reward:.3f}; {steps} steps, {requests_here} requests",
+        "prompt": "the system prompt changes the mean reward by {gain:+.3f} and {kept}",
         "parked": "parked: {reason}",
         "verdict": "verdict: {reason}",
         "promoted": "version {version} is active",
         "note": "note: {text}",
         "ended": "{state}: {reason}",
     }
+    try:
+        return texts[event["event"]].format(**{**event, **_parts(event)})
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return json.dumps(event)
+
+
+def _parts(event: dict[str, Any]) -> dict[str, str]:
+    """What the texts hold beside an event's own values."""
     means = ", ".join(f"{name} {event[name]}" for name in ("content", "style", "loss") if event.get(name) is not None)
     why_not = f" ({'; '.join(event['reasons'])})" if event.get("reasons") else ""
-    try:
-        return texts[event["event"]].format(**event, means=means, why_not=why_not)
-    except (KeyError, ValueError, TypeError):
-        return json.dumps(event)
+    parts = {"means": means, "why_not": why_not, "kept": "is kept" if event.get("pays") else "is left out"}
+    if event["event"] == "round":
+        parts["states"] = ", ".join(f"{count} {state}" for state, count in event["states"].items())
+    if event["event"] == "window":
+        numeric = "loss {level:.4f} ± {noise:.4f}, grad {gradient:.3f}"
+        parts["measured"] = (numeric if "level" in event else "{requests} requests, {gained:+.2f} reward").format(
+            **event
+        )
+    return parts

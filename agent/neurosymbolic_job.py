@@ -99,17 +99,22 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         rewrites = [] if progress.spent else rewrites
         waiting = set(rewrites)
         tunes = [name for name, choice in choices.items() if choice.tune and name not in waiting]
-        chosen = (explaining.chosen(row, choices[name], waits=name in waiting) for name, row in rows.items())
+        chosen = (
+            explaining.chosen(row, choices[name], waits=name in waiting, flagged=name in self.flagged)
+            for name, row in rows.items()
+        )
         self.decisions.choose(self.attempt.token, number, chosen)
         numeric = Work(len(tunes), sum(choices[name].weights.expected for name in tunes))
         symbolic = Work(len(rewrites), sum(choices[name].rewrite.expected for name in rewrites))
         phase, why = self._phase(progress, numeric, symbolic)
         if phase is Phase.STOP:
             park_if_deferred([row.rewrite for row in rows.values() if row.rewrite and row.waits])
+            self.decisions.finish(self.attempt.token, Round(number, phase.value, why, "", {}), ())
         by_gain = sorted(rewrites, key=lambda name: -choices[name].rewrite.hoped)
         members = self.with_rehearsal(progress, tunes) if phase is Phase.NUMERIC else by_gain
         states = Counter(choice.state for choice in choices.values())
         self.attempt.events.add("round", round=number, phase=phase.value, why=why, states=states)
+        self.attempt.beat(round=number)
         begun = replace(progress, round=number, phase=phase, why=why, monitor=Monitor(phase), members=tuple(members))
         fresh = replace(begun, outcomes=(), ended="", gained=False)
         return self.saved(replace(fresh, first=progress.step, requests_before=progress.requests))
@@ -226,5 +231,5 @@ class AlternatingJob(NeurosymbolicJob):
     def __init__(self, attempt: Attempt) -> None:
         super().__init__(attempt)
         turns = max(1, self.decision.rounds // 2)
-        flagged = sum(symbolic.flag(example, self.offload) is not None for example in self.examples[0])
-        self.schedule = Alternating(steps=-(-self.total_steps // turns), requests=-(-2 * flagged // turns))
+        requests = -(-2 * len(self.flagged) // turns)
+        self.schedule = Alternating(steps=-(-self.total_steps // turns), requests=requests)
