@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 import time
 from dataclasses import replace
@@ -17,6 +16,9 @@ from agent.phases import Phases
 from agent.progress import Progress
 from agent.protocol import Step, Train, Trained
 from agent.rows import Row
+
+UNLEARNABLE = 1e6
+"""Loss in nats per token of a row without a token to learn: as bad as can be, but JSON and the classifier take it."""
 
 
 class NumericPhases(Phases):
@@ -100,7 +102,7 @@ class NumericPhases(Phases):
 
 
 def _loss(scored: dict[str, Any] | None) -> float:
-    """Loss of a row's value, or of all its targets where it has none; infinite where it has no token to learn."""
+    """Loss of a row's value, or of all its targets where it has none; UNLEARNABLE where it has no token to learn."""
     if scored is None:
-        return math.inf
+        return UNLEARNABLE
     return float(scored["loss"] if scored["value_loss"] is None else scored["value_loss"])
