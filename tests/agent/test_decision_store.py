@@ -17,6 +17,7 @@ from agent.jobs import Job, State
 from agent.migrations import LATEST
 from agent.store import Store
 
+TABLES = ("rounds", "choices", "outcomes")
 PUMP, FAN = row(example("pump", 7)), row(example("fan", 3))
 
 
@@ -33,7 +34,7 @@ def store(path: Path) -> Iterator[Store]:
 
 def everything(store: Store) -> list[object]:
     """All rows of the three tables."""
-    return [store.rows(f"SELECT * FROM {table}") for table in ("rounds", "choices", "outcomes")]
+    return [store.rows(f"SELECT * FROM {table}") for table in TABLES]  # noqa: S608  ours
 
 
 def states(decisions: DecisionStore, name: str) -> list[tuple[int, str]]:
@@ -241,7 +242,7 @@ def test_a_queue_of_the_schema_before_keeps_its_rows(path: Path) -> None:
         job, _ = claimed(old, "numeric")
         old.push_promotion(3, job.id)
         old.note_remote({"breaker": "closed"})
-        for table in ("rounds", "choices", "outcomes"):
+        for table in TABLES:
             old.rows(f"DROP TABLE {table}")
         old.rows("DELETE FROM _sqlite_migrations WHERE name = 'decisions'")
         old.rows("PRAGMA user_version = 3")

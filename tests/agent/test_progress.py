@@ -120,7 +120,7 @@ def test_the_file_is_flushed_before_it_takes_the_place_of_the_last_one(
     fsync = os.fsync
 
     def seen(descriptor: int) -> None:
-        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", seen)
