@@ -78,7 +78,7 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         path = self.run / PROGRESS
         if not path.exists():
             return None
-        progress = Progress.load(path, self.examples[0])
+        progress = _woken(Progress.load(path, self.examples[0]))
         fault = folder_fault(self.run / progress.checkpoint) if progress.checkpoint else None
         if fault:
             self.attempt.events.add("note", text=f"starting over: the checkpoint is damaged ({fault})")
@@ -223,6 +223,15 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
             "rewrites": f"{offered} examples offered for a rewrite, {remade} remade; {own} mended by the model itself.",
             **self.spent,
         }
+
+
+def _woken(progress: Progress) -> Progress:
+    """A job that was parked, free to ask the remote again; a round in which that answered nothing does not count."""
+    if not progress.ended or not any(row.waits for row in progress.rows.values()):
+        return progress
+    rows = {name: replace(row, waits=False) for name, row in progress.rows.items()}
+    in_vain = progress.phase is Phase.SYMBOLIC and not progress.outcomes
+    return replace(progress, rows=rows, phase=None, round=progress.round - in_vain)
 
 
 class AlternatingJob(NeurosymbolicJob):

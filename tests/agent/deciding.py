@@ -80,14 +80,16 @@ def numeric(number: int = 1, **figures: Any) -> Round:
     return Round(number, "numeric", why, ended, {**FIGURES, **figures})
 
 
-def add(store: Store, mode: str = "neurosymbolic") -> Job:
+def add(store: Store, mode: str = "neurosymbolic", settings: dict[str, Any] | None = None) -> Job:
     """One more job in the queue."""
-    return store.add("/data/tickets.jsonl", "spooled", 3, 0, "ab" * 32, {}, "smollm", mode)
+    return store.add("/data/tickets.jsonl", "spooled", 3, 0, "ab" * 32, settings or {}, "smollm", mode)
 
 
-def claimed(store: Store, mode: str = "neurosymbolic") -> tuple[Job, DecisionStore]:
+def claimed(
+    store: Store, mode: str = "neurosymbolic", settings: dict[str, Any] | None = None
+) -> tuple[Job, DecisionStore]:
     """A new job, claimed, and its decisions."""
-    added = add(store, mode)
+    added = add(store, mode, settings)
     job = store.claim("boot", 4711)
     assert job is not None
     assert job.id == added.id
