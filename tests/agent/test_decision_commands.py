@@ -187,6 +187,14 @@ def test_a_running_job_says_which_round_is_not_over(state: Path, run: Run) -> No
     in_order(out, "1      numeric", "Round 2 is not over yet.")
 
 
+def test_a_job_that_measures_its_version_is_in_no_round(state: Path, run: Run) -> None:
+    """It still runs, but its last round said why it stops."""
+    fill(state, whole, end=False)
+    out = run("explain", 1).out
+    assert "3 stop" in out
+    assert "not over yet" not in out
+
+
 def test_a_job_is_explained_to_machines(state: Path, run: Run) -> None:
     """Rounds, the last choice for every example and all outcomes, with every number."""
     fill(state, whole)
@@ -234,6 +242,22 @@ def test_an_example_is_explained_in_reading_order(state: Path, run: Run) -> None
         "choice   weights, because tuning pays",
     )
     assert said.out.count("what it is") == 1
+
+
+def test_each_outcome_stands_with_the_choice_that_led_to_it(state: Path, run: Run) -> None:
+    """Once, also where a choice held for several rounds."""
+
+    def write(job: Job, decisions: DecisionStore) -> None:
+        for number, states in enumerate(("weights", "weights", "both"), start=1):
+            decisions.choose(token(job), number, choices(PUMP, pump=states))
+            decisions.finish(token(job), numeric(number), [tuned("pump", told=f"try {number}")])
+
+    fill(state, write)
+    out = run("explain", 1, "pump").out
+    in_order(
+        out, "round 1", "choice   weights", "round 1: try 1", "round 2: try 2", "round 3", "both", "round 3: try 3"
+    )
+    assert out.count(": try ") == 3
 
 
 def test_an_example_that_became_right_says_how(state: Path, run: Run) -> None:
