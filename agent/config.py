@@ -182,19 +182,18 @@ def add_flags(parser: argparse.ArgumentParser, group: str) -> None:
             flags.add_argument(flag, type=kind, metavar=name, **about)
 
 
-def given_flags(arguments: argparse.Namespace, group: str) -> dict[str, Any]:
-    """The settings of a table that flags were given for, by name; raises ConfigError with every fault."""
-    fields = {known.name: known for known in dataclasses.fields(GROUPS[group])}
-    given = {name: getattr(arguments, f"{group}.{name}", None) for name in fields}
-    changes = {name: value for name, value in given.items() if value is not None}
-    found = {name: value_fault(fields[name], value) for name, value in changes.items()}
-    faults = [f"--{name.replace('_', '-')} {fault}" for name, fault in found.items() if fault]
+def given_flags(arguments: argparse.Namespace, *groups: str) -> dict[str, Any]:
+    """The settings of some tables that flags were given for, by name; raises ConfigError with every fault."""
+    fields = [(group, known) for group in groups for known in dataclasses.fields(GROUPS[group])]
+    given = [(known, getattr(arguments, f"{group}.{known.name}", None)) for group, known in fields]
+    changes = [(known, value) for known, value in given if value is not None]
+    found = [(known.name.replace("_", "-"), value_fault(known, value)) for known, value in changes]
+    faults = [f"--{flag} {fault}" for flag, fault in found if fault]
     if faults:
         raise ConfigError("\n".join(faults))
-    return changes
+    return {known.name: value for known, value in changes}
 
 
 def job_settings(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
     """A job's settings: those of config.toml with the given flags on top; raises ConfigError with every fault."""
-    chosen = {**vars(config.training), **vars(config.decision)}
-    return chosen | given_flags(arguments, "training") | given_flags(arguments, "decision")
+    return {**vars(config.training), **vars(config.decision), **given_flags(arguments, "training", "decision")}

@@ -9,17 +9,24 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from agent.classifier import joint
 from agent.decision_store import DecisionStore, Round
-from agent.errors import NotFound
+from agent.durable import write_file
+from agent.errors import NotFound, StorageError
+from agent.explaining import MEANINGS, STATES, WIDTH, shortened, wrapped
 from agent.home import Home
-from agent.jobs import Job
-from agent.output import print_json, print_table, say
+from agent.jobs import Job, State
+from agent.output import hint, print_json, print_table, say
 from agent.remade import REMADE
+from agent.rows import OWN_ANSWER
 from agent.store import Rows, open_existing
 
 LISTED = 10
 """Examples of a kind that `explain` lists; --json has all of them."""
-STATES = ("satisfied", "weights", "rewrite", "both", "neither")
+LONGEST_ID = 40
+"""Characters of an example's id in a table."""
+OPEN = {State.QUEUED, State.RUNNING, State.PAUSED, State.PARKED}
+"""States in which a job may still decide something."""
 
 
 def explain(arguments: argparse.Namespace, home: Home) -> int:
@@ -31,93 +38,188 @@ def explain(arguments: argparse.Namespace, home: Home) -> int:
             return _explain_example(arguments, decisions, job)
         rounds, choices, outcomes = decisions.rounds(), decisions.last_choices(), decisions.outcomes()
     if not choices:
-        raise NotFound(f"job {job.id} ({job.mode}, {job.state}) has decided nothing: see nslora-agent show {job.id}")
+        raise NotFound(_nothing_decided(job))
     if arguments.json:
         told = [_without(row, "job") for row in outcomes]
-        print_json({"job": job.id, "rounds": [vars(each) for each in rounds], "choices": choices, "outcomes": told})
+        head = {"job": job.id, "mode": job.mode, "state": job.state}
+        print_json({**head, "rounds": [vars(each) for each in rounds], "choices": choices, "outcomes": told})
         return 0
+    say(wrapped(f"job {job.id} ({job.mode}), {job.state}{': ' + job.reason if job.reason else ''}"))
     _say_rounds(job, rounds)
     _say_states(choices, outcomes)
+    _say_flagged(job, choices, outcomes)
+    _say_left_alone([row for row in choices if row["state"] == "neither"])
     return 0
 
 
+def _nothing_decided(job: Job) -> str:
+    if job.mode in {"numeric", "symbolic"}:
+        return f"job {job.id} is {job.mode}, which decides nothing: see nslora-agent show {job.id}"
+    yet = " yet" if job.state in OPEN else ""
+    return f"job {job.id} ({job.mode}, {job.state}) has decided nothing{yet}: see nslora-agent show {job.id}"
+
+
+# ---- a job ----
+
+
 def _say_rounds(job: Job, rounds: list[Round]) -> None:
-    say(f"job {job.id} ({job.mode}), {job.state}{': ' + job.reason if job.reason else ''}\n")
-    if not rounds:
-        say("No round is over yet.")
-        return
-    rows = []
+    done = [each for each in rounds if each.figures]
+    if done:
+        say("")
+        headers = ("round", "phase", "examples", "reward gained", "mean reward after", "spent")
+        print_table(headers, [_figures(each) for each in done])
+        _say_spent(done)
+    if rounds:
+        say("\nwhy each round began and ended:")
     for each in rounds:
-        done = each.figures
-        spent = f"{done['steps']} steps" if each.phase == "numeric" else f"{done['requests_here']} requests"
-        gained, reward = f"{done['gained']:+.2f}", f"{done['reward']:.3f}"
-        rows.append((each.number, each.phase, each.why, each.ended, done["examples"], gained, spent, reward))
-    print_table(("round", "phase", "why", "until", "examples", "reward gained", "spent", "mean reward"), rows)
+        say(wrapped(each.why, f"{each.number} {each.phase}", indent=2, labels=13))
+        if each.ended:
+            say(wrapped(f"until: {each.ended}", indent=2, labels=13))
+    if job.state in OPEN and (not rounds or rounds[-1].figures):
+        say(f"\nRound {len(rounds) + 1} is not over yet.")
+
+
+def _figures(each: Round) -> tuple[object, ...]:
+    done = each.figures
+    spent = f"{done['steps']} steps" if each.phase == "numeric" else f"{done['requests_here']} requests"
+    return each.number, each.phase, done["examples"], f"{done['gained']:+.2f}", f"{done['reward']:.3f}", spent
+
+
+def _say_spent(done: list[Round]) -> None:
+    steps, last = sum(each.figures["steps"] for each in done), done[-1].figures
+    trained = f"{steps} steps ({last['tokens']} tokens)"
+    asked = f"{last['requests']} requests to the remote LLM (recorded answers included)"
+    say(f"in all: {trained}, {asked}, {last['seconds']:.0f} s")
 
 
 def _say_states(choices: Rows, outcomes: Rows) -> None:
     counts = Counter(row["state"] for row in choices)
-    done = Counter((row["example"], row["action"]) for row in outcomes)
+    done = {(row["example"], row["action"]) for row in outcomes}
     tuned = sum(action == "weights" for _, action in done)
     offered = sum(action == "rewrite" for _, action in done)
-    say(f"\n{len(choices)} examples: {', '.join(f'{counts[state]} {state}' for state in STATES if counts[state])}")
-    say(f"{tuned} were tuned on, {offered} offered for a rewrite, {len(choices) - offered} never sent anywhere")
-    left = [row for row in choices if row["state"] == "neither"]
-    if left:
-        say(f"\n{len(left)} left alone, because nothing is expected to help:")
-        print_table(("example", "line", "why"), [(r["example"], r["line"], r["reason"]) for r in left[:LISTED]])
-        if len(left) > LISTED:
-            say(f"and {len(left) - LISTED} more (--json)")
+    tried = f"{tuned} were tuned on, {offered} offered to the remote LLM for a rewrite"
+    say("\n" + wrapped(f"{len(choices)} training examples, {tried}; the last decision on each:"))
+    rows = [(state, counts[state], meaning) for state, meaning in STATES.items() if counts[state]]
+    print_table(("decision", "examples", "meaning"), rows)
+
+
+def _say_flagged(job: Job, choices: Rows, outcomes: Rows) -> None:
+    """How many rewrites, which a job of mode symbolic would have asked for, were not."""
+    offered = {row["example"] for row in outcomes if row["action"] == "rewrite"}
+    flagged = [row for row in choices if row["standing"]["flagged"]]
+    if not flagged:
+        say("\nNo reference breaks a constraint, so there was nothing to rewrite.")
+        return
+    kept = Counter(row["state"] for row in flagged if row["example"] not in offered)
+    so_far = " so far" if job.state in OPEN else ""
+    text = f"{len(flagged)} examples were flagged, that is, their reference breaks a constraint or lacks the style."
+    text += f" {sum(kept.values())} of them were never sent{so_far}, which saved as many rewrites"
+    by_state = ", ".join(f"{kept[state]} {state}" for state in STATES if kept[state])
+    say("\n" + wrapped(f"{text}: now {by_state}." if kept else f"{text}."))
+
+
+def _say_left_alone(left: Rows) -> None:
+    if not left:
+        return
+    costs = [left[0]["gains"][action]["cost"] for action in ("weights", "rewrite")]
+    why = f"neither tuning may gain its cost of {costs[0]:.2f}, nor rewriting its cost of {costs[1]:.2f}"
+    say(f"\n{len(left)} left alone, because {why}:")
+    rows = [
+        (
+            *(shortened(row["example"], LONGEST_ID), row["line"]),
+            *(f"{_reward(row['standing'], prefix):.2f}" for prefix in ("", "reference_")),
+            *(f"{row['gains'][action]['hoped']:+.2f}" for action in ("weights", "rewrite")),
+        )
+        for row in left[:LISTED]
+    ]
+    print_table(("example", "line", "answer", "reference", "tuning gains", "rewriting gains"), rows)
+    if len(left) > LISTED:
+        say(f"and {len(left) - LISTED} more (--json)")
+
+
+def _reward(standing: dict[str, Any], prefix: str) -> float:
+    """Joint reward of the answer, or with the prefix of the reference, as it was stored."""
+    return joint(standing[f"{prefix}content"], standing[f"{prefix}style"])
+
+
+# ---- an example ----
 
 
 def _explain_example(arguments: argparse.Namespace, decisions: DecisionStore, job: Job) -> int:
-    choices, outcomes = decisions.choices(arguments.example), decisions.outcomes(arguments.example)
+    name = arguments.example
+    choices, outcomes = decisions.choices(name), decisions.outcomes(name)
     if not choices:
-        known = [row["example"] for row in decisions.last_choices()[:3]]
-        like = f"; its examples are called {', '.join(known)}, ..." if known else ""
-        raise NotFound(f"job {job.id} has decided nothing about {arguments.example}{like}")
+        raise NotFound(_unknown_example(name, decisions, job))
     if arguments.json:
-        told = [_without(row, "job", "id") for row in outcomes]
-        print_json({"job": job.id, "example": arguments.example, "choices": choices, "outcomes": told})
+        told = [_without(row, "job", "id", "example") for row in outcomes]
+        seen = [_without(row, "job", "example") for row in choices]
+        print_json({"job": job.id, "example": name, "choices": seen, "outcomes": told})
         return 0
-    say(f"{arguments.example}, line {choices[0]['line']} of {Path(job.file).name}")
-    for choice in choices:
-        _say_choice(choice)
-        for outcome in outcomes:
-            if outcome["round"] >= choice["round"] and outcome["round"] < _next_round(choices, choice):
-                gained = f"expected {outcome['expected']:+.2f}, got {outcome['gain']:+.2f}"
-                say(f"  round {outcome['round']}: {outcome['told']} ({gained})")
+    say(wrapped(f"{name}, line {choices[0]['line']} of {Path(job.file).name}"))
+    ends = [*(choice["round"] for choice in choices[1:]), float("inf")]
+    for number, (choice, end) in enumerate(zip(choices, ends, strict=True)):
+        say(f"\nround {choice['round']}")
+        _say_rewards(choice["standing"])
+        _say_gains(choice["state"], choice["gains"], explained=not number)
+        say("\n" + wrapped(f"{choice['state']}, because {choice['reason']}", "choice", indent=2, labels=9))
+        here = [outcome for outcome in outcomes if choice["round"] <= outcome["round"] < end]
+        _say_outcomes(choice["state"], here)
     return 0
 
 
-def _next_round(choices: Rows, choice: dict[str, Any]) -> float:
-    later = [each["round"] for each in choices if each["round"] > choice["round"]]
-    return min(later, default=float("inf"))
+def _unknown_example(name: str, decisions: DecisionStore, job: Job) -> str:
+    known = [shortened(row["example"], LONGEST_ID) for row in decisions.last_choices()[:3]]
+    if not known:
+        return _nothing_decided(job)
+    like = f"its training examples are called {', '.join(known)}, ...; held-out ones are only measured"
+    return f"job {job.id} has decided nothing about {shortened(name, LONGEST_ID)!r}: {like}"
 
 
-def _say_choice(choice: dict[str, Any]) -> None:
-    standing, gains = choice["standing"], choice["gains"]
-    say(f"\nround {choice['round']}: {choice['state']}\n  {choice['reason']}")
+def _say_rewards(standing: dict[str, Any]) -> None:
     if standing["answer"] is not None:
-        say(f"  answered {_short(standing['answer'])!r}")
-    rows = [
-        ("answer", f"{standing['content']:.2f}", _figure(standing["style"])),
-        ("reference", f"{standing['reference_content']:.2f}", _figure(standing["reference_style"])),
-    ]
-    print_table(("  reward of the", "content", "style"), [(f"  {name}", *values) for name, *values in rows])
-    print_table(("  feature", "value"), [(f"  {name}", f"{value:.3f}") for name, value in gains["features"].items()])
+        say(f"  the model answered {shortened(repr(standing['answer']), WIDTH - 21)}")
+    by = {"": "", OWN_ANSWER: " (the model's own answer)"}.get(standing["source"], f" (by {standing['source']})")
+    texts = (("  answer", ""), (f"  reference{shortened(by, LONGEST_ID)}", "reference_"))
+    rows = [(name, *_rewards(standing, prefix)) for name, prefix in texts]
+    print_table(("  reward of the", "content", "style", "joint"), rows)
 
 
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _rewards(standing: dict[str, Any], prefix: str) -> list[str]:
+    values = standing[f"{prefix}content"], standing[f"{prefix}style"], _reward(standing, prefix)
+    return ["-" if value is None else f"{value:.2f}" for value in values]
 
 
-def _short(text: str, longest: int = 100) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+def _say_gains(state: str, gains: dict[str, Any], *, explained: bool) -> None:
+    """Features, what they mean where they shall be `explained`, and what each action may gain."""
+    say("")
+    rows = [(f"  {name}", f"{gains['features'][name]:.2f}", what) for name, what in MEANINGS.items()]
+    columns = 3 if explained else 2
+    print_table(("  feature", "value", "what it is")[:columns], [row[:columns] for row in rows])
+    say("")
+    actions = (("  tuning", gains["weights"]), ("  rewriting", gains["rewrite"]))
+    print_table(("  action", "expected gain", "at best", "cost", "pays"), [(n, *_gain(state, g)) for n, g in actions])
+
+
+def _gain(state: str, gain: dict[str, Any]) -> tuple[str, ...]:
+    pays = "yes" if gain["hoped"] > gain["cost"] else "no"
+    pays = "not needed" if state == "satisfied" else pays
+    return f"{gain['expected']:+.2f}", f"{gain['hoped']:+.2f}", f"{gain['cost']:.2f}", pays
+
+
+def _say_outcomes(state: str, outcomes: Rows) -> None:
+    for outcome in outcomes:
+        rehearsed = outcome["action"] == "weights" and state in {"satisfied", "rewrite", "neither"}
+        more = ", as rehearsal of what is right" if rehearsed else ""
+        gained = f"expected {outcome['expected']:+.2f}, gained {outcome['gain']:+.2f}"
+        told = f"round {outcome['round']}{more}: {outcome['told']} ({gained})"
+        say(wrapped(told, "outcome", indent=2, labels=9))
 
 
 def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in names}
+
+
+# ---- remade ----
 
 
 def remade(arguments: argparse.Namespace, home: Home) -> int:
@@ -126,15 +228,27 @@ def remade(arguments: argparse.Namespace, home: Home) -> int:
         job = store.get(arguments.job)
     path = home.run(job.id) / REMADE
     if not path.exists():
-        raise NotFound(f"job {job.id} ({job.mode}, {job.state}) has no remade data")
+        yet = " yet; it is written when the job ends" if job.state in OPEN and job.mode != "numeric" else ""
+        raise NotFound(f"job {job.id} ({job.mode}, {job.state}) has no remade data{yet}")
     lines = path.read_bytes().splitlines(keepends=True)
     chosen = lines if arguments.all else [line for line in lines if "remade" in json.loads(line)]
+    if not chosen:
+        hint(f"job {job.id} remade no row; --all gives all {len(lines)} as they are")
     if arguments.output == "-":
         sys.stdout.buffer.writelines(chosen)
         return 0
-    Path(arguments.output).write_bytes(b"".join(chosen))
+    _write(Path(arguments.output), b"".join(chosen))
     if arguments.json:
         print_json({"job": job.id, "file": arguments.output, "rows": len(chosen)})
     else:
         say(f"{arguments.output}: {len(chosen)} rows")
     return 0
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Raises StorageError; a file that was there keeps its old content then."""
+    try:
+        # A device or a pipe must be written to, not replaced; nor must a link.
+        write_file(path.resolve(), data) if path.is_file() or not path.exists() else path.write_bytes(data)
+    except OSError as fault:
+        raise StorageError(f"cannot write {path}: {fault.strerror}; give another file with -o") from fault

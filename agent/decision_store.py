@@ -54,7 +54,10 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Round:
-    """One round of a job: what it did and why, why it ended, and its figures."""
+    """One round of a job: what it did and why, why it ended, and its figures.
+
+    The last one has the phase "stop", which says why the job went no further, and no figures.
+    """
 
     number: int
     phase: str

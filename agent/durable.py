@@ -49,11 +49,19 @@ def make_private(path: Path) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step: a reader sees the old bytes or the new ones, never half."""
+    """Replace `path` by `data` in one step: a reader sees the old bytes or the new ones, never half.
+
+    Raises OSError, and leaves nothing half-written beside the file, which may be in a folder that nobody sweeps.
+    """
     temporary = temporary_beside(path)
-    temporary.write_bytes(data)
-    fsync_path(temporary)
-    temporary.rename(path)
+    try:
+        temporary.write_bytes(data)
+        fsync_path(temporary)
+        temporary.rename(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
     fsync_path(path.parent)
 
 

@@ -13,11 +13,35 @@ PHASES = {
     "before": "measuring held-out rows before",
     "train": "training",
     "after": "measuring held-out rows after",
+    "after with prompt": "measuring held-out rows with a system prompt",
+    "probe": "asking the model every training row",
     "publish": "publishing the version",
     "rewrite": "rewriting flagged examples",
     "wait": "waiting for the device",
 }
 """What a job's phases are called for people."""
+TEXTS = {
+    "split": "{train} rows to train on, {held_out} held out",
+    "loaded": "model loaded: version {version}, {architecture} on {device} in {dtype}, {seconds:.1f} s",
+    "step": "step {step}/{steps}  loss {loss:.4f}  grad {grad_norm:.3f}  lr {learning_rate:.1e}  "
+    "{tokens_per_s:.0f} tokens/s  {rss_mb:.0f} MB",
+    "checkpoint": "checkpoint at step {step}",
+    "resume": "going on from {checkpoint}",
+    "trained": "trained {step} steps, {tokens} tokens in {seconds:.0f} s, peak {peak_rss_mb:.0f} MB",
+    "evaluated": "{phase}: held-out {means}",
+    "rewrite": "{id}: {state}{why_not}",
+    "round": "-- round {round}, {phase}: {why} ({states})",
+    "window": "window: {measured}, {reason}",
+    "round over": "round {round} over, {ended}: {gained:+.2f} reward on {examples} examples, "
+    "mean {reward:.3f}; {steps} steps, {requests_here} requests",
+    "prompt": "the system prompt changes the mean reward by {gain:+.3f} and {kept}",
+    "parked": "parked: {reason}",
+    "verdict": "verdict: {reason}",
+    "promoted": "version {version} is active",
+    "note": "note: {text}",
+    "ended": "{state}: {reason}",
+}
+"""What events are called for people, with their values and those of `_parts`."""
 
 
 class EventLog:
@@ -56,25 +80,21 @@ def in_words(event: dict[str, Any]) -> str:
     """One event as a line for people, without its time."""
     if event.get("event") == "phase":
         return f"-- {PHASES.get(event.get('phase', ''), event.get('phase'))}"
-    texts = {
-        "split": "{train} rows to train on, {held_out} held out",
-        "loaded": "model loaded: version {version}, {architecture} on {device} in {dtype}, {seconds:.1f} s",
-        "step": "step {step}/{steps}  loss {loss:.4f}  grad {grad_norm:.3f}  lr {learning_rate:.1e}  "
-        "{tokens_per_s:.0f} tokens/s  {rss_mb:.0f} MB",
-        "checkpoint": "checkpoint at step {step}",
-        "resume": "going on from {checkpoint}",
-        "trained": "trained {step} steps, {tokens} tokens in {seconds:.0f} s, peak {peak_rss_mb:.0f} MB",
-        "evaluated": "{phase}: held-out {means}",
-        "rewrite": "{id}: {state}{why_not}",
-        "parked": "parked: {reason}",
-        "verdict": "verdict: {reason}",
-        "promoted": "version {version} is active",
-        "note": "note: {text}",
-        "ended": "{state}: {reason}",
-    }
+    try:
+        return TEXTS[event["event"]].format(**{**event, **_parts(event)})
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return json.dumps(event)
+
+
+def _parts(event: dict[str, Any]) -> dict[str, str]:
+    """What the texts hold beside an event's own values."""
     means = ", ".join(f"{name} {event[name]}" for name in ("content", "style", "loss") if event.get(name) is not None)
     why_not = f" ({'; '.join(event['reasons'])})" if event.get("reasons") else ""
-    try:
-        return texts[event["event"]].format(**event, means=means, why_not=why_not)
-    except (KeyError, ValueError, TypeError):
-        return json.dumps(event)
+    parts = {"means": means, "why_not": why_not, "kept": "is kept" if event.get("pays") else "is left out"}
+    if event["event"] == "round":
+        parts["states"] = ", ".join(f"{count} {state}" for state, count in event["states"].items())
+    if event["event"] == "window":
+        numeric = "loss {level:.4f} ± {noise:.4f}, grad {gradient:.3f}"
+        symbolic = "{requests} requests, {gained:+.2f} reward"
+        parts["measured"] = (numeric if "level" in event else symbolic).format(**event)
+    return parts

@@ -1,33 +1,74 @@
-"""Decisions in words: the reason stored with a choice, and what `explain` prints."""
+"""Decisions in words: the reason stored with a choice, and the texts that `explain` prints."""
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import asdict
 
 from agent.classifier import FEATURES, Choice, Gains
 from agent.decision_store import Chosen
 from agent.rows import Row
 
+WIDTH = 100
+"""Columns of a screen of `explain`."""
+STATES = {
+    "satisfied": "the model answers it right",
+    "weights": "tune the weights on it",
+    "rewrite": "have the remote LLM rewrite its reference",
+    "both": "have its reference rewritten, then tune the weights on it",
+    "neither": "leave it alone: nothing is expected to help",
+}
+"""What each state of an example means, in the order in which they are listed."""
+MEANINGS = {
+    "content_gap": "what the answer's content lacks",
+    "style_gap": "what the answer's style lacks",
+    "reference_gap": "what a rewrite could add to the better of answer and reference",
+    "lift": "by how much the reference is better than the answer",
+    "value_loss": "loss per token of the reference, from 0 to 1 (none to infinite)",
+    "loss_change": "by how much the loss fell since the last round, from -1 to 1",
+    "length": "words of the reference; 200 and more count as 1",
+    "trained": "the lift that tuning has missed so far",
+    "tried": "the gap that rewrites have missed so far",
+    "likely_rewrite": "the part of the gap that rewrites of such constraints have closed",
+}
+"""What the features measure; "one" is the same for all examples."""
 
-def chosen(row: Row, choice: Choice, *, waits: bool) -> Chosen:
-    """A choice as it is stored, with its reason."""
-    standing = asdict(row.standing) | {"answer": row.answered.text if row.answered else None}
+
+def chosen(row: Row, choice: Choice, *, waits: bool, flagged: bool) -> Chosen:
+    """A choice as it is stored, with its reason; `flagged` is whether the row, as it came, asks for a rewrite."""
+    answer = row.answered.text if row.answered else None
+    standing = asdict(row.standing) | {"answer": answer, "source": row.source, "flagged": flagged}
     features = dict(zip(FEATURES, (round(value, 4) for value in choice.features), strict=True))
     gains = {"features": features, "weights": asdict(choice.weights), "rewrite": asdict(choice.rewrite)}
-    return Chosen(row.origin.id, row.origin.line, choice.state, _reason(row, choice, waits=waits), standing, gains)
+    reason = _reason(row, choice, waits=waits, flagged=flagged)
+    return Chosen(row.origin.id, row.origin.line, choice.state, reason, standing, gains)
 
 
-def _reason(row: Row, choice: Choice, *, waits: bool) -> str:
+def _reason(row: Row, choice: Choice, *, waits: bool, flagged: bool) -> str:
     if choice.state == "satisfied":
-        return "the model's answer is right and keeps every constraint"
+        return "the model's answer is right" + (" and keeps every constraint" if row.kinds else "")
     parts = [_in_words("tuning", choice.weights), _in_words("rewriting", choice.rewrite)]
     if row.waits:
         parts.append("the remote is to be asked again later")
     elif waits and choice.tune:
         parts.append("rewritten first, tuned on afterwards")
+    elif choice.remake and not flagged:
+        parts.append("no check finds fault with its reference, so it is not rewritten")
     return "; ".join(parts)
 
 
 def _in_words(action: str, gains: Gains) -> str:
-    sign = ">" if gains.worth_it else "≤"
-    return f"{action} may gain {gains.hoped:.2f} (expected {gains.expected:.2f}) {sign} its cost {gains.cost:.2f}"
+    pays = "pays" if gains.worth_it else "does not pay"
+    return f"{action} {pays}: it may gain {gains.hoped:.2f} (expected {gains.expected:.2f}) and costs {gains.cost:.2f}"
+
+
+def wrapped(text: str, label: str = "", *, indent: int = 0, labels: int = 0) -> str:
+    """A text on lines of at most WIDTH columns, its label, `labels` columns wide, before the first of them."""
+    first = " " * indent + label.ljust(labels)
+    lines = textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * (indent + labels))
+    return "\n".join(lines) or first.rstrip()
+
+
+def shortened(text: str, longest: int) -> str:
+    """A text for one line of a screen, cut where it is longer."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"

@@ -143,14 +143,21 @@ def _told(what: str, job: Job) -> str:
 
 def progress_in_words(job: Job) -> str:
     """Where a running job is, in a few words."""
+    done = job.progress
+    in_round = "round" in done and done.get("phase") in {"train", "probe", "rewrite"}
+    return (f"round {done['round']}: " if in_round else "") + _phase_in_words(done)
+
+
+def _phase_in_words(done: dict[str, Any]) -> str:
     from agent.events import PHASES  # noqa: PLC0415
 
-    done = job.progress
+    phase = PHASES.get(str(done.get("phase")), "starting")
     if done.get("phase") == "rewrite" and "flagged" in done:
-        return f"rewriting {done['done']}/{done['flagged']} flagged examples"
-    if done.get("phase") != "train" or "step" not in done:
-        return PHASES.get(str(done.get("phase")), "starting")
-    return f"step {done['step']}/{done['steps']}  loss {done['loss']:.3f}  {done['tokens_per_s']:.0f} tokens/s"
+        return f"{phase}, {done['done']}/{done['flagged']}"
+    if done.get("phase") == "train" and "step" in done:
+        speed = f"{done['tokens_per_s']:.0f} tokens/s"
+        return f"{phase}, step {done['step']}/{done['steps']}  loss {done['loss']:.3f}  {speed}"
+    return phase
 
 
 def ls(arguments: argparse.Namespace, home: Home) -> int:

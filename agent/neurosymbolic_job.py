@@ -78,7 +78,7 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         path = self.run / PROGRESS
         if not path.exists():
             return None
-        progress = Progress.load(path, self.examples[0])
+        progress = _woken(Progress.load(path, self.examples[0]))
         fault = folder_fault(self.run / progress.checkpoint) if progress.checkpoint else None
         if fault:
             self.attempt.events.add("note", text=f"starting over: the checkpoint is damaged ({fault})")
@@ -88,7 +88,7 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         if progress.checkpoint:
             data = self.write_rows("restore.jsonl", [next(iter(progress.rows.values())).example], "")
             self.train_until(progress, data, progress.step)
-        return _awake(progress)
+        return progress
 
     def _next(self, progress: Progress) -> Progress:
         """Choose for every row, then what to do in the next round. Raises Parked if only the remote can go on."""
@@ -101,17 +101,22 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         # What a row's reference teaches before it is rewritten would have to be unlearned.
         waiting = set(flagged)
         tunes = [name for name, choice in choices.items() if choice.tune and name not in waiting]
-        chosen = (explaining.chosen(row, choices[name], waits=name in waiting) for name, row in rows.items())
+        chosen = (
+            explaining.chosen(row, choices[name], waits=name in waiting, flagged=name in self.flagged)
+            for name, row in rows.items()
+        )
         self.decisions.choose(self.attempt.token, number, chosen)
         numeric = Work(len(tunes), sum(choices[name].weights.expected for name in tunes))
         symbolic = Work(len(rewrites), sum(choices[name].rewrite.expected for name in rewrites))
         phase, why = self._phase(progress, numeric, symbolic)
         if phase is Phase.STOP:
             park_if_deferred([row.rewrite for row in rows.values() if row.rewrite and row.waits])
+            self.decisions.finish(self.attempt.token, Round(number, phase.value, why, "", {}), ())
         by_gain = sorted(rewrites, key=lambda name: -choices[name].rewrite.hoped)
         members = self.with_rehearsal(progress, tunes) if phase is Phase.NUMERIC else by_gain
         states = Counter(choice.state for choice in choices.values())
         self.attempt.events.add("round", round=number, phase=phase.value, why=why, states=states)
+        self.attempt.beat(round=number)
         begun = replace(progress, round=number, phase=phase, why=why, monitor=Monitor(phase), members=tuple(members))
         fresh = replace(begun, outcomes=(), ended="", cut="")
         return self.saved(replace(fresh, first=progress.step, requests_before=progress.requests))
@@ -231,12 +236,13 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         }
 
 
-def _awake(progress: Progress) -> Progress:
-    """With rows that waited for the remote free to be offered again, as the next thing if a phase is over."""
-    waiting = {name: replace(row, waits=False) for name, row in progress.rows.items() if row.waits}
-    if not waiting or not progress.ended:
+def _woken(progress: Progress) -> Progress:
+    """A job that was parked, free to ask the remote again; a round in which that answered nothing does not count."""
+    if not progress.ended or not any(row.waits for row in progress.rows.values()):
         return progress
-    return replace(progress, rows={**progress.rows, **waiting}, phase=None)
+    rows = {name: replace(row, waits=False) for name, row in progress.rows.items()}
+    in_vain = progress.phase is Phase.SYMBOLIC and not progress.outcomes
+    return replace(progress, rows=rows, phase=None, round=progress.round - in_vain)
 
 
 class AlternatingJob(NeurosymbolicJob):
@@ -245,5 +251,5 @@ class AlternatingJob(NeurosymbolicJob):
     def __init__(self, attempt: Attempt) -> None:
         super().__init__(attempt)
         turns = max(1, self.decision.rounds // 2)
-        flagged = sum(symbolic.flag(example, self.offload) is not None for example in self.examples[0])
-        self.schedule = Alternating(steps=-(-self.total_steps // turns), requests=-(-2 * flagged // turns))
+        requests = -(-2 * len(self.flagged) // turns)
+        self.schedule = Alternating(steps=-(-self.total_steps // turns), requests=requests)

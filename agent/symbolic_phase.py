@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import cached_property
 
 from agent import symbolic
 from agent.classifier import Choice
@@ -26,6 +27,11 @@ class SymbolicPhases(Phases):
             progress = self.saved(self._symbolic_window(progress))
         self.attempt.end_offload()
         return progress
+
+    @cached_property
+    def flagged(self) -> frozenset[str]:
+        """Ids of the rows with something wrong in the reference that they came with."""
+        return frozenset(e.id for e in self.examples[0] if symbolic.flag(e, self.offload) is not None)
 
     def may_rewrite(self, row: Row) -> bool:
         """Whether a row can be offered at all: there is a remote to ask, and something is wrong."""

@@ -171,11 +171,11 @@ def test_functions_are_short() -> None:
 
 def test_the_packages_are_listed_one_by_one() -> None:
     """Nothing is shipped because it happens to lie in the checkout."""
-    assert pyproject()["tool"]["setuptools"] == {"packages": list(PACKAGES)}
+    assert pyproject()["tool"]["setuptools"] == {"packages": list(PACKAGES), "package-data": {"agent": ["prior.json"]}}
 
 
 def test_a_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> None:
-    """No test, benchmark or example is shipped; every module of the three packages and the licence are."""
+    """No test, benchmark or example is shipped; every module, the classifier's prior and the licence are."""
     if importlib.util.find_spec("setuptools") is None and os.environ.get("CI") != "true":
         pytest.skip("setuptools is not installed: pip install setuptools")
     copy = tmp_path / "checkout"
@@ -185,7 +185,7 @@ def test_a_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> No
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {name for name in names if ".dist-info/" not in name}
-    assert code == {named(path) for path in python_files(*PACKAGES)}
+    assert code == {"agent/prior.json", *(named(path) for path in python_files(*PACKAGES))}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

@@ -14,13 +14,13 @@ from agent.config import (
     Config,
     add_flags,
     default_toml,
+    job_settings,
     read_config,
-    training_from,
     write_base,
 )
 from agent.errors import ConfigError
 from agent.jsonl import Limits
-from agent.settings import Offload, Training
+from agent.settings import Decision, Offload, Training, part_of
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def faults(path: Path, text: str | bytes) -> list[str]:
 
 def test_without_a_file_everything_has_its_default(path: Path) -> None:
     """A fresh box needs no config.toml."""
-    assert read_config(path) == Config(DEFAULT_BASE, Training(), Offload(), Limits())
+    assert read_config(path) == Config(DEFAULT_BASE, Training(), Decision(), Offload(), Limits())
 
 
 def test_the_written_file_gives_the_defaults_as_it_is_and_with_every_line_uncommented(path: Path) -> None:
@@ -180,33 +180,43 @@ def test_a_name_that_toml_cannot_hold_is_refused(path: Path, name: str) -> None:
 def parse(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(exit_on_error=False)
     add_flags(parser, "training")
+    add_flags(parser, "decision")
     return parser.parse_args(arguments)
 
 
 def test_flags_override_the_file_and_leave_the_rest(path: Path) -> None:
     """Only what is given on the command line changes."""
-    path.write_text("[training]\nrank = 8\nepochs = 2.0\n")
-    settings = training_from(parse("--rank", "4", "--no-checkpointing", "--learning-rate", "1e-4"), read_config(path))
-    assert settings == Training(rank=4, epochs=2.0, checkpointing=False, learning_rate=1e-4)
-    assert training_from(parse(), read_config(path)) == Training(rank=8, epochs=2.0)
+    path.write_text("[training]\nrank = 8\nepochs = 2.0\n[decision]\nrounds = 3\nexplore = 1.5\n")
+    flags = ("--rank", "4", "--no-checkpointing", "--learning-rate", "1e-4", "--rounds", "5")
+    settings = job_settings(parse(*flags), read_config(path))
+    assert part_of(Training, settings) == Training(rank=4, epochs=2.0, checkpointing=False, learning_rate=1e-4)
+    assert part_of(Decision, settings) == Decision(rounds=5, explore=1.5)
+    settings = job_settings(parse(), read_config(path))
+    assert part_of(Training, settings) == Training(rank=8, epochs=2.0)
+    assert part_of(Decision, settings) == Decision(rounds=3, explore=1.5)
 
 
-def test_every_training_setting_has_a_flag() -> None:
-    """Each default can be given as a flag and changes nothing."""
+def test_every_setting_of_a_job_has_a_flag_and_a_name_of_its_own() -> None:
+    """Each default can be given as a flag and changes nothing; a job holds training and decision settings together."""
     given = []
-    for known in dataclasses.fields(Training):
-        flag = "--" + known.name.replace("_", "-")
-        given += [flag] if known.type == "bool" else [flag, str(known.default)]
-    assert training_from(parse(*given), Config(training=Training(rank=8))) == Training()
+    known = [*dataclasses.fields(Training), *dataclasses.fields(Decision)]
+    for each in known:
+        flag = "--" + each.name.replace("_", "-")
+        given += [flag] if each.type == "bool" else [flag, str(each.default)]
+    settings = job_settings(parse(*given), Config(training=Training(rank=8), decision=Decision(rounds=3)))
+    assert settings == {**vars(Training()), **vars(Decision())}
+    assert len(settings) == len(known)
 
 
 def test_every_wrong_flag_is_reported_at_once() -> None:
-    """Bounds and choices of the file hold for flags too."""
+    """Bounds and choices of the file hold for flags too, of all settings of a job."""
+    wrong = ("--rank", "0", "--held-out", "0.9", "--device", "tpu", "--epochs", "nan", "--rounds", "0")
     with pytest.raises(ConfigError) as found:
-        training_from(parse("--rank", "0", "--held-out", "0.9", "--device", "tpu", "--epochs", "nan"), Config())
+        job_settings(parse(*wrong), Config())
     assert str(found.value).split("\n") == [
         "--rank must be between 1 and 256, not 0",
         "--epochs must be between 0.01 and 1000, not nan",
         "--held-out must be between 0 and 0.5, not 0.9",
         "--device must be one of auto, cpu, cuda, not 'tpu'",
+        "--rounds must be between 1 and 1000, not 0",
     ]

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.events import PHASES, EventLog, in_words, read_events
+from agent.events import PHASES, TEXTS, EventLog, in_words, read_events
+from agent.job_commands import progress_in_words
+from agent.store import Store
 
 
 @pytest.fixture
@@ -88,6 +92,47 @@ STEP = {"step": 3, "steps": 9, "loss": 1.23456, "grad_norm": 0.5, "learning_rate
         ({"event": "checkpoint", "step": 20}, "checkpoint at step 20"),
         ({"event": "ended", "state": "failed", "reason": "no {brackets} here"}, "failed: no {brackets} here"),
         ({"event": "note", "text": "{0} cut"}, "note: {0} cut"),
+        ({"event": "phase", "phase": "probe"}, "-- asking the model every training row"),
+        ({"event": "phase", "phase": "after with prompt"}, "-- measuring held-out rows with a system prompt"),
+        (
+            {
+                "event": "round",
+                "round": 2,
+                "phase": "numeric",
+                "why": "{9} examples",
+                "states": {"both": 3, "weights": 6},
+            },
+            "-- round 2, numeric: {9} examples (3 both, 6 weights)",
+        ),
+        (
+            {"event": "window", "phase": "numeric", "reason": "a {gap}", "level": 1.25, "noise": 0.5, "gradient": 0.75},
+            "window: loss 1.2500 ± 0.5000, grad 0.750, a {gap}",
+        ),
+        (
+            {"event": "window", "phase": "symbolic", "reason": "little", "requests": 12, "gained": -0.5},
+            "window: 12 requests, -0.50 reward, little",
+        ),
+        (
+            {
+                "event": "round over",
+                "round": 2,
+                "ended": "saturated",
+                "gained": 1.5,
+                "examples": 9,
+                "reward": 0.75,
+                "steps": 40,
+                "requests_here": 3,
+            },
+            "round 2 over, saturated: +1.50 reward on 9 examples, mean 0.750; 40 steps, 3 requests",
+        ),
+        (
+            {"event": "prompt", "pays": True, "gain": 0.25},
+            "the system prompt changes the mean reward by +0.250 and is kept",
+        ),
+        (
+            {"event": "prompt", "pays": False, "gain": 0},
+            "the system prompt changes the mean reward by +0.000 and is left",
+        ),
     ],
 )
 def test_events_are_told_in_words(event: dict[str, Any], words: str) -> None:
@@ -95,7 +140,18 @@ def test_events_are_told_in_words(event: dict[str, Any], words: str) -> None:
     assert in_words(event).startswith(words)
 
 
-@pytest.mark.parametrize("event", [{"event": "new"}, {"event": "step"}, {"event": "step", **STEP, "loss": "?"}, {}])
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"event": "new"},
+        {"event": "step"},
+        {"event": "step", **STEP, "loss": "?"},
+        {"event": "round", "round": 1, "phase": "numeric", "why": "so", "states": ["both"]},
+        {"event": "round"},
+        {"event": "window", "reason": "none"},
+        {},
+    ],
+)
 def test_an_event_of_another_version_is_shown_as_it_is(event: dict[str, Any]) -> None:
     """Unknown, incomplete or of another type: no failure, the JSON itself."""
     assert json.loads(in_words(event)) == event
@@ -104,3 +160,42 @@ def test_an_event_of_another_version_is_shown_as_it_is(event: dict[str, Any]) ->
 def test_every_phase_has_words_of_its_own() -> None:
     """No two phases read the same."""
     assert len(set(PHASES.values())) == len(PHASES)
+
+
+@pytest.mark.parametrize(
+    ("progress", "words"),
+    [
+        ({}, "starting"),
+        ({"phase": "load"}, "loading the model"),
+        ({"phase": "probe"}, "asking the model every training row"),
+        ({"phase": "probe", "round": 2, "step": 9}, "round 2: asking the model every training row"),
+        ({"phase": "train", **STEP}, "training, step 3/9  loss 1.235  812 tokens/s"),
+        ({"phase": "train", "round": 1, **STEP}, "round 1: training, step 3/9  loss 1.235  812 tokens/s"),
+        ({"phase": "train", "round": 1}, "round 1: training"),
+        ({"phase": "rewrite", "done": 4, "flagged": 7}, "rewriting flagged examples, 4/7"),
+        ({"phase": "rewrite", "round": 3, "done": 4, "flagged": 7}, "round 3: rewriting flagged examples, 4/7"),
+        ({"phase": "after with prompt", "round": 3, **STEP}, "measuring held-out rows with a system prompt"),
+        ({"phase": "wait", "round": 3}, "waiting for the device"),
+    ],
+)
+def test_a_running_job_says_its_round_and_its_phase(progress: dict[str, Any], words: str, tmp_path: Path) -> None:
+    """What `ls`, `show` and the daemon's own output say; the phases at both ends of a job belong to no round."""
+    with Store(tmp_path / "jobs.db") as store:
+        store.add("f", "s", 1, 0, "", {}, "base", "neurosymbolic")
+        job = store.claim("boot", 1)
+    assert job is not None
+    assert progress_in_words(replace(job, progress=progress)) == words
+
+
+SOURCES = Path(__file__).parents[2] / "agent"
+
+
+def test_every_event_and_phase_that_the_agent_writes_has_words() -> None:
+    """`logs` shows no JSON: names are looked up in the source, so that a new one is not forgotten."""
+    source = "".join(path.read_text() for path in SOURCES.glob("*.py"))
+    phases = set(re.findall(r'(?:attempt\.phase|self\.measure)\("([^"]+)"', source))
+    assert phases <= set(PHASES)
+    assert {"probe", "after with prompt"} <= phases
+    events = set(re.findall(r'events(?:\.jsonl"\))?\.add\("([^"]+)"', source)) | {"parked", "ended"}
+    assert {"round", "round over", "window", "prompt"} <= events
+    assert events - set(TEXTS) == {"phase"}

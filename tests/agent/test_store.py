@@ -404,8 +404,8 @@ PRAGMAS = {"journal_mode": "delete", "synchronous": 3, "busy_timeout": 10_000}
 def test_an_old_database_is_migrated_without_loss(path: Path, store: Store) -> None:
     """A queue of the first schema gets the later tables and keeps its jobs."""
     job = add(store)
-    store._connection.execute("DROP TABLE promotions")
-    store._connection.execute("DROP TABLE remote")
+    for table in ("promotions", "remote", "rounds", "choices", "outcomes"):
+        store._connection.execute(f"DROP TABLE {table}")
     store._connection.execute("ALTER TABLE jobs DROP COLUMN wake")
     store._connection.execute("DELETE FROM _sqlite_migrations WHERE name <> ?", (jobs_and_moves.__name__,))
     store._connection.execute("PRAGMA user_version = 1")
