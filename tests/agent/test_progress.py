@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from agent.classifier import prior
 from agent.monitor import Monitor, Phase, Window
-from agent.numeric_phase import _loss
 from agent.progress import Progress
 from agent.shapes import Example, Message
+from agent.stylometry import Stylometry
 
 ROWS = {
     "pump": row(example("pump", 1), loss_before=3.25, trained=2, tried=1, rewrite=rewritten(), waits=True),
@@ -36,7 +36,8 @@ FULL = Progress(
     members=("pump", "Köln 日本"),
     outcomes=(tuned(gain=0.1 + 0.2), offered(told="rejected: 1 comma found: “a”,")),
     ended="rewriting gains little",
-    gained=True,
+    flat=(Phase.SYMBOLIC,),
+    cut="the remote is away",
     step=40,
     first=20,
     checkpoint="attempt-1/checkpoints/step-40",
@@ -132,7 +133,9 @@ def test_the_file_is_flushed_before_it_takes_the_place_of_the_last_one(
 
 def test_a_row_without_a_token_to_learn_can_be_written_down(path: Path) -> None:
     """Its loss is as bad as can be, but finite: JSON and the classifier know no infinity."""
-    row_ = row(example("cut off"), loss=_loss(None), loss_before=_loss(None))
+    styled = Stylometry.of([GOOD])
+    row_ = row(example("cut off")).after_probe("", math.inf, styled, trained=False)
+    row_ = row_.after_probe("", math.inf, styled, trained=True)
     progress = Progress(rows={"cut off": row_}, classifier=prior())
     assert reloaded(progress, path) == progress
     seen = prior().choose(row_.standing, COSTS["both"])

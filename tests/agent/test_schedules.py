@@ -40,12 +40,12 @@ def test_a_monitored_phase_lasts_as_long_as_the_monitor_says(phase: Phase) -> No
 
 
 @pytest.mark.parametrize("last", [None, NUMERIC, SYMBOLIC])
-@pytest.mark.parametrize("gained", [True, False])
-def test_a_monitored_job_changes_sides_as_the_monitor_says(last: Phase | None, gained: bool) -> None:  # noqa: FBT001
-    """Work, last phase and gain are passed on as they are."""
+@pytest.mark.parametrize("flat", [frozenset(), frozenset({NUMERIC}), frozenset({NUMERIC, SYMBOLIC})])
+def test_a_monitored_job_changes_sides_as_the_monitor_says(last: Phase | None, flat: frozenset[Phase]) -> None:
+    """Work, last phase and flat sides are passed on as they are."""
     for numeric, symbolic in ((SOME, MUCH), (MUCH, SOME), (NOTHING, SOME), (SOME, NOTHING), (NOTHING, NOTHING)):
-        expected = monitor.next_phase(last, numeric, symbolic, gained=gained)
-        assert Monitored().next_phase(last, numeric, symbolic, gained=gained) == expected
+        expected = monitor.next_phase(last, numeric, symbolic, flat)
+        assert Monitored().next_phase(last, numeric, symbolic, flat) == expected
 
 
 # ---- in turns ----
@@ -70,7 +70,7 @@ def test_a_turn_ends_whatever_the_signal_says() -> None:
     assert not Alternating(5 * STEPS_A_WINDOW, 1).advance(Monitor(NUMERIC), window)[1].over
 
 
-@pytest.mark.parametrize("gained", [True, False])
+@pytest.mark.parametrize("flat", [frozenset(), frozenset({NUMERIC}), frozenset({NUMERIC, SYMBOLIC})])
 @pytest.mark.parametrize(
     ("last", "numeric", "symbolic", "phase"),
     [
@@ -91,9 +91,9 @@ def test_turns_alternate_while_both_sides_have_work(
     numeric: Work,
     symbolic: Work,
     phase: Phase,
-    gained: bool,  # noqa: FBT001
+    flat: frozenset[Phase],
 ) -> None:
     """The other side, else the same again, else the end; expected and measured gains do not matter."""
-    chosen, why = Alternating(10, 10).next_phase(last, numeric, symbolic, gained=gained)
+    chosen, why = Alternating(10, 10).next_phase(last, numeric, symbolic, flat)
     assert chosen is phase
     assert why
