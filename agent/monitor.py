@@ -162,16 +162,12 @@ def next_phase(
 ) -> tuple[Phase, str]:
     """What to do after a phase, and why.
 
-    The side that is expected to gain more begins, numeric where they are even, because what it teaches saves rewrites;
-    after that they take turns. Hysteresis: `flat` are the sides whose last phase gained nothing, and neither of them is
-    taken up again until the other one has gained something; two flat sides end the job.
+    Rewriting begins, where it has anything to do: a reference is rewritten once, but passes over it before that teach
+    what has to be unlearned. After that the sides take turns. Hysteresis: `flat` are the sides whose last phase gained
+    nothing, and neither of them is taken up again until the other one has gained something; two flat sides end the job.
     """
-    work = {Phase.NUMERIC: numeric, Phase.SYMBOLIC: symbolic}
-    if last is None:
-        order = sorted(work, key=lambda phase: -work[phase].gain)
-    else:
-        order = sorted(work, key=lambda phase: phase is last)
-    for phase in order:
+    work = {Phase.SYMBOLIC: symbolic, Phase.NUMERIC: numeric}
+    for phase in sorted(work, key=lambda phase: phase is last):
         if work[phase].examples and phase not in flat:
             verb = "tune the weights on" if phase is Phase.NUMERIC else "rewrite"
             return phase, f"{work[phase].examples} examples to {verb}, expected gain {work[phase].gain:.1f}"

@@ -137,9 +137,9 @@ BOTH = {Phase.NUMERIC, Phase.SYMBOLIC}
 @pytest.mark.parametrize(
     ("last", "numeric", "symbolic", "flat", "phase"),
     [
-        (None, MORE, SOME, set(), Phase.NUMERIC),
+        (None, MORE, SOME, set(), Phase.SYMBOLIC),
         (None, SOME, MORE, set(), Phase.SYMBOLIC),
-        (None, SOME, SOME, set(), Phase.NUMERIC),
+        (None, SOME, NONE, set(), Phase.NUMERIC),
         (None, NONE, SOME, set(), Phase.SYMBOLIC),
         (None, NONE, NONE, set(), Phase.STOP),
         (Phase.NUMERIC, MORE, SOME, set(), Phase.SYMBOLIC),
@@ -154,7 +154,7 @@ BOTH = {Phase.NUMERIC, Phase.SYMBOLIC}
     ],
 )
 def test_the_next_phase(last: Phase | None, numeric: Work, symbolic: Work, flat: set[Phase], phase: Phase) -> None:
-    """The side that gains more begins; then they take turns; a flat side is passed over, two are the end."""
+    """Rewriting begins; then they take turns; a flat side is passed over, two are the end."""
     assert next_phase(last, numeric, symbolic, frozenset(flat))[0] is phase
 
 
@@ -167,4 +167,4 @@ def test_two_flat_sides_end_a_job_whatever_work_they_still_see() -> None:
         turns.append(phase)
         flat.add(phase)
         phase, _ = next_phase(phase, MORE, MORE, frozenset(flat))
-    assert turns == [Phase.NUMERIC, Phase.SYMBOLIC]
+    assert turns == [Phase.SYMBOLIC, Phase.NUMERIC]
