@@ -46,12 +46,16 @@ from agent.shapes import Example, Message
 from agent.stages import Stages
 from benchmarks.arms import ARMS
 from benchmarks.boxes import box, run_job
-from benchmarks.decision_report import report
+from benchmarks.decision_report import example, joint_reward, report, scored
 
 DATA = Path(__file__).with_name("data")
 ANSWERS = DATA / "answers.jsonl"
 REWRITTEN_SLICES = {"single", "double"}
 """Slices whose answers are rewritten one by one: each costs requests, and the others would say the same."""
+TUNED = DATA / "tuned.json"
+RATES = (1e-3, 2e-3)
+"""The grid of learning rates."""
+TUNING_SEED = 100
 MAIN = ("numeric only", "rewrite everything", "fixed alternation", "random routing", "obvious rule", "neurosymbolic")
 
 
@@ -62,6 +66,7 @@ class Setup:
     out: Path
     model: Path
     mix: str
+    held_out: str
     record: str
     settings: dict[str, Any]
     tuned: dict[str, dict[str, Any]]
@@ -70,18 +75,18 @@ class Setup:
     @property
     def data(self) -> Path:
         """Training and held-out rows in one file, as `enqueue` takes them."""
-        return self.out / f"data-{self.mix}.jsonl"
+        return self.out / f"{self.mix}-{self.held_out}.jsonl"
 
     def box(self, name: str) -> Home:
         """The state folder of an arm."""
-        folder = self.out / self.mix / name.replace(" ", "-").replace("+-", "")
+        folder = self.out / f"{self.mix}-{self.held_out}" / name.replace(" ", "-")
         return box(folder, self.model, [ANSWERS] if ANSWERS.exists() else [], self.record)
 
 
 def write_data(setup: Setup) -> list[dict[str, Any]]:
     """Write the file that the jobs take; returns the held-out rows with their truth."""
     train = _rows(DATA / f"{setup.mix}.jsonl")
-    held_out = _rows(DATA / "held-out.jsonl")
+    held_out = _rows(DATA / f"{setup.held_out}.jsonl")
     marked = [{**row, "split": "train"} for row in train] + [{**row, "split": "held_out"} for row in held_out]
     setup.out.mkdir(parents=True, exist_ok=True)
     setup.data.write_text("".join(json.dumps(row) + "\n" for row in marked))
@@ -253,6 +258,22 @@ def all_results(setup: Setup, seeds: list[int], arms: tuple[str, ...], held_out:
                 yield rewritten_answers(setup, result, held_out)
 
 
+def tune(setup: Setup, arms: tuple[str, ...]) -> None:
+    """Choose each arm's learning rate on rows that are not held out, with a seed that is not reported."""
+    rows = write_data(setup)
+    truth = {row["id"]: example(row) for row in rows}
+    chosen = {}
+    for arm in arms:
+        joint = {}
+        for rate in RATES:
+            tried = replace(setup, out=setup.out / f"rate-{rate:g}", tuned={arm: {"learning_rate": rate}})
+            write_data(tried)
+            joint[rate] = joint_reward(scored([run_arm(tried, arm, TUNING_SEED)], truth))
+        chosen[arm] = {"learning_rate": max(RATES, key=lambda rate: joint[rate])}
+        print(f"{arm}: " + ", ".join(f"{rate:g} {value:.3f}" for rate, value in joint.items()), flush=True)
+    TUNED.write_text(json.dumps(chosen, indent=1) + "\n")
+
+
 def export_answers(setup: Setup, homes: list[Home]) -> None:
     """Add what the boxes recorded to the answers of the repository."""
     known = {}
@@ -274,13 +295,17 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=sorted(ARMS), default=MAIN)
     parser.add_argument("--epochs", type=float, default=6.0, help="passes that the budget of steps is for [6]")
+    parser.add_argument("--tune", action="store_true", help="choose the learning rates of the arms instead")
     parser.add_argument("--record", default="", metavar="URL", help="ask this LLM for what is not recorded")
     parser.add_argument("--keep", type=Path, help="file to write the figures to")
     given = parser.parse_args()
     model = Home(given.state).model(given.base)
     settings = {"epochs": given.epochs, "checkpointing": False, "max_new_tokens": 56, "most_fall": 1.0}
-    tuned = json.loads((DATA / "tuned.json").read_text()) if (DATA / "tuned.json").exists() else {}
-    setup = Setup(given.out / given.base, model, given.mix, given.record, settings, tuned)
+    tuned = json.loads(TUNED.read_text()) if TUNED.exists() else {}
+    setup = Setup(given.out / given.base, model, given.mix, "held-out", given.record, settings, tuned)
+    if given.tune:
+        tune(replace(setup, held_out="tuning"), tuple(given.arms))
+        return 0
     held_out = write_data(setup)
     results = list(all_results(setup, given.seeds, tuple(given.arms), held_out))
     figures = report(results, held_out)

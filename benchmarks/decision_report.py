@@ -20,7 +20,7 @@ Scores = dict[str, list[tuple[float, float | None]]]
 
 def report(results: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Print the tables; returns their figures."""
-    truth = {row["id"]: _example(row) for row in held_out}
+    truth = {row["id"]: example(row) for row in held_out}
     slices = {name: [row["id"] for row in held_out if row["slice"] == name] for name in SLICES}
     arms: dict[str, list[dict[str, Any]]] = {}
     for result in results:
@@ -35,7 +35,8 @@ def report(results: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]
     return figures
 
 
-def _example(row: dict[str, Any]) -> Example:
+def example(row: dict[str, Any]) -> Example:
+    """A row of the data, as it is judged."""
     messages = tuple(Message(**message) for message in row["messages"])
     return Example(row["id"], messages, "held_out", row["answer"], tuple(row["constraints"]), 0)
 
@@ -47,6 +48,11 @@ def scored(runs: Sequence[dict[str, Any]], truth: dict[str, Example]) -> Scores:
         for answer in run["answers"]:
             scores.setdefault(answer["id"], []).append(rewards(truth[answer["id"]], answer["text"]))
     return scores
+
+
+def joint_reward(scores: Scores) -> float:
+    """Share of answers whose content is right and which keep every constraint."""
+    return fmean(content * (style in (None, 1)) for row in scores.values() for content, style in row)
 
 
 def _figures(rows: Sequence[Sequence[tuple[float, float | None]]]) -> dict[str, list[float]]:

@@ -114,10 +114,10 @@ def report(version: dict[str, Any], told: dict[str, Any], seconds: float) -> Non
         for each in slices
     ])  # fmt: skip
     used = figures["requests"]
-    avoided = told["avoided"]
-    print(
-        f"\n  remote LLM    {used} requests used; {avoided} flagged rows never sent, because the model mended them itself"
-    )
+    offered = {outcome["example"] for outcome in told["outcomes"] if outcome["action"] == "rewrite"}
+    flagged = {choice["example"] for choice in told["choices"] if choice["standing"]["flagged"]}
+    print(f"\n  remote LLM    {used} requests for {len(offered)} of {len(flagged)} flagged rows; the other", end=" ")
+    print(f"{len(told['choices']) - len(offered)} rows were never sent")
     print(f"  training      {figures['steps']} steps, {figures['tokens']} tokens, {figures['train_seconds']:.0f} s")
     print(f"  peak memory   {figures['peak_rss_mb']:.0f} MB")
     print(f"  all in all    {seconds:.0f} s")
