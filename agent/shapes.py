@@ -6,7 +6,8 @@
     alpaca      {"instruction": "...", "input": "...", "output": "..."}           input may be missing
     sharegpt    {"conversations": [{"from": "human", "value": "..."}, ...]}
 
-Every shape may carry id, split, answer, answer_check and constraints; null means absent, other keys are ignored.
+Every shape may carry id, split, answer, answer_check and constraints; null means absent, other keys are ignored. In the
+place of constraints, IFEval's own instruction_id_list and kwargs are read.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ SPLITS = {
     **dict.fromkeys(("held_out", "held-out", "heldout", "test", "validation", "valid", "val", "dev", "eval"), HELD_OUT),
 }
 """What people call the two parts of a data set, and what we call them."""
+
+_IFEVAL = ("instruction_id_list", "kwargs")
+"""Where a row of IFEval (arXiv 2311.07911) has its constraints."""
+_OPTIONAL = ("input", "id", "split", "answer", "answer_check", "constraints", *_IFEVAL)
 
 MAX_ID = 200
 """Longest example id in characters."""
@@ -121,16 +126,14 @@ def to_example(record: dict[str, Any], shape: Shape, line: int) -> Example:
             f"the row lacks {' and '.join(map(quote, shape.keys))}, the shape of the rows before it",
             "use one shape in a file",
         )
-    check_text(
-        [record.get(key) for key in (*shape.keys, "input", "id", "split", "answer", "answer_check", "constraints")]
-    )
+    check_text([record.get(key) for key in (*shape.keys, *_OPTIONAL)])
     messages, answer = _ending_in_answer(shape.messages(record)), _answer(record.get("answer"))
     return Example(
         id=_identifier(record.get("id"), line),
         messages=messages,
         split=_split(record.get("split")),
         answer=answer,
-        constraints=_constraints(record.get("constraints"), messages[:-1]),
+        constraints=_constraints(_asked(record), messages[:-1]),
         line=line,
         answer_check=_answer_check(record.get("answer_check"), answer),
     )
@@ -256,6 +259,17 @@ def _answer_check(value: Any, answer: str | None) -> str:
     if value == NUMBER and answer is not None and last_number(answer) is None:
         raise BadRow(f'"answer" holds no number: {quote(answer)}', 'write the number, or leave "answer_check" out')
     return str(value)
+
+
+def _asked(record: dict[str, Any]) -> Any:
+    """The constraints of a row, or those of a row of IFEval: a list of ids, and one of as many objects of kwargs."""
+    ids, kwargs = (record.get(key) for key in _IFEVAL)
+    if record.get("constraints") is not None or ids is None:
+        return record.get("constraints")
+    if not isinstance(ids, list) or not isinstance(kwargs, list) or len(ids) != len(kwargs):
+        found = f'"{_IFEVAL[0]}" and "{_IFEVAL[1]}" are not two lists of the same length'
+        raise BadRow(found, "give one object of kwargs for each id, as IFEval does")
+    return [{"id": name, "kwargs": arguments} for name, arguments in zip(ids, kwargs, strict=True)]
 
 
 def _constraints(value: Any, prompt: tuple[Message, ...]) -> tuple[dict[str, Any], ...]:

@@ -4,8 +4,9 @@ from typing import Any
 import pytest
 from reading import one, only_bad, read, rows, turns
 
+from agent.jsonl import BadRow
 from agent.reward import ANSWER_CHECKS
-from agent.shapes import HELD_OUT, SPLITS, TRAIN, Example, Message
+from agent.shapes import HELD_OUT, SPLITS, TRAIN, Example, Message, detect, to_example
 
 QUESTION = turns(("user", "Q"), ("assistant", "A"))
 
@@ -207,3 +208,49 @@ def test_an_id_that_is_taken_makes_the_later_line_bad() -> None:
     examples, bad = read(rows(*({"text": "x", "id": name} for name in ids)))
     assert [example.id for example in examples] == ["a", "line-5", "line-4", "line-7", "line-8"]
     assert [fault.line for fault in bad] == [2, 5, 6]
+
+
+# ---- constraints as IFEval writes them ----
+
+
+def ifeval(**changes: Any) -> dict[str, Any]:
+    """A row of an IFEval file with a completion."""
+    row = {
+        "key": 1,
+        "prompt": "Name a port. Use no commas.",
+        "completion": "Port 4713.",
+        "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words"],
+        "kwargs": [{}, {"relation": "less than", "num_words": 9}],
+    }
+    return {**row, **changes}
+
+
+def test_constraints_are_read_from_an_ifeval_row() -> None:
+    """A file of IFEval with completions can be queued as it is."""
+    record = ifeval()
+    found = to_example(record, detect(record), 1).constraints
+    assert [each["id"] for each in found] == record["instruction_id_list"]
+    assert found[1]["kwargs"]["num_words"] == 9
+
+
+def test_a_row_s_own_constraints_come_before_those_of_ifeval() -> None:
+    """They are what this project's files say."""
+    record = ifeval(constraints=[{"id": "punctuation:no_comma"}])
+    assert len(to_example(record, detect(record), 1).constraints) == 1
+
+
+@pytest.mark.parametrize("changes", [{"kwargs": [{}]}, {"kwargs": None}, {"instruction_id_list": "a"}])
+def test_ifeval_lists_that_do_not_fit_are_a_bad_row(changes: dict[str, Any]) -> None:
+    """Ids and arguments belong together one by one."""
+    record = ifeval(**changes)
+    with pytest.raises(BadRow) as caught:
+        to_example(record, detect(record), 1)
+    assert "two lists of the same length" in caught.value.problem
+
+
+def test_an_unknown_ifeval_id_is_a_bad_row() -> None:
+    """With the near match, as for any constraint."""
+    record = ifeval(instruction_id_list=["punctuation:no_coma"], kwargs=[{}])
+    with pytest.raises(BadRow) as caught:
+        to_example(record, detect(record), 1)
+    assert "did you mean punctuation:no_comma" in caught.value.problem
