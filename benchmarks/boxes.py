@@ -7,7 +7,9 @@ remote LLM is its recorded answers (`cache-only`): a request that was not record
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import os
+import platform
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +38,19 @@ class Works(Protocol):
     def work(self) -> tuple[str, int | None]:
         """Do what is left of the job."""
         ...
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the versions that a figure belongs to."""
+    names = ("torch", "transformers", "peft", "bitsandbytes", "textgrad")
+    (model, *_) = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
+    ] or [""]
+    return {
+        "machine": f"{model.partition(': ')[2]}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in names},
+    }
 
 
 Make = Callable[[Attempt], Works]

@@ -42,11 +42,12 @@ from agent.jsonl import Limits
 from agent.offload_messages import CacheExport
 from agent.offloading import offload_worker
 from agent.settings import Offload
-from agent.shapes import Example, Message
+from agent.shapes import TRAIN, Example, Message
 from agent.stages import Stages
 from benchmarks.arms import ARMS
-from benchmarks.boxes import box, run_job
+from benchmarks.boxes import box, machine, run_job
 from benchmarks.decision_report import example, joint_reward, report, scored
+from benchmarks.decision_routing import routing
 
 DATA = Path(__file__).with_name("data")
 ANSWERS = DATA / "answers.jsonl"
@@ -308,7 +309,13 @@ def main() -> int:
         return 0
     held_out = write_data(setup)
     results = list(all_results(setup, given.seeds, tuple(given.arms), held_out))
-    figures = report(results, held_out)
+    figures: dict[str, Any] = {"arms": report(results, held_out)}
+    if set(MAIN) <= set(given.arms):
+        boxes = [{arm: setup.box(f"seed-{seed}/{arm}") for arm in MAIN} for seed in given.seeds]
+        train = _rows(DATA / f"{setup.mix}.jsonl")
+        examples = [each for each in examples_of(setup.data) if each.split == TRAIN]
+        figures["routing"] = routing(boxes, train, examples)
+    figures |= machine()
     if given.keep:
         given.keep.write_text(json.dumps(figures, indent=1) + "\n")
     print(json.dumps(figures))

@@ -25,7 +25,7 @@ from agent.home import Home
 from agent.progress import Progress
 from agent.settings import Decision
 from agent.shapes import Example
-from agent.store import Store, open_existing
+from agent.store import open_existing
 
 Row = dict[str, Any]
 
@@ -115,13 +115,11 @@ def calibration(homes: Sequence[Home], action: str, parts: int = 10) -> list[dic
     """Predicted against measured gain of an action, in equal parts by what was predicted."""
     pairs: list[tuple[float, float]] = []
     for home in homes:
-        with Store(home.database) as store:
+        with open_existing(home.database) as store:
             told = DecisionStore(store, 1).outcomes()
         pairs += [(row["expected"], row["gain"]) for row in told if row["action"] == action]
     pairs.sort()
-    size = max(1, len(pairs) // parts)
-    cut = [pairs[start : start + size] for start in range(0, size * parts, size)]
-    cut[-1] += pairs[size * parts :]
+    cut = [pairs[len(pairs) * part // parts : len(pairs) * (part + 1) // parts] for part in range(parts)]
     return [
         {
             "predicted": round(fmean(p for p, _ in part), 3),
@@ -131,3 +129,38 @@ def calibration(homes: Sequence[Home], action: str, parts: int = 10) -> list[dic
         for part in cut
         if part
     ]
+
+
+def routing(boxes: Sequence[dict[str, Home]], rows: Sequence[Row], examples: Sequence[Example]) -> dict[str, Any]:
+    """All of this over some seeds, printed; `boxes` are those of the arms by name, seed by seed."""
+    costs = Decision()
+    confusions, found = [], []
+    for arms in boxes:
+        chosen = first_choices(arms["neurosymbolic"])
+        numeric, remade = (last_rewards(arms[arm], examples) for arm in ("numeric only", "rewrite everything"))
+        asked = requests(arms["rewrite everything"], examples)
+        net = {i: values(chosen[i], numeric[i], remade[i], asked[i], costs) for i in chosen}
+        confusions.append(confusion(rows, chosen))
+        found.append(regrets(rows, chosen, net))
+    ours = [arms["neurosymbolic"] for arms in boxes]
+    figures = {
+        "right": [each["right"] for each in confusions],
+        "confusion": confusions[0],
+        "regret": {way: round(fmean(each[way] for each in found), 4) for way in found[0]},
+        "calibration": {action: calibration(ours, action) for action in ("weights", "rewrite")},
+    }
+    _print(figures)
+    return figures
+
+
+def _print(figures: dict[str, Any]) -> None:
+    print(f"\nrouting: both bits right on {figures['right']} of the rows whose truth is known, by seed")
+    for bit in ("weights", "rewrite"):
+        (left, needless), (missed, met) = figures["confusion"][bit]
+        print(f"  {bit} needed: chosen {met}, missed {missed}; not needed: chosen {needless}, left {left}")
+    print("mean regret against the best action in hindsight, in reward a row:")
+    for way, regret in figures["regret"].items():
+        print(f"  {way:<16}{regret:.4f}")
+    for action, parts in figures["calibration"].items():
+        print(f"calibration, {action}: predicted → measured gain by decile")
+        print("  " + ", ".join(f"{part['predicted']:+.2f} → {part['measured']:+.2f}" for part in parts))
