@@ -91,8 +91,9 @@ Tallies = Mapping[str, Tally]
 
 def likely_rewrite(kinds: Iterable[str], tallies: Tallies) -> float:
     """Expected share of the missing reward that a rewrite gains: the worst of the kinds, shrunk to the average."""
-    offered = sum(tally.offered for tally in tallies.values())
-    average = (sum(tally.gained for tally in tallies.values()) + 1) / (offered + 2)
+    # fsum, because a resumed job has the kinds in another order.
+    offered = math.fsum(tally.offered for tally in tallies.values())
+    average = (math.fsum(tally.gained for tally in tallies.values()) + 1) / (offered + 2)
     each = [tallies.get(kind, Tally()) for kind in kinds] or [Tally()]
     return min((tally.gained + ASSUMED * average) / (tally.offered + ASSUMED) for tally in each)
 

@@ -49,7 +49,8 @@ class Evaluation:
     @property
     def slices(self) -> dict[str, tuple[float, ...]]:
         """Rewards that must not fall, by name: content, style, each kind of constraint, earlier jobs' held-out rows."""
-        found: dict[str, list[float]] = {"content": self.content, "likeness": self.likeness}
+        likeness = [alike for alike, style in zip(self.likeness, self.style, strict=False) if style is None]
+        found: dict[str, list[float]] = {"content": self.content, **({"likeness": likeness} if likeness else {})}
         # A job that an older version of this program began has measured no kinds.
         for style, reward, kinds in zip(self.style, self.rewards, self.kinds or [[]] * len(self.style), strict=True):
             if style is not None:

@@ -88,9 +88,9 @@ class Verdict:
 
 
 def numeric_window(steps: Sequence[Any]) -> Window:
-    """A window of `agent.protocol.Step`s: of their value losses if all have one, else of their losses."""
+    """A window of `agent.protocol.Step`s: of the value losses that they have, of their losses if none has one."""
     values = [step.value_loss for step in steps if step.value_loss is not None]
-    losses = values if len(values) == len(steps) else [step.loss for step in steps]
+    losses = values or [step.loss for step in steps]
     noise = stdev(losses) / len(losses) ** 0.5 if len(losses) > 1 else 0.0
     return Window(fmean(losses), noise, fmean(step.grad_norm for step in steps))
 

@@ -22,11 +22,12 @@ from agent.attempt import Attempt
 from agent.classifier import prior
 from agent.decision_store import Round
 from agent.durable import folder_fault
+from agent.errors import CacheMiss, RemoteRefused
 from agent.evaluation import Evaluation
-from agent.gate import lowest
+from agent.gate import judge
 from agent.monitor import Monitor, Phase, Work
 from agent.numeric_phase import NumericPhases
-from agent.parking import park_if_deferred
+from agent.parking import park
 from agent.phases import PROGRESS
 from agent.progress import Progress
 from agent.protocol import Save
@@ -56,7 +57,7 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         """All rounds that are left; returns the state after the last. Raises Parked."""
         progress = self._resumed() or self._begun()
         while True:
-            if progress.phase is None or progress.ended:
+            if progress.phase is None or progress.finished:
                 progress = self._next(progress)
             if progress.phase is Phase.STOP:
                 return progress
@@ -86,7 +87,8 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         self.attempt.phase("load")
         self.load_for_training()
         if progress.checkpoint:
-            data = self.write_rows("restore.jsonl", [next(iter(progress.rows.values())).example], "")
+            learnable = next(row.example for row in progress.rows.values() if row.is_learnable)
+            data = self.write_rows("restore.jsonl", [learnable], "")
             self.train_until(progress, data, progress.step)
         return progress
 
@@ -99,8 +101,10 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         flagged = [] if progress.spent else flagged
         rewrites = [name for name in flagged if not rows[name].waits]
         # What a row's reference teaches before it is rewritten would have to be unlearned.
-        waiting = set(flagged)
-        tunes = [name for name, choice in choices.items() if choice.tune and name not in waiting]
+        waiting = set(flagged) if Phase.SYMBOLIC not in progress.flat else set()
+        tunes = [
+            name for name, choice in choices.items() if choice.tune and name not in waiting and rows[name].is_learnable
+        ]
         chosen = (
             explaining.chosen(row, choices[name], waits=name in waiting, flagged=name in self.flagged)
             for name, row in rows.items()
@@ -110,7 +114,7 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         symbolic = Work(len(rewrites), sum(choices[name].rewrite.expected for name in rewrites))
         phase, why = self._phase(progress, numeric, symbolic)
         if phase is Phase.STOP:
-            park_if_deferred([row.rewrite for row in rows.values() if row.rewrite and row.waits])
+            self._park_if_worth_it(progress, sum(rows[name].waits for name in flagged))
             self.decisions.finish(self.attempt.token, Round(number, phase.value, why, "", {}), ())
         by_gain = sorted(rewrites, key=lambda name: -choices[name].rewrite.hoped)
         members = self.with_rehearsal(progress, tunes) if phase is Phase.NUMERIC else by_gain
@@ -118,8 +122,14 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         self.attempt.events.add("round", round=number, phase=phase.value, why=why, states=states)
         self.attempt.beat(round=number)
         begun = replace(progress, round=number, phase=phase, why=why, monitor=Monitor(phase), members=tuple(members))
-        fresh = replace(begun, outcomes=(), ended="", cut="")
+        fresh = replace(begun, outcomes=(), ended="", finished=False, cut="")
         return self.saved(replace(fresh, first=progress.step, requests_before=progress.requests))
+
+    def _park_if_worth_it(self, progress: Progress, waiting: int) -> None:
+        """Raise Parked if rows wait for the remote and could be offered when it is back."""
+        back = Work(waiting, float(waiting))
+        if progress.deferred and self._phase(_woken(progress), Work(0, 0.0), back)[0] is Phase.SYMBOLIC:
+            park(progress.deferred, waiting)
 
     def _phase(self, progress: Progress, numeric: Work, symbolic: Work) -> tuple[Phase, str]:
         """What to do next, within the budgets."""
@@ -128,8 +138,11 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
             return Phase.STOP, f"the budget of {budget.rounds} rounds is used up"
         if budget.minutes and progress.seconds >= 60 * budget.minutes:
             return Phase.STOP, f"the budget of {budget.minutes:g} minutes is used up"
-        if numeric.examples and progress.step >= self.total_steps:
-            return Phase.STOP, f"the budget of {self.total_steps} steps is used up"
+        if progress.step >= self.steps_left_by(progress):
+            numeric = Work(0, 0.0)
+            # A rewrite that is not learned changes no answer.
+            if progress.step >= self.total_steps:
+                return Phase.STOP, f"the budget of {self.total_steps} steps is used up"
         return self.schedule.next_phase(progress.phase, numeric, symbolic, frozenset(progress.flat))
 
     def _finished(self, progress: Progress) -> Progress:
@@ -153,7 +166,8 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         done = Round(progress.round, phase, progress.why, progress.ended, figures)
         self.decisions.finish(self.attempt.token, done, progress.outcomes)
         self.attempt.events.add("round over", round=done.number, ended=done.ended, **figures)
-        return self.saved(replace(progress, classifier=classifier, flat=self._flat(progress, gained)))
+        flat = self._flat(progress, gained)
+        return self.saved(replace(progress, classifier=classifier, flat=flat, finished=True))
 
     def _flat(self, progress: Progress, gained: float) -> tuple[Phase, ...]:
         """The sides that gain nothing: less than they cost. What reopens one is a gain of the other."""
@@ -194,16 +208,15 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
     def _best_prompt(self, progress: Progress) -> tuple[Evaluation, str]:
         """Held-out results without a system prompt or, only if it pays by more than its noise, with one."""
         best, prompt = self.measure("after", ""), ""
-        for candidate in dict.fromkeys(filter(None, (self.parent_prompt, self._proposed_prompt(progress)))):
+        for candidate in dict.fromkeys(filter(None, (self.parent_prompt, self.proposed_prompt(progress)))):
             tried = self.measure("after with prompt", candidate)
-            gains = [new - old for new, old in zip(tried.rewards, best.rewards, strict=True)]
-            pays = bool(gains) and lowest(gains) > 0
-            self.attempt.events.add("prompt", pays=pays, gain=sum(gains) / max(len(gains), 1))
-            if pays:
+            verdict = judge(best.measured, tried.measured, self.decision.most_fall)
+            self.attempt.events.add("prompt", pays=verdict.promote, gain=verdict.gain)
+            if verdict.promote:
                 best, prompt = tried, candidate
         return best, prompt
 
-    def _proposed_prompt(self, progress: Progress) -> str:
+    def proposed_prompt(self, progress: Progress) -> str:
         """A system prompt by the remote LLM, from what the references lacked as they came; "" if it gives none."""
         if not progress.requests:
             return ""
@@ -211,7 +224,11 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         cases = symbolic.failing_cases((example, flag) for example, flag in flags if flag is not None)
         if not cases:
             return ""
-        told = symbolic.improve_prompt(self.job.id, self.parent_prompt, cases, self.ask)
+        try:
+            told = symbolic.improve_prompt(self.job.id, self.parent_prompt, cases, self.ask)
+        except (CacheMiss, RemoteRefused) as fault:
+            self.attempt.events.add("note", text=f"no system prompt was proposed: {fault}")
+            return ""
         self.attempt.events.add("rewrite", **told.to_json())
         return told.text
 
@@ -238,7 +255,7 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
 
 def _woken(progress: Progress) -> Progress:
     """A job that was parked, free to ask the remote again; a round in which that answered nothing does not count."""
-    if not progress.ended or not any(row.waits for row in progress.rows.values()):
+    if not progress.finished or not any(row.waits for row in progress.rows.values()):
         return progress
     rows = {name: replace(row, waits=False) for name, row in progress.rows.items()}
     in_vain = progress.phase is Phase.SYMBOLIC and not progress.outcomes

@@ -45,14 +45,15 @@ class NumericPhases(Phases):
 
     def _numeric_window(self, progress: Progress, data: Path) -> Progress:
         passes = progress.first + self.steps_for(len(progress.members))
-        until = min(progress.step + STEPS_A_WINDOW, self.total_steps, passes)
+        budget = self.steps_left_by(progress)
+        until = min(progress.step + STEPS_A_WINDOW, budget, passes)
         started, steps = time.monotonic(), list[Step]()
         trained = self.train_until(progress, data, until, steps)
         state, verdict = self.schedule.advance(progress.monitor, numeric_window(steps))
         measured = dataclasses.asdict(state.windows[-1])
         self.attempt.events.add("window", phase="numeric", reason=verdict.reason, **measured)
         spent = f"{self.settings.epochs:g} passes are over" if until == passes else ""
-        spent = f"the budget of {until} steps is used up" if until == self.total_steps else spent
+        spent = f"the budget of {until} steps is used up" if until == budget else spent
         return replace(
             progress,
             monitor=state,
@@ -69,7 +70,9 @@ class NumericPhases(Phases):
     def train_until(self, progress: Progress, data: Path, until: int, steps: list[Step] | None = None) -> Trained:
         """Steps on the rows in `data` up to `until`, from the checkpoint that the progress names. Raises Stopped."""
         resume = str(self.run / progress.checkpoint) if progress.checkpoint else None
-        settings = replace(self.settings, steps=self.total_steps)
+        # A window's last checkpoint must not be swept by those within the next one: progress.json names it.
+        every = max(STEPS_A_WINDOW, self.settings.checkpoint_every)
+        settings = replace(self.settings, steps=self.total_steps, checkpoint_every=every)
         request = Train(str(data), str(self.folder / "checkpoints"), settings, resume, progress.first, until)
         answer = self.attempt.ask(request, steps)
         if not isinstance(answer, Trained) or not answer.finished:

@@ -23,8 +23,12 @@ def park_if_deferred(outcomes: Sequence[Outcome]) -> None:
     """Raise Parked if some rewrites wait for the remote."""
     deferred = [outcome for outcome in outcomes if outcome.state == "deferred"]
     if deferred:
-        wake = max(outcome.retry_at or 0.0 for outcome in deferred)
-        done = len(outcomes) - len(deferred)
-        waiting = f"{len(deferred)} of {len(outcomes)} rewrites wait for the remote, {done} are done"
-        reason = f"{waiting}: {deferred[-1].reasons[0]}"
-        raise Parked(reason, wake if wake > time.time() else time.time() + TRY_AGAIN)
+        last = max(deferred, key=lambda outcome: outcome.retry_at or 0.0)
+        park(last, len(deferred), f" of {len(outcomes)}")
+
+
+def park(deferred: Outcome, waiting: int, of: str = "") -> None:
+    """Raise Parked for so many rewrites, `deferred` being one of them."""
+    wake = deferred.retry_at or 0.0
+    reason = f"{waiting}{of} rewrites wait for the remote: {deferred.reasons[0]}"
+    raise Parked(reason, wake if wake > time.time() else time.time() + TRY_AGAIN)

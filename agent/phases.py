@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from agent.attempt import Attempt
 from agent.classifier import Choice, Classifier, Costs
@@ -23,7 +24,8 @@ class Phases(Stages):
     def __init__(self, attempt: Attempt) -> None:
         super().__init__(attempt)
         self.decision = part_of(Decision, self.job.settings)
-        self.offload = read_config(self.home.config).offload
+        # Which part of a row is rewritten is a setting of symbolic jobs: what is learned here are references.
+        self.offload = replace(read_config(self.home.config).offload, rewrite="reference")
         self.decisions = DecisionStore(attempt.store, self.job.id)
         self.schedule: Monitored | Alternating = Monitored()
         self.costs = Costs(self.decision.rewrite_cost, self.decision.weights_cost, self.decision.explore)
@@ -37,6 +39,11 @@ class Phases(Stages):
         """Optimizer steps for `epochs` passes over some rows."""
         a_step = self.settings.micro_batch * self.settings.accumulation
         return math.ceil(self.settings.epochs * math.ceil(rows / a_step))
+
+    def steps_left_by(self, progress: Progress) -> int:
+        """The step up to which the numeric side may go: rows that wait for the remote are to be learned too."""
+        waiting = sum(row.waits for row in progress.rows.values())
+        return self.total_steps - min(self.total_steps // 2, self.steps_for(waiting))
 
     @property
     def can_rewrite(self) -> bool:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent import symbolic
 from agent.classifier import Classifier
 from agent.decision_store import Outcome
-from agent.durable import write_json
+from agent.durable import write_file
 from agent.monitor import Monitor, Phase, Window
 from agent.rows import Row
 from agent.shapes import Example
@@ -34,6 +35,8 @@ class Progress:
     """Of this round's rewrites so far."""
     ended: str = ""
     """Why the phase is over, empty while it is not."""
+    finished: bool = False
+    """Whether the round is over too: what came of the phase is kept and taught."""
     flat: tuple[Phase, ...] = ()
     """The sides whose last phase gained less than it cost."""
     step: int = 0
@@ -53,29 +56,30 @@ class Progress:
     """The same when this phase began."""
     cut: str = ""
     """Why this symbolic phase could not go on, where that is not its own doing."""
+    deferred: symbolic.Outcome | None = None
+    """The last rewrite that the remote did not serve, if rows wait for it."""
     spent: bool = False
     """Whether the job's budget for the remote LLM is used up."""
 
     def save(self, path: Path) -> None:
         """Write it down, durably."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        write_json(
-            path,
-            {
-                **fields,
-                "rows": {name: row.to_json() for name, row in self.rows.items()},
-                "classifier": self.classifier.to_json(),
-                "monitor": dataclasses.asdict(self.monitor),
-                "outcomes": [dataclasses.asdict(outcome) for outcome in self.outcomes],
-            },
-        )
+        record = {
+            **fields,
+            "rows": {name: row.to_json() for name, row in self.rows.items()},
+            "classifier": self.classifier.to_json(),
+            "monitor": dataclasses.asdict(self.monitor),
+            "outcomes": [dataclasses.asdict(outcome) for outcome in self.outcomes],
+            "deferred": self.deferred.to_json() if self.deferred else None,
+        }
+        # No indent, for json's fast encoder: a job with thousands of rows writes this after every window.
+        write_file(path, json.dumps(record, allow_nan=False).encode())
 
     @classmethod
     def load(cls, path: Path, examples: Sequence[Example]) -> Progress:
         """What `save` wrote down of a job on these training rows."""
         kept: dict[str, Any] = json.loads(path.read_bytes())
-        rows = {example.id: Row.from_json(example, kept["rows"][example.id]) for example in examples}
-        monitor = kept["monitor"]
+        monitor, deferred = kept["monitor"], kept["deferred"]
         windows = tuple(Window(**window) for window in monitor["windows"])
         outcomes = (
             {**each, "features": tuple(each["features"]), "kinds": tuple(each["kinds"])} for each in kept["outcomes"]
@@ -83,12 +87,13 @@ class Progress:
         return cls(
             **{
                 **kept,
-                "rows": rows,
+                "rows": {example.id: Row.from_json(example, kept["rows"][example.id]) for example in examples},
                 "classifier": Classifier.from_json(kept["classifier"]),
                 "phase": Phase(kept["phase"]) if kept["phase"] else None,
                 "monitor": Monitor(**{**monitor, "phase": Phase(monitor["phase"]), "windows": windows}),
                 "members": tuple(kept["members"]),
                 "flat": tuple(map(Phase, kept["flat"])),
                 "outcomes": tuple(Outcome(**each) for each in outcomes),
+                "deferred": symbolic.Outcome.from_json(deferred) if deferred else None,
             }
         )

@@ -88,6 +88,11 @@ class Row:
         )
 
     @property
+    def is_learnable(self) -> bool:
+        """Whether the reference has a token to learn within sequence_length."""
+        return self.answered is not None and self.answered.loss < WORST_LOSS
+
+    @property
     def is_right(self) -> bool:
         """Whether answer and reference are both right."""
         return min(self.standing.reward, self.standing.reference_reward) >= RIGHT

@@ -19,7 +19,7 @@ from agent.attempt import Attempt
 from agent.classifier import joint
 from agent.dataset import split
 from agent.durable import read_manifest, write_json
-from agent.errors import BaseModelError
+from agent.errors import AgentError, BaseModelError
 from agent.evaluation import Evaluation, model_card
 from agent.gate import Verdict
 from agent.protocol import Generate, Load, Loaded, Score
@@ -140,7 +140,11 @@ class Stages:
         found: dict[str, list[Example]] = {}
         version = self.parent
         while version and sum(map(len, found.values())) < EARLIER_ROWS:
-            about = self.registry.get(version).about
+            try:
+                about = self.registry.get(version).about
+            except AgentError as fault:
+                self.attempt.events.add("note", text=f"earlier jobs than that of version {version}: {fault}")
+                break
             rows = self._held_out_of(about["job"])
             if rows:
                 found[f"held-out rows of job {about['job']}"] = rows

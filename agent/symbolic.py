@@ -149,6 +149,11 @@ def rewrite(example: Example, flag: Flag, request: RewriteExample, ask: Ask) -> 
     return outcome
 
 
+def requests(flag: Flag, outcome: Outcome) -> int:
+    """Requests that a rewrite took, recorded answers included: without a named fault a critique came first."""
+    return outcome.steps + (not flag.faults and outcome.state != "satisfied")
+
+
 def refusals(example: Example, request: RewriteExample, answer: Rewritten) -> tuple[str, ...]:
     """Why a rewrite is not accepted, in lines that the next step can act on; empty if it is."""
     if answer.outcome == "rejected":

@@ -38,8 +38,9 @@ class SymbolicPhases(Phases):
         return self.can_rewrite and self.flag(row) is not None
 
     def flag(self, row: Row) -> Flag | None:
-        """What is wrong with a row's reference, None if nothing is."""
-        return symbolic.flag(row.example, self.offload)
+        """What is wrong with a row's reference, None if nothing is; a style alone is asked for once."""
+        flag = symbolic.flag(row.example, self.offload)
+        return None if flag and not flag.faults and row.tried else flag
 
     def ask(self, request: RewriteExample | ImprovePrompt) -> Rewritten:
         """One step by the remote LLM."""
@@ -74,7 +75,7 @@ class SymbolicPhases(Phases):
         request = symbolic.first_request(self.job.id, row.example, flag, "reference")
         told = symbolic.rewrite(row.example, flag, request, self.ask)
         self.attempt.events.add("rewrite", **told.to_json())
-        progress = replace(progress, requests=progress.requests + told.steps)
+        progress = replace(progress, requests=progress.requests + symbolic.requests(flag, told))
         if told.state in {"deferred", "spent"}:
             # The same would happen to the other rows, and each try of them costs seconds.
             return _put_off(progress, (name, *left), told)
@@ -90,8 +91,8 @@ def _put_off(progress: Progress, names: tuple[str, ...], told: symbolic.Outcome)
     progress = replace(progress, members=(), cut="; ".join(told.reasons))
     if told.state == "spent":
         return replace(progress, spent=True)
-    waiting = {name: replace(progress.rows[name], waits=True, rewrite=told) for name in names}
-    return replace(progress, rows={**progress.rows, **waiting})
+    waiting = {name: replace(progress.rows[name], waits=True) for name in names}
+    return replace(progress, rows={**progress.rows, **waiting}, deferred=told)
 
 
 def _outcome(old: Row, now: Row, choice: Choice, told: symbolic.Outcome) -> Outcome:
@@ -99,6 +100,6 @@ def _outcome(old: Row, now: Row, choice: Choice, told: symbolic.Outcome) -> Outc
     gain = now.standing.reference_reward - max(old.standing.reward, old.standing.reference_reward)
     accepted = told.state == "remade"
     reasons = f": {'; '.join(told.reasons)}" if told.reasons else ""
-    words = f"{told.state} after {told.steps} requests{reasons}"
+    words = f"{told.state} after {told.steps} steps{reasons}"
     kinds = old.kinds
     return Outcome(old.origin.id, "rewrite", choice.features, kinds, choice.rewrite.expected, gain * accepted, words)

@@ -13,6 +13,7 @@ from agent.classifier import Choice, Classifier
 from agent.monitor import Monitor, Phase, Verdict, Window, Work
 from agent.neurosymbolic_job import AlternatingJob, NeurosymbolicJob
 from agent.offload_messages import ImprovePrompt, RewriteExample, Rewritten
+from agent.progress import Progress
 from agent.rows import Row
 from agent.schedules import Alternating
 from agent.symbolic import STYLE, Flag
@@ -41,7 +42,20 @@ class Straight(Alternating):
         return (Phase.STOP, "done") if last is Phase.NUMERIC else (Phase.NUMERIC, "then")
 
 
-class Routed(NeurosymbolicJob):
+class Neurosymbolic(NeurosymbolicJob):
+    """What `enqueue` does, but for the system prompt: it would be chosen on the rows that are reported."""
+
+    def proposed_prompt(self, progress: Progress) -> str:
+        """None."""
+        del progress
+        return ""
+
+
+class FixedAlternation(Neurosymbolic, AlternatingJob):
+    """Our classifier, phases of fixed length."""
+
+
+class Routed(Neurosymbolic):
     """A loop whose two bits come from somewhere else; what the classifier would expect is still recorded."""
 
     def bits(self, row: Row) -> tuple[bool, bool]:
@@ -104,7 +118,7 @@ class ObviousRule(Routed):
         return not fails, fails
 
 
-class Misled(NeurosymbolicJob):
+class Misled(Neurosymbolic):
     """A tenth of the rewrites have another row's value in the place of their own."""
 
     def ask(self, request: RewriteExample | ImprovePrompt) -> Rewritten:
@@ -134,9 +148,11 @@ class MisledUnchecked(Misled):
 ARMS: dict[str, type[NeurosymbolicJob]] = {
     "numeric only": NumericOnly,
     "rewrite everything": RewriteEverything,
-    "fixed alternation": AlternatingJob,
+    "fixed alternation": FixedAlternation,
     "random routing": RandomRouting,
     "obvious rule": ObviousRule,
-    "neurosymbolic": NeurosymbolicJob,
+    "neurosymbolic": Neurosymbolic,
+    "a tenth wrong": Misled,
+    "a tenth wrong, unchecked": MisledUnchecked,
 }
 """The arms that train, by name."""

@@ -26,7 +26,6 @@ import dataclasses
 import json
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -41,6 +40,7 @@ from agent.home import Home
 from agent.jsonl import Limits
 from agent.offload_messages import CacheExport
 from agent.offloading import offload_worker
+from agent.phases import PROGRESS
 from agent.settings import Offload
 from agent.shapes import TRAIN, Example, Message
 from agent.stages import Stages
@@ -167,11 +167,13 @@ def run_arm(setup: Setup, arm: str, seed: int) -> dict[str, Any]:
     if kept.exists():
         return dict(json.loads(kept.read_text()))
     _share_before(setup, home)
-    started = time.monotonic()
     print(f"-- {arm}, seed {seed}, {setup.mix}", flush=True)
     settings = {**setup.settings, **setup.tuned.get(arm, {}), "seed": seed}
     job, ended = run_job(home, setup.data, "neurosymbolic", settings, ARMS[arm])
     print(f"   {ended}", flush=True)
+    if job.version is None:
+        raise SystemExit(f"{arm}: no version was made: {ended}")
+    progress = json.loads((home.run(job.id) / PROGRESS).read_bytes())
     version = home.versions / str(job.version)
     about = json.loads((version / "manifest.json").read_bytes())
     result = {
@@ -182,7 +184,7 @@ def run_arm(setup: Setup, arm: str, seed: int) -> dict[str, Any]:
         "tokens": about["figures"]["tokens"],
         "steps": about["figures"]["steps"],
         "peak_rss_mb": about["figures"]["peak_rss_mb"],
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(progress["seconds"], 1),
         "verdict": about["verdict"],
     }
     kept.write_text(json.dumps(result))
@@ -228,15 +230,16 @@ def rewritten_answers(setup: Setup, numeric: dict[str, Any], held_out: list[dict
         for answer in numeric["answers"]:
             if slices[answer["id"]] not in REWRITTEN_SLICES:
                 continue
-            text, asked = _rewritten(examples[answer["id"]], answer["text"], worker)
+            text, asked = rewritten(examples[answer["id"]], answer["text"], worker)
             answers.append({"id": answer["id"], "text": text})
             requests += asked
-    result = {"arm": "+ rewritten answers", "seed": seed, "answers": answers, "requests": requests, "tokens": 0}
+    result = {**numeric, "arm": "+ rewritten answers", "answers": answers, "requests": requests}
     kept.write_text(json.dumps(result))
     return result
 
 
-def _rewritten(example: Example, text: str, worker: Any) -> tuple[str, int]:
+def rewritten(example: Example, text: str, worker: Any) -> tuple[str, int]:
+    """An answer that breaks a constraint rewritten, if that is accepted, and the requests that took."""
     messages = (*example.prompt, Message("assistant", text or " "))
     asked = replace(example, messages=messages, answer=None, split=None)
     flag = symbolic.flag(asked, Offload())
@@ -244,7 +247,7 @@ def _rewritten(example: Example, text: str, worker: Any) -> tuple[str, int]:
         return text, 0
     request = symbolic.first_request(1, asked, flag, "reference")
     told = symbolic.rewrite(asked, flag, request, lambda each: worker.ask(each, lambda _: None, lambda: None))
-    return told.text or text, told.steps
+    return told.text or text, symbolic.requests(flag, told)
 
 
 def all_results(setup: Setup, seeds: list[int], arms: tuple[str, ...], held_out: list[dict[str, Any]]) -> Iterator[Any]:

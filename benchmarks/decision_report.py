@@ -59,19 +59,27 @@ def _figures(rows: Sequence[Sequence[tuple[float, float | None]]]) -> dict[str, 
     """Content, style and joint reward in per cent, each with its interval; none for a slice that was not measured."""
     if not rows:
         return {}
+    constrained = [row for row in rows if row[0][1] is not None]
     columns = {
-        "content": [fmean(content for content, _ in row) for row in rows],
-        "style": [fmean(style for _, style in row if style is not None) for row in rows if row[0][1] is not None],
-        "joint": [fmean(content * (style in (None, 1)) for content, style in row) for row in rows],
+        "content": [[content for content, _ in row] for row in rows],
+        "style": [[style or 0.0 for _, style in row] for row in constrained],
+        "joint": [[content * (style in (None, 1)) for content, style in row] for row in rows],
     }
     return {name: interval(values) for name, values in columns.items() if values}
 
 
-def interval(values: Sequence[float]) -> list[float]:
-    """Mean of some shares and its 95 % interval over prompts (percentile bootstrap), in per cent."""
+def interval(values: Sequence[Sequence[float]]) -> list[float]:
+    """Mean of some shares, in per cent, and its 95 % interval over prompts and seeds (percentile bootstrap of both)."""
     draw = random.Random(0)
-    means = sorted(fmean(draw.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    return [round(100 * value, 1) for value in (fmean(values), means[25], means[974])]
+    seeds = range(len(values[0]))
+    means = []
+    for _ in range(RESAMPLES):
+        chosen = draw.choices(seeds, k=len(seeds))
+        each = [fmean(row[seed] for seed in chosen) for row in values]
+        means.append(fmean(draw.choices(each, k=len(each))))
+    means.sort()
+    mean = fmean(fmean(row) for row in values)
+    return [round(100 * value, 1) for value in (mean, means[25], means[974])]
 
 
 def _print(figures: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ class Commands:
 
     def __init__(self, stopping: Callable[[], bool]) -> None:
         self._model: Model | None = None
+        self._kept: tuple[object, list[Encoded]] = (None, [])
         self._stopping = stopping
 
     def handle(self, request: Any, emit: Emit) -> Answer:
@@ -55,7 +56,7 @@ class Commands:
 
     def _load(self, request: Load, _: Emit) -> Answer:
         started = time.monotonic()
-        self._model = None
+        self._model, self._kept = None, (None, [])
         adapter = Path(request.adapter) if request.adapter else None
         model = self._model = load(Path(request.model), adapter, request.device, request.dtype)
         dtype = str(model.dtype).removeprefix("torch.")
@@ -85,10 +86,17 @@ class Commands:
         return Written(len(lines), sum(a.tokens for a in answers.values()), round(time.monotonic() - started, 2))
 
     def _train(self, request: Train, emit: Emit) -> Answer:
-        examples = usable(self._encoded(_read_jsonl(request.data), request.settings.sequence_length), emit)
+        examples = self._examples(request, emit)
         resume = Path(request.resume) if request.resume else None
         run = start(self.model, examples, request.settings, resume, request.first)
         return train(run, Path(request.checkpoints), emit, self._stopping, request.until)
+
+    def _examples(self, request: Train, emit: Emit) -> list[Encoded]:
+        """The rows of a request as tokens; kept, because a phase asks for the same ones window after window."""
+        key = (request.data, Path(request.data).stat().st_mtime_ns, request.settings.sequence_length)
+        if self._kept[0] != key:
+            self._kept = key, usable(self._encoded(_read_jsonl(request.data), request.settings.sequence_length), emit)
+        return self._kept[1]
 
     def _encoded(self, rows: Iterable[dict[str, Any]], longest: int) -> list[Encoded]:
         return [self.model.encoder.example(r["id"], r["messages"], longest, r.get("value")) for r in rows]

@@ -86,7 +86,7 @@ class Run:
         return Step(
             step=index + 1,
             steps=total,
-            epoch=round((index + 1) / self.schedule.per_epoch, 3),
+            epoch=round((index + 1 - self.schedule.first) / self.schedule.per_epoch, 3),
             loss=float(losses.mean()),
             value_loss=_mean(losses[is_value]),
             form_loss=_mean(losses[~is_value]),

@@ -96,13 +96,14 @@ def test_a_loss_that_is_as_good_as_zero_ends_the_phase_at_once() -> None:
     assert "nothing left to learn" in reason
 
 
-def test_a_window_is_of_value_tokens_where_every_step_has_them() -> None:
+def test_a_window_is_of_value_tokens_where_there_are_any() -> None:
     """Form settles first: a loss that mixes both would look flat too early."""
     steps = [Step(1.0, 3.0, 0.5, 2.0), Step(1.0, 5.0, 0.5, 4.0)]
     window = numeric_window(steps)
     assert (window.level, window.gradient) == (4.0, 3.0)
     assert window.noise == pytest.approx(1.0)
-    assert numeric_window([*steps, Step(1.0, None, 1.0, 3.0)]).level == 1.0
+    assert numeric_window([*steps, Step(9.0, None, 9.0, 3.0)]).level == 4.0
+    assert numeric_window([Step(9.0, None, 9.0, 3.0)] * 2).level == 9.0
 
 
 # ---- the symbolic signal ----
