@@ -64,7 +64,7 @@ def test_with_constraints_a_reward_is_the_mean_of_content_and_style() -> None:
 def test_the_gate_gets_every_row_in_order() -> None:
     """Not the means: it compares row by row. The metric is named after what it is made of."""
     plain = Evaluation([0.5, 1.0], [None, None], [2.0, 3.0], []).measured
-    assert plain == Measured((0.5, 1.0), (2.0, 3.0), "content reward", {"content": (0.5, 1.0), "likeness": ()})
+    assert plain == Measured((0.5, 1.0), (2.0, 3.0), "content reward", {"content": (0.5, 1.0)})
     assert STYLED.measured == Measured(
         (0.5, 1.0, 0.75), (2.0, 3.0, 4.0, 5.0), "mean of content and style reward", STYLED.slices
     )
@@ -74,7 +74,7 @@ def test_slices_are_what_must_not_fall() -> None:
     """Content, likeness, style where there are constraints, the rewards of each kind of them, and earlier jobs."""
     assert STYLED.slices == {
         "content": (0.0, 1.0, 1.0),
-        "likeness": (0.25, 0.5, 0.75),
+        "likeness": (0.5,),
         "style": (1.0, 0.5),
         "case": (0.5, 0.75),
         "title": (0.75,),
@@ -104,7 +104,7 @@ def test_an_evaluation_survives_the_disk() -> None:
 def test_an_evaluation_of_an_older_version_can_be_read() -> None:
     """A job that was begun before an upgrade measured neither kinds nor likeness nor earlier rows."""
     old = {"content": [0.5], "style": [1.0], "losses": [2.0], "answers": [{"id": "a", "text": "über"}]}
-    assert Evaluation(**old).slices == {"content": (0.5,), "likeness": (), "style": (1.0,)}
+    assert Evaluation(**old).slices == {"content": (0.5,), "style": (1.0,)}
 
 
 def test_two_evaluations_go_through_the_gate() -> None:
