@@ -100,6 +100,6 @@ def _outcome(old: Row, now: Row, choice: Choice, told: symbolic.Outcome) -> Outc
     gain = now.standing.reference_reward - max(old.standing.reward, old.standing.reference_reward)
     accepted = told.state == "remade"
     reasons = f": {'; '.join(told.reasons)}" if told.reasons else ""
-    words = f"{told.state} after {told.steps} steps{reasons}"
+    words = f"{told.state} after {told.steps} step{'s' * (told.steps != 1)}{reasons}"
     kinds = old.kinds
     return Outcome(old.origin.id, "rewrite", choice.features, kinds, choice.rewrite.expected, gain * accepted, words)
