@@ -165,7 +165,7 @@ def reached(home: Home, event: str, count: int) -> Callable[[], bool]:
 def test_a_killed_process_changes_nothing_but_the_time(
     home: Home, uninterrupted: Home, module: str, event: str, count: int
 ) -> None:
-    """Kill -9 at any point: the same rounds, choices and gains, nothing asked twice, one version."""
+    """Kill -9 at any point: the same rounds, choices and gains, one version; only what was in flight is asked again."""
     with LLMServer(careful) as server, daemon(home.path) as running:
         set_up(home, server)
         enqueue(home)
@@ -177,7 +177,7 @@ def test_a_killed_process_changes_nothing_but_the_time(
     assert job.deaths == 1
     assert story(home) == story(uninterrupted)
     assert sorted(set(asked)) == sorted(set(json.loads((uninterrupted.path / "asked").read_text())))
-    assert len(asked) == len(set(asked))
+    assert len(asked) <= len(set(asked)) + 1
     assert {path.name for path in home.versions.iterdir() if path.name.isdigit()} == {"0", "1"}
 
 
@@ -188,6 +188,7 @@ def test_a_stop_in_good_order_goes_on_later(home: Home, uninterrupted: Home) -> 
             set_up(home, server)
             enqueue(home)
             wait_until(reached(home, "step", 5), 120, "five steps")
+            assert running.stop() == 0
         with daemon(home.path) as running:
             job = running.wait_for(1, "done", 200)
     assert job.deaths == 0
