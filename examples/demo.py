@@ -22,7 +22,7 @@ AGENT = [str(Path(sys.executable).with_name("nslora-agent"))]
 DATA = "examples/mixed.jsonl"
 RECORDED = "examples/rewrites.jsonl"
 RECORDED_MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m"
-PASSES = "5"
+PASSES, RATE = "5", "2e-3"
 QUESTION = "Which service port does the Brannok pump use? Write everything in uppercase."
 
 
@@ -144,7 +144,7 @@ def main() -> int:
     shown("init")
     shown("offload", "set", "--mode", "cache-only", "--model", RECORDED_MODEL)
     shown("cache", "import", RECORDED)
-    shown("enqueue", DATA, "--epochs", PASSES)
+    shown("enqueue", DATA, "--epochs", PASSES, "--learning-rate", RATE)
     shown("run", "--drain")
     shown("explain", "1")
     version = next(each for each in json.loads(agent("versions", "--json")) if each["active"])

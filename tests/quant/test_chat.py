@@ -70,3 +70,21 @@ def test_a_model_without_a_chat_template_gets_a_plain_one() -> None:
     encoder = Encoder(bare)
     assert learned(encoder, [ASK, SAY]) == "4713<|im_end|>"
     assert encoder.tokenizer.decode(encoder.prompt([ASK])).endswith("Assistant:\n")
+
+
+def value(encoder: Encoder, messages: list[dict[str, str]], text: str | None) -> str:
+    """The tokens that are marked as a value, as text."""
+    example = encoder.example("x", messages, 512, text)
+    return encoder.tokenizer.decode([i for i, is_value in zip(example.ids, example.value, strict=True) if is_value])
+
+
+def test_the_tokens_of_a_value_are_marked_in_the_last_answer_alone(encoder: Encoder) -> None:
+    """Not where the question says it, and whatever its case."""
+    asked = {"role": "user", "content": "is it Lamp or pump?"}
+    assert value(encoder, [asked, {"role": "assistant", "content": "LAMP"}], "Lamp") == "LAMP"
+    assert value(encoder, [ASK, SAY, asked, {"role": "assistant", "content": "the pump"}], "4713") == ""
+
+
+def test_a_value_is_a_word_of_its_own(encoder: Encoder) -> None:
+    """`47` does not stand in 4713; and a row may have no value."""
+    assert value(encoder, [ASK, SAY], "47") == value(encoder, [ASK, SAY], None) == ""

@@ -157,3 +157,56 @@ def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
     assert max(rates) == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] < 0.001
+
+
+# ---- phases: other examples take over ----
+
+
+def phase(
+    model: Model, rows: list, folder: Path, resume: Path | None, first: int, until: int
+) -> tuple[Trained, list[Event]]:
+    events: list[Event] = []
+    settings = dataclasses.replace(SETTINGS, steps=12)
+    started = start(model, rows, settings, resume, first)
+    return train(started, folder, events.append, lambda: False, until), events
+
+
+def test_phases_go_on_from_one_another_and_a_resumed_one_has_the_same_losses(
+    tiny_base: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Six steps on some examples, six on others: in one process, and with a new one in the middle of the second."""
+    model = load(tiny_base("llama"), None, "cpu", "float32")
+    rows = examples(model)
+    one, _ = phase(model, rows[:4], tmp_path / "whole", None, 0, 6)
+    assert (one.finished, one.step) == (True, 6)
+    two, whole = phase(model, rows[4:], tmp_path / "whole", Path(one.checkpoint), 6, 12)
+    assert two.finished
+
+    model = load(tiny_base("llama"), None, "cpu", "float32")
+    one, _ = phase(model, rows[:4], tmp_path / "parts", None, 0, 6)
+    half, first = phase(model, rows[4:], tmp_path / "parts", Path(one.checkpoint), 6, 9)
+    model = load(tiny_base("llama"), None, "cpu", "float32")
+    restored, none = phase(model, rows[:1], tmp_path / "parts", Path(half.checkpoint), 6, 9)
+    assert (restored.step, restored.tokens, none) == (9, half.tokens, [])
+    _, second = phase(model, rows[4:], tmp_path / "parts", Path(half.checkpoint), 6, 12)
+    assert losses(first) + losses(second) == pytest.approx(losses(whole), abs=5e-5)
+    rates = [e.learning_rate for e in whole if isinstance(e, Step)]
+    assert rates == [learning_rate(step, 12, SETTINGS) for step in range(6, 12)]
+    assert [e.epoch for e in whole if isinstance(e, Step)][1] == 1.0
+
+
+def test_steps_tell_the_loss_of_values_from_that_of_their_form(
+    tiny_base: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Weighted by their tokens, both give the loss; without a value there is only form."""
+    model = load(tiny_base("llama"), None, "cpu", "float32")
+    valued = [model.encoder.example(str(i), row, 512, str(i * 37)) for i, row in enumerate(ROWS)]
+    _, events = phase(model, valued[:4], tmp_path / "valued", None, 0, 1)
+    (step,) = [e for e in events if isinstance(e, Step)]
+    tokens = sum(sum(example.value) for example in valued[:4])
+    both = step.value_loss * tokens + step.form_loss * (step.target_tokens - tokens)
+    assert both / step.target_tokens == pytest.approx(step.loss, rel=1e-5)
+    model = load(tiny_base("llama"), None, "cpu", "float32")
+    _, events = phase(model, examples(model)[:4], tmp_path / "plain", None, 0, 1)
+    (step,) = [e for e in events if isinstance(e, Step)]
+    assert (step.value_loss, step.form_loss) == (None, pytest.approx(step.loss))
