@@ -86,10 +86,7 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
             return None
         self.attempt.phase("load")
         self.load_for_training()
-        if progress.checkpoint:
-            learnable = next(row.example for row in progress.rows.values() if row.is_learnable)
-            data = self.write_rows("restore.jsonl", [learnable], "")
-            self.train_until(progress, data, progress.step)
+        self.restore(progress)
         return progress
 
     def _next(self, progress: Progress) -> Progress:
@@ -110,7 +107,7 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
             for name, row in rows.items()
         )
         self.decisions.choose(self.attempt.token, number, chosen)
-        numeric = Work(len(tunes), sum(choices[name].weights.expected for name in tunes))
+        numeric = self.numeric_work([choices[name].weights.expected for name in tunes], len(rows))
         symbolic = Work(len(rewrites), sum(choices[name].rewrite.expected for name in rewrites))
         phase, why = self._phase(progress, numeric, symbolic)
         if phase is Phase.STOP:
@@ -123,7 +120,9 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         self.attempt.beat(round=number)
         begun = replace(progress, round=number, phase=phase, why=why, monitor=Monitor(phase), members=tuple(members))
         fresh = replace(begun, outcomes=(), ended="", finished=False, cut="")
-        return self.saved(replace(fresh, first=progress.step, requests_before=progress.requests))
+        fresh = replace(fresh, first=progress.step, requests_before=progress.requests)
+        start_tokens = progress.tokens - progress.undone
+        return self.saved(replace(fresh, start=progress.checkpoint, start_tokens=start_tokens))
 
     def _park_if_worth_it(self, progress: Progress, waiting: int) -> None:
         """Raise Parked if rows wait for the remote and could be offered when it is back."""
@@ -151,11 +150,11 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         if progress.phase is Phase.NUMERIC:
             for outcome in progress.outcomes:
                 classifier = outcome.taught(classifier)
-        gained = sum(outcome.gain for outcome in progress.outcomes)
+        gained = 0.0 if progress.is_undone else sum(outcome.gain for outcome in progress.outcomes)
         figures = {
             "examples": len(progress.outcomes),
             "gained": round(gained, 4),
-            "reward": round(sum(row.standing.reward for row in progress.rows.values()) / len(progress.rows), 4),
+            "reward": round(progress.reward, 4),
             "steps": progress.step - progress.first,
             "tokens": progress.tokens,
             "requests": progress.requests,

@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.attempt import Stopped
 from agent.decision_store import Outcome
-from agent.monitor import STEPS_A_WINDOW, numeric_window
+from agent.monitor import STEPS_A_WINDOW, Work, numeric_window
 from agent.phases import Phases
 from agent.progress import Progress
 from agent.protocol import Step, Train, Trained
@@ -29,7 +29,29 @@ class NumericPhases(Phases):
         data = self.write_rows(f"round-{progress.round}.jsonl", rows, "")
         while not progress.ended:
             progress = self.saved(self._numeric_window(progress, data))
-        return self.probed(progress, set(progress.members))
+        probed = self.probed(progress, set(progress.members))
+        return probed if probed.reward >= progress.reward else self._undone(progress, probed)
+
+    def _undone(self, before: Progress, after: Progress) -> Progress:
+        """The progress with the adapter from before a phase that lost more than it gained; what it taught stays."""
+        lost = f"undone, because the mean reward fell from {before.reward:.3f} to {after.reward:.3f}"
+        self.attempt.events.add("note", text=f"the phase is {lost}")
+        undone = before.tokens - before.start_tokens
+        back = replace(after, rows=before.rows, step=before.first, checkpoint=before.start, undone=undone)
+        self.load_for_training()
+        self.restore(back)
+        return replace(back, ended=f"{before.ended}; {lost}")
+
+    def restore(self, progress: Progress) -> None:
+        """Bring the adapter that was loaded for training to where a checkpoint left it."""
+        if progress.checkpoint:
+            learnable = next(row.example for row in progress.rows.values() if row.is_learnable)
+            self.train_until(progress, self.write_rows("restore.jsonl", [learnable], ""), progress.step)
+
+    def numeric_work(self, gains: list[float], rows: int) -> Work:
+        """What tuning would do, unless that is not worth the probe of all rows which follows."""
+        gain = math.fsum(gains)
+        return Work(len(gains), gain) if gain > self.costs.weights * rows else Work(0, 0.0)
 
     def with_rehearsal(self, progress: Progress, tunes: list[str]) -> list[str]:
         """The rows to tune on and, after the first numeric phase, as many that are right by now, in the file's order.
@@ -59,7 +81,7 @@ class NumericPhases(Phases):
             monitor=state,
             ended=verdict.reason if verdict.over else spent,
             step=trained.step,
-            tokens=trained.tokens,
+            tokens=progress.undone + trained.tokens,
             peak_rss_mb=max(progress.peak_rss_mb, trained.peak_rss_mb),
             peak_cuda_mb=max(progress.peak_cuda_mb, trained.peak_cuda_mb),
             train_seconds=trained.seconds,
@@ -73,7 +95,9 @@ class NumericPhases(Phases):
         # A window's last checkpoint must not be swept by those within the next one: progress.json names it.
         every = max(STEPS_A_WINDOW, self.settings.checkpoint_every)
         settings = replace(self.settings, steps=self.total_steps, checkpoint_every=every)
-        request = Train(str(data), str(self.folder / "checkpoints"), settings, resume, progress.first, until)
+        # A folder for each round, so that none sweeps the checkpoint that a phase may have to go back to.
+        folder = self.folder / f"checkpoints-{progress.round}"
+        request = Train(str(data), str(folder), settings, resume, progress.first, until)
         answer = self.attempt.ask(request, steps)
         if not isinstance(answer, Trained) or not answer.finished:
             raise Stopped

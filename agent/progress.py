@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +43,15 @@ class Progress:
     step: int = 0
     first: int = 0
     """The step at which this phase began."""
+    start: str = ""
+    """The checkpoint from which it began."""
+    start_tokens: int = 0
+    """Tokens that the checkpoint itself knows of."""
     checkpoint: str = ""
     """The folder of the adapter's last checkpoint, empty before the first step."""
     tokens: int = 0
+    undone: int = 0
+    """Tokens of phases that were undone, which `tokens` counts too."""
     train_seconds: float = 0.0
     peak_rss_mb: float = 0.0
     peak_cuda_mb: float = 0.0
@@ -74,6 +81,16 @@ class Progress:
         }
         # No indent, for json's fast encoder: a job with thousands of rows writes this after every window.
         write_file(path, json.dumps(record, allow_nan=False).encode())
+
+    @property
+    def is_undone(self) -> bool:
+        """Whether a numeric phase that is over left the adapter as it was."""
+        return self.phase is Phase.NUMERIC and bool(self.ended) and self.checkpoint == self.start
+
+    @property
+    def reward(self) -> float:
+        """Mean joint reward of the model's answers on all rows."""
+        return math.fsum(row.standing.reward for row in self.rows.values()) / len(self.rows)
 
     @classmethod
     def load(cls, path: Path, examples: Sequence[Example]) -> Progress:

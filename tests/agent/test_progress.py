@@ -50,6 +50,9 @@ FULL = Progress(
     seconds=61.25,
     requests=7,
     requests_before=3,
+    start="attempt-1/checkpoints-2/step-20",
+    start_tokens=9,
+    undone=4,
     spent=True,
 )
 
