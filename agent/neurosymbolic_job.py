@@ -166,7 +166,9 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         self.decisions.finish(self.attempt.token, done, progress.outcomes)
         self.attempt.events.add("round over", round=done.number, ended=done.ended, **figures)
         flat = self._flat(progress, gained)
-        return self.saved(replace(progress, classifier=classifier, flat=flat, finished=True))
+        saved = self.saved(replace(progress, classifier=classifier, flat=flat, finished=True))
+        self.sweep_checkpoints(saved)
+        return saved
 
     def _flat(self, progress: Progress, gained: float) -> tuple[Phase, ...]:
         """The sides that gain nothing: less than they cost. What reopens one is a gain of the other."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from agent.attempt import Stopped
 from agent.decision_store import Outcome
+from agent.durable import remove_tree
 from agent.monitor import STEPS_A_WINDOW, Work, numeric_window
 from agent.phases import Phases
 from agent.progress import Progress
@@ -47,6 +48,12 @@ class NumericPhases(Phases):
         if progress.checkpoint:
             learnable = next(row.example for row in progress.rows.values() if row.is_learnable)
             self.train_until(progress, self.write_rows("restore.jsonl", [learnable], ""), progress.step)
+
+    def sweep_checkpoints(self, progress: Progress) -> None:
+        """Remove the checkpoints of rounds that nothing goes back to any more."""
+        for folder in self.run.glob("attempt-*/checkpoints-*"):
+            if folder != (self.run / progress.checkpoint).parent:
+                remove_tree(folder)
 
     def numeric_work(self, gains: list[float], rows: int) -> Work:
         """What tuning would do, unless that is not worth the probe of all rows which follows."""

@@ -202,7 +202,7 @@ def test_a_damaged_checkpoint_costs_time_not_the_job(home: Home) -> None:
             set_up(home, server)
             enqueue(home)
             wait_until(reached(home, "step", 15), 120, "fifteen steps")
-        for path in home.run(1).glob("attempt-*/checkpoints/step-*/adapter.safetensors"):
+        for path in home.run(1).glob("attempt-*/checkpoints-*/step-*/adapter.safetensors"):
             path.write_bytes(path.read_bytes()[:-1] + b"?")
         with daemon(home.path) as running:
             job = running.wait_for(1, "done", 200)
