@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from agent.symbolic import Outcome
 
@@ -23,8 +24,8 @@ def park_if_deferred(outcomes: Sequence[Outcome]) -> None:
     """Raise Parked if some rewrites wait for the remote."""
     deferred = [outcome for outcome in outcomes if outcome.state == "deferred"]
     if deferred:
-        last = max(deferred, key=lambda outcome: outcome.retry_at or 0.0)
-        park(last, len(deferred), f" of {len(outcomes)}")
+        wake = max(outcome.retry_at or 0.0 for outcome in deferred)
+        park(replace(deferred[-1], retry_at=wake), len(deferred), f" of {len(outcomes)}")
 
 
 def park(deferred: Outcome, waiting: int, of: str = "") -> None:

@@ -46,7 +46,7 @@ def prepared(home: Home, tiny_base: Callable[[str], Path]) -> Home:
 
 
 def enqueue(home: Home, data: Path, *flags: str) -> None:
-    done = agent("enqueue", data, *flags, state=home.path)
+    done = agent("enqueue", data, "--mode", "numeric", *flags, state=home.path)
     assert done.returncode == 0, done.stderr
 
 

@@ -103,7 +103,9 @@ def test_flagged_rows_are_remade_and_the_system_prompt_becomes_a_version(home: H
     assert {row["id"]: row["split"] for row in remade} == {row["id"]: row["split"] for row in ROWS}
     by_id = {row["id"]: row for row in remade}
     assert by_id["pump-0"]["messages"][-1]["content"] == "Pump A uses port 4700."
-    assert by_id["pump-0"]["remade"] == {"job": 1, "part": "reference", "model": MODEL}
+    lineage = by_id["pump-0"]["remade"]
+    assert (lineage["job"], lineage["part"], lineage["model"], lineage["calls"]) == (1, "reference", MODEL, 1)
+    assert lineage["critique"] == "1 comma found: handbook,"
     for kept in ("pump-6", "plain"):
         original = next(row for row in ROWS if row["id"] == kept)
         assert by_id[kept]["messages"][-1]["content"] == original["completion"]
@@ -276,7 +278,9 @@ def test_answers_of_one_box_replay_on_another(home: Home, tmp_path: Path, source
     assert agent("enqueue", data, "--mode", "symbolic", "--max-new-tokens", "8", state=other.path).returncode == 0
     with daemon(other.path) as running:
         running.wait_for(1, "done", 120)
-    assert (other.run(1) / "remade.jsonl").read_text() == (home.run(1) / "remade.jsonl").read_text()
+    there, here = (rows(each.run(1) / "remade.jsonl") for each in (other, home))
+    assert [row["messages"] for row in there] == [row["messages"] for row in here]
+    assert [row["remade"]["calls"] for row in there if "remade" in row] == [0] * 6
 
 
 def test_a_killed_offload_worker_costs_one_attempt_and_no_answer(home: Home) -> None:
