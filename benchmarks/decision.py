@@ -41,10 +41,11 @@ from agent.jsonl import Limits
 from agent.offload_messages import CacheExport
 from agent.offloading import offload_worker
 from agent.phases import PROGRESS
+from agent.remade import REMADE
 from agent.settings import Offload
 from agent.shapes import TRAIN, Example, Message
 from agent.stages import Stages
-from benchmarks.arms import ARMS
+from benchmarks.arms import ARMS, NumericOnly
 from benchmarks.boxes import box, machine, run_job
 from benchmarks.decision_report import example, joint_reward, report, scored
 from benchmarks.decision_routing import routing
@@ -69,6 +70,7 @@ class Setup:
     mix: str
     held_out: str
     record: str
+    worth: bool
     settings: dict[str, Any]
     tuned: dict[str, dict[str, Any]]
     """By arm, the settings that its grid chose."""
@@ -160,8 +162,8 @@ UNTRAINED = {"base": Measured, "system prompt": SystemPrompt, "fact in the promp
 # ---- running ----
 
 
-def run_arm(setup: Setup, arm: str, seed: int) -> dict[str, Any]:
-    """One arm with one seed, or what an earlier run kept of it."""
+def run_arm(setup: Setup, arm: str, seed: int, data: Path | None = None) -> dict[str, Any]:
+    """One arm with one seed, or what an earlier run kept of it; with other `data` a numeric one on that."""
     home = setup.box(f"seed-{seed}/{arm}")
     kept = home.path / "result.json"
     if kept.exists():
@@ -169,7 +171,7 @@ def run_arm(setup: Setup, arm: str, seed: int) -> dict[str, Any]:
     _share_before(setup, home)
     print(f"-- {arm}, seed {seed}, {setup.mix}", flush=True)
     settings = {**setup.settings, **setup.tuned.get(arm, {}), "seed": seed}
-    job, ended = run_job(home, setup.data, "neurosymbolic", settings, ARMS[arm])
+    job, ended = run_job(home, data or setup.data, "neurosymbolic", settings, ARMS.get(arm, NumericOnly))
     print(f"   {ended}", flush=True)
     if job.version is None:
         raise SystemExit(f"{arm}: no version was made: {ended}")
@@ -189,6 +191,20 @@ def run_arm(setup: Setup, arm: str, seed: int) -> dict[str, Any]:
     }
     kept.write_text(json.dumps(result))
     return result
+
+
+def run_worth(setup: Setup, seed: int) -> list[dict[str, Any]]:
+    """Fresh adapters: one on the rows that neurosymbolic remade alone, one on the same rows as they came."""
+    home = setup.box(f"seed-{seed}/neurosymbolic")
+    remade = [row for row in _rows(home.run(1) / REMADE) if "remade" in row]
+    came = {row["id"]: row for row in _rows(setup.data)}
+    held_out = [row for row in came.values() if row["split"] == "held_out"]
+    results = []
+    for arm, rows in (("remade rows alone", remade), ("their originals", [came[row["id"]] for row in remade])):
+        path = setup.out / f"{arm.replace(' ', '-')}-{setup.mix}-{seed}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *held_out]))
+        results.append(run_arm(setup, arm, seed, path))
+    return results
 
 
 def _share_before(setup: Setup, home: Home) -> None:
@@ -260,6 +276,8 @@ def all_results(setup: Setup, seeds: list[int], arms: tuple[str, ...], held_out:
             yield result
             if arm == "numeric only":
                 yield rewritten_answers(setup, result, held_out)
+            if arm == "neurosymbolic" and setup.worth:
+                yield from run_worth(setup, seed)
 
 
 def tune(setup: Setup, arms: tuple[str, ...]) -> None:
@@ -299,6 +317,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=sorted(ARMS), default=MAIN)
     parser.add_argument("--epochs", type=float, default=6.0, help="passes that the budget of steps is for [6]")
+    parser.add_argument("--worth", action="store_true", help="also train on remade rows alone, and on their originals")
     parser.add_argument("--tune", action="store_true", help="choose the learning rates of the arms instead")
     parser.add_argument("--record", default="", metavar="URL", help="ask this LLM for what is not recorded")
     parser.add_argument("--keep", type=Path, help="file to write the figures to")
@@ -306,7 +325,7 @@ def main() -> int:
     model = Home(given.state).model(given.base)
     settings = {"epochs": given.epochs, "checkpointing": False, "max_new_tokens": 56, "most_fall": 1.0}
     tuned = json.loads(TUNED.read_text()) if TUNED.exists() else {}
-    setup = Setup(given.out / given.base, model, given.mix, "held-out", given.record, settings, tuned)
+    setup = Setup(given.out / given.base, model, given.mix, "held-out", given.record, given.worth, settings, tuned)
     if given.tune:
         tune(replace(setup, held_out="tuning"), tuple(given.arms))
         return 0
