@@ -16,7 +16,8 @@ style and joint reward (both right) by slice, remote requests, tokens trained, t
 
 `--state` is a folder with a prepared base model (`nslora-agent init --state DIR`); everything else lands in --out. An
 interrupted run goes on where it was; a request that was not recorded fails it (--record URL asks a real LLM instead and
-adds to the recorded answers). Last comes one JSON line.
+adds to the recorded answers). With --file the rows are those of an IFEval or GSM8K file, whose answers stay in --out.
+Last comes one JSON line.
 """
 
 from __future__ import annotations
@@ -43,21 +44,25 @@ from agent.offloading import offload_worker
 from agent.phases import PROGRESS
 from agent.remade import REMADE
 from agent.settings import Offload
-from agent.shapes import TRAIN, Example, Message
+from agent.shapes import HELD_OUT, TRAIN, Example, Message
 from agent.stages import Stages
+from benchmarks import open_sets
 from benchmarks.arms import ARMS, NumericOnly
 from benchmarks.boxes import box, machine, run_job
-from benchmarks.decision_report import example, joint_reward, report, scored
+from benchmarks.decision_report import joint_reward, report, scored
 from benchmarks.decision_routing import routing
 
 DATA = Path(__file__).with_name("data")
 ANSWERS = DATA / "answers.jsonl"
-REWRITTEN_SLICES = {"single", "double"}
+REWRITTEN_SLICES = {"single", "double", "file"}
 """Slices whose answers are rewritten one by one: each costs requests, and the others would say the same."""
 TUNED = DATA / "tuned.json"
 RATES = (1e-3, 2e-3)
 """The grid of learning rates."""
 TUNING_SEED = 100
+LONGEST, LONGEST_OF_FILES = 56, 256
+"""Tokens of an answer."""
+ON_FILES = ("numeric only", "rewrite everything", "neurosymbolic")
 MAIN = ("numeric only", "rewrite everything", "fixed alternation", "random routing", "obvious rule", "neurosymbolic")
 
 
@@ -69,6 +74,8 @@ class Setup:
     model: Path
     mix: str
     held_out: str
+    file: Path | None
+    """An IFEval or GSM8K file in the place of the mix."""
     record: str
     worth: bool
     settings: dict[str, Any]
@@ -78,22 +85,30 @@ class Setup:
     @property
     def data(self) -> Path:
         """Training and held-out rows in one file, as `enqueue` takes them."""
-        return self.out / f"{self.mix}-{self.held_out}.jsonl"
+        return self.boxes.with_suffix(".jsonl")
+
+    @property
+    def boxes(self) -> Path:
+        """Where the state folders of the arms are."""
+        return self.out / (self.file.stem if self.file else f"{self.mix}-{self.held_out}")
 
     def box(self, name: str) -> Home:
         """The state folder of an arm."""
-        folder = self.out / f"{self.mix}-{self.held_out}" / name.replace(" ", "-")
+        folder = self.boxes / name.replace(" ", "-")
         return box(folder, self.model, [ANSWERS] if ANSWERS.exists() else [], self.record)
 
 
 def write_data(setup: Setup) -> list[dict[str, Any]]:
-    """Write the file that the jobs take; returns the held-out rows with their truth."""
-    train = _rows(DATA / f"{setup.mix}.jsonl")
-    held_out = _rows(DATA / f"{setup.held_out}.jsonl")
-    marked = [{**row, "split": "train"} for row in train] + [{**row, "split": "held_out"} for row in held_out]
+    """Write the file that the jobs take; returns the held-out rows with their slices."""
+    marked = open_sets.rows(setup.file) if setup.file else _mixed(setup)
     setup.out.mkdir(parents=True, exist_ok=True)
     setup.data.write_text("".join(json.dumps(row) + "\n" for row in marked))
-    return held_out
+    return [row for row in marked if row["split"] == HELD_OUT]
+
+
+def _mixed(setup: Setup) -> list[dict[str, Any]]:
+    parts = {TRAIN: setup.mix, HELD_OUT: setup.held_out}
+    return [{**row, "split": split} for split, name in parts.items() for row in _rows(DATA / f"{name}.jsonl")]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -104,6 +119,11 @@ def examples_of(path: Path) -> list[Example]:
     """The examples in a data file."""
     with path.open("rb") as stream:
         return list(read_examples(stream, Limits(), print))
+
+
+def truth(setup: Setup) -> dict[str, Example]:
+    """The held-out rows as they are judged, by id."""
+    return {example.id: example for example in examples_of(setup.data) if example.split == HELD_OUT}
 
 
 # ---- arms that train nothing ----
@@ -269,7 +289,8 @@ def rewritten(example: Example, text: str, worker: Any) -> tuple[str, int]:
 def all_results(setup: Setup, seeds: list[int], arms: tuple[str, ...], held_out: list[dict[str, Any]]) -> Iterator[Any]:
     """Every arm, base first, then seed by seed."""
     for arm in UNTRAINED:
-        yield run_untrained(setup, arm)
+        if not (setup.file and arm == "fact in the prompt"):
+            yield run_untrained(setup, arm)
     for seed in seeds:
         for arm in arms:
             result = run_arm(setup, arm, seed)
@@ -282,24 +303,22 @@ def all_results(setup: Setup, seeds: list[int], arms: tuple[str, ...], held_out:
 
 def tune(setup: Setup, arms: tuple[str, ...]) -> None:
     """Choose each arm's learning rate on rows that are not held out, with a seed that is not reported."""
-    rows = write_data(setup)
-    truth = {row["id"]: example(row) for row in rows}
     chosen = {}
     for arm in arms:
         joint = {}
         for rate in RATES:
             tried = replace(setup, out=setup.out / f"rate-{rate:g}", tuned={arm: {"learning_rate": rate}})
             write_data(tried)
-            joint[rate] = joint_reward(scored([run_arm(tried, arm, TUNING_SEED)], truth))
+            joint[rate] = joint_reward(scored([run_arm(tried, arm, TUNING_SEED)], truth(tried)))
         chosen[arm] = {"learning_rate": max(RATES, key=lambda rate: joint[rate])}
         print(f"{arm}: " + ", ".join(f"{rate:g} {value:.3f}" for rate, value in joint.items()), flush=True)
     TUNED.write_text(json.dumps(chosen, indent=1) + "\n")
 
 
-def export_answers(setup: Setup, homes: list[Home]) -> None:
+def export_answers(setup: Setup) -> None:
     """Add what the boxes recorded to the answers of the repository."""
     known = {}
-    for home in homes:
+    for home in (Home(cache.parent) for cache in setup.boxes.rglob("cache.db")):
         path = setup.out / "export.jsonl"
         with offload_worker(home, setup.out / "export.log") as worker:
             worker.ask(CacheExport(str(path)))
@@ -307,37 +326,59 @@ def export_answers(setup: Setup, homes: list[Home]) -> None:
     ANSWERS.write_text("".join(line + "\n" for line in sorted(known)))
 
 
-def main() -> int:
-    """Run what is left, print the report."""
+def run(setup: Setup, arms: tuple[str, ...], seeds: list[int]) -> dict[str, Any]:
+    """Run what is left, print the report; returns its figures."""
+    held_out = write_data(setup)
+    results = list(all_results(setup, seeds, arms, held_out))
+    if setup.record and not setup.file:
+        export_answers(setup)
+    figures: dict[str, Any] = {"arms": report(results, held_out, truth(setup))}
+    if set(MAIN) <= set(arms):
+        boxes = [{arm: setup.box(f"seed-{seed}/{arm}") for arm in MAIN} for seed in seeds]
+        train = _rows(DATA / f"{setup.mix}.jsonl")
+        examples = [each for each in examples_of(setup.data) if each.split == TRAIN]
+        figures["routing"] = routing(boxes, train, examples)
+    return figures | machine()
+
+
+def options() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--state", type=Path, required=True, help="folder with a prepared base model")
     parser.add_argument("--base", default=DEFAULT_BASE, help="name of the prepared base model")
     parser.add_argument("--out", type=Path, default=Path("decision-run"), help="folder for everything [decision-run]")
     parser.add_argument("--mix", choices=("even", "style"), default="even", help="training rows [even]")
+    parser.add_argument("--file", type=Path, help="rows of this IFEval or GSM8K file instead, 60 at most")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", choices=sorted(ARMS), default=MAIN)
+    parser.add_argument("--arms", nargs="+", choices=sorted(ARMS), help="arms that train")
     parser.add_argument("--epochs", type=float, default=6.0, help="passes that the budget of steps is for [6]")
     parser.add_argument("--worth", action="store_true", help="also train on remade rows alone, and on their originals")
     parser.add_argument("--tune", action="store_true", help="choose the learning rates of the arms instead")
     parser.add_argument("--record", default="", metavar="URL", help="ask this LLM for what is not recorded")
     parser.add_argument("--keep", type=Path, help="file to write the figures to")
-    given = parser.parse_args()
-    model = Home(given.state).model(given.base)
-    settings = {"epochs": given.epochs, "checkpointing": False, "max_new_tokens": 56, "most_fall": 1.0}
-    tuned = json.loads(TUNED.read_text()) if TUNED.exists() else {}
-    setup = Setup(given.out / given.base, model, given.mix, "held-out", given.record, given.worth, settings, tuned)
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Tune the arms, or compare them."""
+    given = options()
+    longest = LONGEST_OF_FILES if given.file else LONGEST
+    setup = Setup(
+        out=given.out / given.base,
+        model=Home(given.state).model(given.base),
+        mix=given.mix,
+        held_out="tuning" if given.tune else "held-out",
+        file=given.file,
+        record=given.record,
+        worth=given.worth,
+        settings={"epochs": given.epochs, "checkpointing": False, "max_new_tokens": longest, "most_fall": 1.0},
+        tuned=json.loads(TUNED.read_text()) if TUNED.exists() else {},
+    )
+    arms = tuple(given.arms or (ON_FILES if given.file else MAIN))
     if given.tune:
-        tune(replace(setup, held_out="tuning"), tuple(given.arms))
+        tune(setup, arms)
         return 0
-    held_out = write_data(setup)
-    results = list(all_results(setup, given.seeds, tuple(given.arms), held_out))
-    figures: dict[str, Any] = {"arms": report(results, held_out)}
-    if set(MAIN) <= set(given.arms):
-        boxes = [{arm: setup.box(f"seed-{seed}/{arm}") for arm in MAIN} for seed in given.seeds]
-        train = _rows(DATA / f"{setup.mix}.jsonl")
-        examples = [each for each in examples_of(setup.data) if each.split == TRAIN]
-        figures["routing"] = routing(boxes, train, examples)
-    figures |= machine()
+    figures = run(setup, arms, given.seeds)
     if given.keep:
         given.keep.write_text(json.dumps(figures, indent=1) + "\n")
     print(json.dumps(figures))

@@ -8,19 +8,20 @@ from statistics import fmean, median
 from typing import Any
 
 from agent.rows import rewards
-from agent.shapes import Example, Message
+from agent.shapes import Example
 
 RESAMPLES = 1000
 SPENT = ("requests", "tokens", "seconds", "peak_rss_mb")
-SLICES = ("single", "double", "wordings", "arguments", "plain")
+SLICES = ("single", "double", "wordings", "arguments", "plain", "file")
 
 Scores = dict[str, list[tuple[float, float | None]]]
 """By id of a held-out row: content and style of each seed's answer."""
 
 
-def report(results: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def report(
+    results: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]], truth: dict[str, Example]
+) -> dict[str, Any]:
     """Print the tables; returns their figures."""
-    truth = {row["id"]: example(row) for row in held_out}
     slices = {name: [row["id"] for row in held_out if row["slice"] == name] for name in SLICES}
     arms: dict[str, list[dict[str, Any]]] = {}
     for result in results:
@@ -33,12 +34,6 @@ def report(results: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]]
         figures[arm] = {"seeds": len(runs), **spent, "slices": {k: v for k, v in by_slice.items() if v}}
     _print(figures)
     return figures
-
-
-def example(row: dict[str, Any]) -> Example:
-    """A row of the data, as it is judged."""
-    messages = tuple(Message(**message) for message in row["messages"])
-    return Example(row["id"], messages, "held_out", row["answer"], tuple(row["constraints"]), 0)
 
 
 def scored(runs: Sequence[dict[str, Any]], truth: dict[str, Example]) -> Scores:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent.settings import Decision
-from benchmarks.decision_report import example as judged
+from agent.shapes import Example, detect, to_example
 from benchmarks.decision_report import interval, joint_reward, scored
 from benchmarks.decision_routing import Values, confusion, regrets, rule, values
 
@@ -23,6 +23,10 @@ def row(name: str, *, invented: bool = True, constrained: bool = False, obeys: b
         "invented": invented,
         "obeys": obeys,
     }
+
+
+def judged(record: dict[str, Any]) -> Example:
+    return to_example(record, detect(record), 1)
 
 
 def chosen(state: str, content: float = 0.0, style: float | None = None) -> dict[str, Any]:
