@@ -23,6 +23,7 @@ class Row:
         targets: (N,) int64 token ids to predict.
         is_value: (N,) bool: whether a target is part of its example's value.
         owners: (N,) int64: which of the row's examples a target belongs to.
+        lengths: tokens of each example, in order; they add up to T.
     """
 
     ids: torch.Tensor
@@ -31,6 +32,7 @@ class Row:
     targets: torch.Tensor
     is_value: torch.Tensor
     owners: torch.Tensor
+    lengths: tuple[int, ...]
 
 
 def pack(examples: Sequence[Encoded], device: torch.device) -> Row:
@@ -49,7 +51,7 @@ def pack(examples: Sequence[Encoded], device: torch.device) -> Row:
         positions += range(len(example.ids))
     columns = (ids, positions, predict_at, targets, is_value, owners)
     whole = [torch.tensor(values, device=device) for values in columns]
-    return Row(whole[0][None], whole[1][None], *whole[2:])
+    return Row(whole[0][None], whole[1][None], *whole[2:], lengths=tuple(len(each.ids) for each in examples))
 
 
 def fill_rows(lengths: Sequence[int], most_examples: int, most_tokens: int) -> list[list[int]]:

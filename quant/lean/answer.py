@@ -1,0 +1,108 @@
+"""Greedy answers to many prompts at once: every layer is unpacked once a token for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from quant.batches import fill_rows
+from quant.lean.block import Rows
+from quant.lean.cache import LayerCache, Lengths, caches
+from quant.lean.decoder import Decoder
+
+PREFILL_TOKENS = 512
+"""Prompt tokens read in one pass."""
+CACHE_BYTES = 192 << 20
+"""Most that keys and values of prompts that are answered together take."""
+MOST_PROMPTS = 64
+
+
+def answers(
+    decoder: Decoder, prompts: Sequence[list[int]], most: int, stops: Sequence[int]
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield (index, tokens) for every prompt, its stop token not included; longest prompts first."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    arch = decoder.arch
+    a_token = 2 * 4 * arch.layers * arch.keys
+    while order:
+        room = len(prompts[order[0]]) + most
+        together = max(1, min(MOST_PROMPTS, CACHE_BYTES // (room * a_token)))
+        members, order = order[:together], order[together:]
+        found = _together(decoder, [prompts[i] for i in members], most, set(stops))
+        yield from zip(members, found, strict=True)
+
+
+@torch.no_grad()
+def _together(decoder: Decoder, prompts: list[list[int]], most: int, stops: set[int]) -> list[list[int]]:
+    """Answers to prompts that fit the cache together."""
+    arch, arena = decoder.arch, decoder.arena
+    found: list[list[int]] = [[] for _ in prompts]
+    lengths = [len(prompt) for prompt in prompts]
+    with arena.frame():
+        shape = (len(prompts), arch.kv_heads, max(lengths) + most, arch.head_size)
+        layers, known = caches(arch.layers, shape, lengths, arena)
+        tokens = _read(decoder, prompts, layers)
+        running = list(range(len(prompts)))
+        for place in range(most):
+            ended = _record(tokens.tolist(), running, found, stops)
+            if len(ended) == len(running) or place + 1 == most:
+                return found
+            if ended:
+                tokens, running = _without(ended, tokens, running, layers, known)
+            tokens = _next(decoder, tokens, layers, known)
+    return found
+
+
+def _record(tokens: list[int], running: list[int], found: list[list[int]], stops: set[int]) -> list[int]:
+    """Add the newest tokens to the answers; returns the places of those that have ended."""
+    ended = []
+    for place, (prompt, token) in enumerate(zip(running, tokens, strict=True)):
+        if token in stops:
+            ended.append(place)
+        else:
+            found[prompt].append(token)
+    return ended
+
+
+def _without(
+    ended: list[int], tokens: torch.Tensor, running: list[int], layers: list[LayerCache], known: Lengths
+) -> tuple[torch.Tensor, list[int]]:
+    """Tokens and prompts that go on, the caches without the others."""
+    left = [place for place in range(len(running)) if place not in set(ended)]
+    kept = torch.tensor(left, device=tokens.device)
+    for layer in layers:
+        layer.keep(kept)
+    known.now = known.now[kept]
+    return tokens[kept], [running[place] for place in left]
+
+
+def _read(decoder: Decoder, prompts: list[list[int]], layers: list[LayerCache]) -> torch.Tensor:
+    """Fill the caches with the prompts; returns the first token of each answer."""
+    firsts = []
+    for members in fill_rows([len(prompt) for prompt in prompts], len(prompts), PREFILL_TOKENS):
+        with decoder.arena.frame():
+            firsts.append(_read_row(decoder, [prompts[i] for i in members], layers))
+    return torch.cat(firsts)
+
+
+def _read_row(decoder: Decoder, prompts: list[list[int]], layers: list[LayerCache]) -> torch.Tensor:
+    device = decoder.device
+    lengths = [len(prompt) for prompt in prompts]
+    positions = torch.cat([torch.arange(length, device=device) for length in lengths])
+    hidden = decoder.embed(torch.tensor([token for prompt in prompts for token in prompt], device=device))
+    for block, rotation, cache in zip(decoder.blocks, decoder.rotations(positions), layers, strict=True):
+        block.forward(hidden, Rows(lengths, rotation), cache)
+    last = torch.tensor(lengths, device=device).cumsum(0) - 1
+    return decoder.head.likeliest(hidden[last])
+
+
+def _next(decoder: Decoder, tokens: torch.Tensor, layers: list[LayerCache], known: Lengths) -> torch.Tensor:
+    """One more token of each answer."""
+    with decoder.arena.frame():
+        hidden = decoder.embed(tokens)
+        for block, rotation, cache in zip(decoder.blocks, decoder.rotations(known.now), layers, strict=True):
+            block.step(hidden, rotation, cache)
+        known.now.add_(1)
+        known.longest += 1
+        return decoder.head.likeliest(hidden)

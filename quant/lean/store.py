@@ -1,0 +1,50 @@
+"""The file of a prepared base model, mapped: what is read lies in the page cache, which the system may take back.
+
+It is the safetensors file that transformers writes for a bitsandbytes model (and reads), so the same file serves the
+lean path and the generic one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from quant.lean.nf4 import Packed
+
+WEIGHTS = "model.safetensors"
+STATE = "quant_state.bitsandbytes__nf4"
+
+
+class Store:
+    """Tensors of a prepared base model by name."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self.device = device
+        self._file: Any = safe_open(folder / WEIGHTS, framework="pt", device=str(device))
+        self.names = set(self._file.keys())
+
+    def packed(self, name: str) -> Packed:
+        """A matrix in NF4."""
+        state = json.loads(bytes(self.plain(f"{name}.{STATE}").cpu().tolist()))
+        rows, columns = state["shape"]
+        return Packed(
+            shape=(rows, columns),
+            codes=self.plain(name).view(-1),
+            scales=self.plain(f"{name}.absmax"),
+            scale_map=self.plain(f"{name}.nested_quant_map"),
+            nested=self.plain(f"{name}.nested_absmax"),
+            offset=float(state["nested_offset"]),
+        )
+
+    def plain(self, name: str) -> torch.Tensor:
+        """A tensor as it is stored."""
+        found: torch.Tensor = self._file.get_tensor(name)
+        return found
+
+    def vector(self, name: str) -> torch.Tensor | None:
+        """A small tensor in float32; None if the model has none of that name."""
+        return self.plain(name).float() if name in self.names else None
