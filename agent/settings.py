@@ -42,7 +42,12 @@ class Training:
     weight_decay: float = setting(0.0, "AdamW weight decay of the adapter", low=0.0, high=1.0)
     clip: float = setting(1.0, "largest gradient norm; 0 means: no clipping", low=0.0, high=1000.0)
     seed: int = setting(0, "seed of the split, the order and the adapter's start", low=0, high=2**31)
-    checkpointing: bool = setting(True, "recompute activations in the backward pass: less memory, a third more time")
+    memory_budget: int = setting(
+        0,
+        "MB for a training step over the loaded model; more is faster; 0: half of what is free",
+        low=0,
+        high=10_000_000,
+    )
     checkpoint_every: int = setting(20, "optimizer steps between checkpoints", low=1, high=1_000_000)
     held_out: float = setting(0.1, "share of rows kept for evaluation where the file has no split", low=0.0, high=0.5)
     max_new_tokens: int = setting(128, "longest generated answer in tokens", low=1, high=8192)

@@ -12,11 +12,12 @@ from agent import serving
 from agent.errors import StateError, StorageError
 from agent.protocol import Answer, Check, Generate, Load, Loaded, Prepare, Save, Saved, Score, Train, Written
 from agent.serving import Emit
-from quant.base import Model, load, prepare
 from quant.chat import Encoded
 from quant.devices import check
 from quant.generate import greedy
 from quant.loss import mean_losses
+from quant.model import Model, load
+from quant.prepare import prepare
 from quant.train import start, train, usable
 
 
@@ -68,7 +69,7 @@ class Commands:
         rows = list(_read_jsonl(request.data))
         examples = self._encoded(rows, request.sequence_length)
         judged = [e for e in examples if e.targets]
-        losses = mean_losses(self.model.network, judged, request.sequence_length, self.model.device)
+        losses = mean_losses(self.model, judged, request.sequence_length)
         lines = [
             {"id": e.id, "loss": loss, "value_loss": value_loss, "tokens": e.targets}
             for e, (loss, value_loss) in zip(judged, losses, strict=True)
@@ -103,7 +104,7 @@ class Commands:
 
     def _save(self, request: Save, _: Emit) -> Answer:
         target = Path(request.target)
-        self.model.network.save_pretrained(target, safe_serialization=True)
+        self.model.save(target)
         return Saved(sum(p.stat().st_size for p in target.iterdir()))
 
     def _check(self, request: Check, _: Emit) -> Answer:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 
-import bitsandbytes as bnb
 import torch
-import transformers
-from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
 from agent.errors import ConfigError
 from agent.protocol import Checked
+from quant.lean.arena import Arena
+from quant.lean.convert import nf4
+from quant.lean.linear import Linear
+from quant.lean.nf4 import Packed, dynamic_map, quantise_blockwise
 
 CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """CPU flags that mean bfloat16 arithmetic in hardware (x86, x86, ARM). Without them it is 13 to 30 times slower."""
@@ -55,15 +57,24 @@ def check(device_name: str) -> Checked:
 
 
 def _gradient_error(device: torch.device, dtype: torch.dtype) -> float:
+    """Of a layer of the lean path against plain torch."""
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(256, 256, generator=generator).to(device, dtype)
-    x = torch.randn(8, 256, generator=generator).to(device, dtype).requires_grad_()
-    packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
-    bnb.matmul_4bit(x, packed.t(), quant_state=state).float().square().sum().backward()
-    exact = dequantize_4bit(packed, state).float()
-    expected = 2 * (x.detach().float() @ exact.t()) @ exact
-    got = x.grad.float()
+    weight, x = (torch.randn(rows, 256, generator=generator) for rows in (256, 8))
+    layer = Linear(_packed(weight, device), None, Arena(device), dtype)
+    x = x.to(device)
+    exact = layer.packed.unpack(torch.empty(256, 256, device=device), torch.empty(1024, device=device))
+    out = layer.forward(x, torch.empty(8, 256, device=device))
+    got = torch.empty_like(x)
+    layer.backward(x, 2 * out, got, fresh=True)
+    expected = 2 * (x @ exact.t()) @ exact
     return float((got - expected).norm() / expected.norm())
+
+
+def _packed(weight: torch.Tensor, device: torch.device) -> Packed:
+    codes, scales = nf4(weight)
+    indices, nested = quantise_blockwise(scales - scales.mean(), dynamic_map())
+    parts = (each.to(device) for each in (codes, indices, dynamic_map(), nested))
+    return Packed((len(weight), weight.shape[1]), *parts, offset=float(scales.mean()))
 
 
 def device_title(device: torch.device) -> str:
@@ -73,11 +84,7 @@ def device_title(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide the numbers."""
-    return {
-        "torch": str(torch.__version__),
-        "transformers": str(transformers.__version__),
-        "bitsandbytes": str(bnb.__version__),
-    }
+    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "bitsandbytes")}
 
 
 def cuda_mb(device: torch.device) -> float:

@@ -1,7 +1,6 @@
 """The training loop: QLoRA on packed rows, checkpointed, resumable to the same losses.
 
-A loop of our own because Trainer's checkpoints are pickles. LoRA (arXiv 2106.09685) comes from peft, the frozen
-4-bit base (QLoRA, arXiv 2305.14314) from bitsandbytes.
+A loop of our own because Trainer's checkpoints are pickles and its memory is what this project exists to save.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 
 from agent.durable import sweep_temporaries
 from agent.errors import TrainingFailed
@@ -21,21 +19,13 @@ from agent.protocol import Checkpointed, Note, Step, Trained
 from agent.serving import Emit, rss_mb
 from agent.settings import Training
 from quant import checkpoint
-from quant.base import Model
 from quant.batches import Row, Schedule, fill_rows, pack
 from quant.chat import Encoded
 from quant.checkpoint import Progress
 from quant.devices import cuda_mb
-from quant.loss import token_losses
-
-
-def add_adapter(model: Model, settings: Training) -> None:
-    """Put a fresh LoRA adapter on every linear layer of a base model; its start depends on the seed alone."""
-    torch.manual_seed(settings.seed)
-    config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
-    )
-    model.network = get_peft_model(model.network, config)
+from quant.flat import Flat
+from quant.model import Model
+from quant.optimizer import AdamW, Exact
 
 
 def learning_rate(step: int, total: int, settings: Training) -> float:
@@ -54,13 +44,9 @@ class Run:
     examples: Sequence[Encoded]
     settings: Training
     schedule: Schedule
-    optimizer: torch.optim.AdamW
+    tuned: Flat
+    optimizer: AdamW
     done: Progress
-
-    @property
-    def parameters(self) -> dict[str, torch.Tensor]:
-        """The adapter's parameters by name: the only ones that need a gradient."""
-        return {name: p for name, p in self.model.network.named_parameters() if p.requires_grad}
 
     def rows(self, members: Sequence[int]) -> list[Row]:
         """The packed rows of one optimizer step."""
@@ -74,12 +60,9 @@ class Run:
         started = time.monotonic()
         index, total = self.done.step, self.schedule.total
         rate = learning_rate(index, total, self.settings)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         rows = self.rows(self.schedule.members(index))
         losses, norm = self._gradients(rows)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(index + 1, rate)
         is_value = torch.cat([row.is_value for row in rows])
         tokens, seconds = sum(row.ids.numel() for row in rows), time.monotonic() - started
         self.done = Progress(index + 1, self.done.tokens + tokens, self.done.seconds + seconds)
@@ -102,14 +85,8 @@ class Run:
     def _gradients(self, rows: Sequence[Row]) -> tuple[torch.Tensor, float]:
         """Accumulate gradients of the mean loss over all N targets of the step; returns losses (N,) and their norm."""
         targets = sum(row.targets.numel() for row in rows)
-        parts = []
-        for row in rows:
-            losses = token_losses(self.model.network, row)
-            (losses.sum() / targets).backward()
-            parts.append(losses.detach())
-        losses = torch.cat(parts)
-        most = self.settings.clip or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), most))
+        losses = torch.cat([self.model.learn(row, 1 / targets) for row in rows])
+        norm = self.tuned.clip(self.settings.clip or math.inf)
         if not math.isfinite(loss := float(losses.mean())) or not math.isfinite(norm):
             raise TrainingFailed(
                 f"loss {loss} and gradient norm {norm} at step {self.done.step + 1} are not finite: "
@@ -143,23 +120,18 @@ def start(model: Model, examples: Sequence[Encoded], settings: Training, resume:
 
     `first` is the step after which these examples took over from others.
     """
-    if not isinstance(model.network, PeftModel):
-        add_adapter(model, settings)
-    if settings.checkpointing:
-        model.network.gradient_checkpointing_enable({"use_reentrant": False})
-    model.network.train()
+    if model.tuned is None:
+        model.add_adapter(settings)
+    tuned: Flat = model.tuned  # type: ignore[assignment]  # just added
+    model.prepare_training(settings)
     per_step = settings.micro_batch * settings.accumulation
     epochs, steps = settings.epochs, settings.steps
     schedule = Schedule.plan(len(examples), per_step, settings.seed, epochs=epochs, steps=steps, first=first)
-    run = Run(model, examples, settings, schedule, _optimizer(model, settings), Progress(0, 0, 0.0))
+    optimizer = AdamW(tuned.values, tuned.grads, settings.weight_decay, Exact(tuned.values))
+    run = Run(model, examples, settings, schedule, tuned, optimizer, Progress(0, 0, 0.0))
     if resume is not None:
-        run.done = checkpoint.restore(resume, run.parameters, run.optimizer)
+        run.done = checkpoint.restore(resume, tuned, optimizer)
     return run
-
-
-def _optimizer(model: Model, settings: Training) -> torch.optim.AdamW:
-    trainable = [p for p in model.network.parameters() if p.requires_grad]
-    return torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 
 def train(run: Run, checkpoints: Path, emit: Emit, stopping: Callable[[], bool], until: int = 0) -> Trained:
@@ -173,7 +145,6 @@ def train(run: Run, checkpoints: Path, emit: Emit, stopping: Callable[[], bool],
             saved = _checkpoint(run, checkpoints, emit)
     if run.done.step > saved:
         _checkpoint(run, checkpoints, emit)
-    run.model.network.eval()
     return Trained(
         finished=run.done.step >= end,
         step=run.done.step,
@@ -186,7 +157,7 @@ def train(run: Run, checkpoints: Path, emit: Emit, stopping: Callable[[], bool],
 
 
 def _checkpoint(run: Run, folder: Path, emit: Emit) -> int:
-    path = checkpoint.save(folder, run.parameters, run.optimizer, run.done)
+    path = checkpoint.save(folder, run.tuned, run.optimizer, run.done)
     emit(Checkpointed(run.done.step, str(path)))
     return run.done.step
 

@@ -21,7 +21,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         if architecture not in made:
             from tiny import write_model
 
-            from quant.base import prepare
+            from quant.prepare import prepare
 
             work = tmp_path_factory.mktemp(architecture)
             source = write_model(work / "source", architecture)

@@ -12,9 +12,15 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 CHATML = (
@@ -34,11 +40,34 @@ SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
     "tie_word_embeddings": True,
 }
-ARCHITECTURES = {
-    "llama": (LlamaForCausalLM, LlamaConfig, {}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
-    "gemma3_text": (Gemma3ForCausalLM, Gemma3TextConfig, {"head_dim": 16, "sliding_window": 8}),
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
 }
+LEAN = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    "llama 3": (LlamaForCausalLM, LlamaConfig, {"rope_parameters": LLAMA3, "tie_word_embeddings": False}),
+    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 8, "head_dim": 32}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 32}),
+    "gemma3_text": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
+        {
+            "head_dim": 16,
+            "sliding_window": 8,
+            "num_hidden_layers": 3,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+}
+"""What the lean path covers."""
+ARCHITECTURES = LEAN | {"olmo2": (Olmo2ForCausalLM, Olmo2Config, {})}
+"""And one that it does not."""
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -64,6 +93,10 @@ def write_model(folder: Path, architecture: str = "llama") -> Path:
     """A Hugging Face folder with a seeded random model of the architecture."""
     network, config, extra = ARCHITECTURES[architecture]
     torch.manual_seed(7)
-    network(config(**SHAPE, **extra)).to(torch.bfloat16).save_pretrained(folder)
+    model = network(config(**(SHAPE | extra)))
+    for name, parameter in model.named_parameters():
+        if name.endswith(("bias", "norm.weight", "layernorm.weight")):
+            torch.nn.init.normal_(parameter, mean=float(parameter.data.mean()), std=0.1)
+    model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder

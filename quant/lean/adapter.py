@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from agent.errors import BaseModelError
 from agent.settings import Training
+from quant.flat import Flat
 from quant.lean.architecture import Architecture
 from quant.lean.linear import Lora
 
@@ -20,53 +20,43 @@ PREFIX = "base_model.model.model.layers"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Adapter:
     """LoRA matrices on every linear layer of the blocks in `layers`.
 
     Attributes:
         rank, alpha: of LoRA (arXiv 2106.09685).
         layers: indices of the blocks that have it.
-        values, grads: all parameters and their gradients in one float32 vector each.
-        loras: by block and name of the linear layer.
+        flat: the matrices and their gradients by the names that peft gives them.
+        loras: the same by block and name of the linear layer.
     """
 
     rank: int
     alpha: float
     layers: list[int]
-    values: torch.Tensor
-    grads: torch.Tensor
+    flat: Flat
     loras: dict[tuple[int, str], Lora]
-
-    @property
-    def parameters(self) -> dict[str, torch.Tensor]:
-        """The matrices by the names that peft gives them."""
-        return dict(self._named(self.loras))
-
-    @staticmethod
-    def _named(loras: dict[tuple[int, str], Lora]) -> Iterator[tuple[str, torch.Tensor]]:
-        for (layer, name), lora in loras.items():
-            yield f"{PREFIX}.{layer}.{name}.lora_A.default.weight", lora.a
-            yield f"{PREFIX}.{layer}.{name}.lora_B.default.weight", lora.b
 
 
 def blank(arch: Architecture, rank: int, alpha: float, layers: list[int], device: torch.device) -> Adapter:
     """An adapter with nothing in it yet."""
-    shapes = {(layer, name): shape for layer in layers for name, shape in arch.linears.items()}
-    count = sum(rank * (outputs + inputs) for outputs, inputs in shapes.values())
-    values, grads = (torch.zeros(count, device=device) for _ in range(2))
-    loras, at = {}, 0
-    for key, (outputs, inputs) in shapes.items():
-        sizes = (rank, inputs), (outputs, rank)
-        matrices = []
-        for vector in (values, grads):
-            start = at
-            for rows, columns in sizes:
-                matrices.append(vector[start : start + rows * columns].view(rows, columns))
-                start += rows * columns
-        at = start
-        loras[key] = Lora(matrices[0], matrices[1], matrices[2], matrices[3], alpha / rank)
-    return Adapter(rank, alpha, layers, values, grads, loras)
+    shapes = {}
+    for layer in layers:
+        for name, (outputs, inputs) in arch.linears.items():
+            shapes[_name(layer, name, "A")] = rank, inputs
+            shapes[_name(layer, name, "B")] = outputs, rank
+    flat = Flat.zeros(shapes, device)
+    values, grads = flat.views(flat.values), flat.views(flat.grads)
+    loras = {}
+    for layer in layers:
+        for name in arch.linears:
+            of_a, of_b = _name(layer, name, "A"), _name(layer, name, "B")
+            loras[layer, name] = Lora(values[of_a], values[of_b], grads[of_a], grads[of_b], alpha / rank)
+    return Adapter(rank, alpha, layers, flat, loras)
+
+
+def _name(layer: int, linear: str, matrix: str) -> str:
+    return f"{PREFIX}.{layer}.{linear}.lora_{matrix}.default.weight"
 
 
 def fresh(arch: Architecture, settings: Training, layers: list[int], device: torch.device) -> Adapter:
@@ -86,7 +76,7 @@ def read(arch: Architecture, folder: Path, device: torch.device) -> Adapter:
     layers = config.get("layers_to_transform") or list(range(arch.layers))
     adapter = blank(arch, config["r"], config["lora_alpha"], layers, device)
     tensors = load_file(folder / WEIGHTS)
-    for name, matrix in adapter.parameters.items():
+    for name, matrix in adapter.flat.views(adapter.flat.values).items():
         saved = tensors.get(name.replace(".default", ""))
         if saved is None or saved.shape != matrix.shape:
             raise BaseModelError(f"{folder}: the adapter does not fit this base model ({name})")
@@ -111,5 +101,6 @@ def write(adapter: Adapter, arch: Architecture, base: str, folder: Path) -> None
         "layers_to_transform": None if everywhere else adapter.layers,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    tensors = {name.replace(".default", ""): p.cpu().contiguous() for name, p in adapter.parameters.items()}
+    matrices = adapter.flat.views(adapter.flat.values).items()
+    tensors = {name.replace(".default", ""): matrix.cpu().clone() for name, matrix in matrices}
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})

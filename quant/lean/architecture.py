@@ -129,9 +129,7 @@ def _layer_kinds(config: Config, layers: int) -> list[str]:
     if not config.get("sliding_window") or config["model_type"] in {"llama", "qwen2", "qwen3"}:
         return ["full_attention"] * layers
     pattern = config.get("sliding_window_pattern", 6) if config["model_type"] == GEMMA else 0
-    return [
-        "full_attention" if pattern and (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)
-    ]
+    return ["full_attention" if pattern and (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)]
 
 
 def _rope(config: Config, layer_kind: str) -> Rope | None:

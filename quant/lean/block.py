@@ -131,7 +131,9 @@ class Block:
         out.copy_(self._after(self.after_mlp, kept.down, out)).add_(kept.middle)
 
     def _heads(self, x: torch.Tensor, rows: Rows) -> Heads:
-        attended = self.arena.take(len(x), self._linear("self_attn.q_proj").packed.shape[0] // self.head_size, self.head_size)
+        attended = self.arena.take(
+            len(x), self._linear("self_attn.q_proj").packed.shape[0] // self.head_size, self.head_size
+        )
         with torch.no_grad():
             q, k, v, raw_q, raw_k = self._turned(x, rows.rotation)
         return Heads(q, k, v, raw_q, raw_k, attended, self.attention.forward(q, k, v, rows.lengths, attended))

@@ -93,7 +93,7 @@ class Head:
             return logits.copy_(torch.mm(self._low(normed), rows.t(), out=low))
 
     def _add(self, grad: torch.Tensor, shares: torch.Tensor, rows: torch.Tensor) -> None:
-        """grad += shares @ rows, the product in the compute dtype."""
+        """Grad += shares @ rows, the product in the compute dtype."""
         if self.dtype == torch.float32:
             grad.addmm_(shares, rows)
             return

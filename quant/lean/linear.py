@@ -75,7 +75,7 @@ class Linear:
         return torch.mm(x, lora.a.t(), out=self.arena.take(len(x), len(lora.a)))
 
     def _times(self, x: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor, *, fresh: bool = True) -> None:
-        """x @ matrix into `out`, or added to it; in the compute dtype."""
+        """X @ matrix into `out`, or added to it; in the compute dtype."""
         if self.dtype == torch.float32:
             torch.addmm(out, x, matrix, beta=0 if fresh else 1, out=out)
             return

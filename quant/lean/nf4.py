@@ -21,6 +21,28 @@ from agent.errors import BaseModelError
 BLOCK, NESTED_BLOCK = 64, 256
 """Weights that share a scale, and scales that share one."""
 
+CODE = torch.tensor(
+    [
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ]
+)
+"""The sixteen numbers of NF4 (QLoRA, appendix E)."""
+
 _KINDS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
@@ -52,7 +74,7 @@ class Packed:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """bitsandbytes' CPU functions, without its Python; raises BaseModelError if this wheel has none."""
+    """Bitsandbytes' CPU functions, without its Python; raises BaseModelError if this wheel has none."""
     spec = importlib.util.find_spec("bitsandbytes")
     folders = list(spec.submodule_search_locations or []) if spec else []
     for folder in folders:
@@ -95,3 +117,24 @@ def _unpack_cuda(packed: Packed, out: torch.Tensor, scales: torch.Tensor) -> Non
     functional.dequantize_blockwise(packed.scales, nested, out=scales)
     scales.add_(packed.offset)
     functional.dequantize_4bit(packed.codes.view(-1, 1), absmax=scales, out=out, blocksize=BLOCK, quant_type="nf4")
+
+
+@functools.cache
+def dynamic_map(*, signed: bool = True) -> torch.Tensor:
+    """The 256 numbers of the dynamic 8-bit type (arXiv 1511.04561), ascending, float32."""
+    found = [0.0, 1.0]
+    for exponent in range(7):
+        edges = torch.linspace(0.1, 1, (1 if signed else 2) * 2**exponent + 1)
+        middles = ((edges[:-1] + edges[1:]) / 2 * 10 ** (exponent - 6)).tolist()
+        found += middles + [-each for each in middles] * signed
+    return torch.tensor(sorted(found + [0.0] * (256 - len(found))))
+
+
+def quantise_blockwise(values: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices into `numbers` (256,), uint8, and the scale of each block of 256, float32, for a flat float32 tensor."""
+    indices = torch.empty(len(values), dtype=torch.uint8)
+    scales = torch.empty(-(-len(values) // NESTED_BLOCK))
+    blockwise = _function("cquantize_blockwise_cpu_fp32")
+    sizes = map(ctypes.c_longlong, (NESTED_BLOCK, len(values)))
+    blockwise(_pointer(numbers), _pointer(values), _pointer(scales), _pointer(indices), *sizes)
+    return indices, scales

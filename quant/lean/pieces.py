@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from quant.lean.arena import Arena
 from quant.lean.architecture import Rope
+from quant.lean.arena import Arena
 from quant.lean.cache import LayerCache
 
 ops = torch.ops.aten

@@ -9,10 +9,10 @@ import pytest
 
 from agent.protocol import Event, Step
 from agent.settings import Training
-from quant.base import load
 from quant.devices import check
 from quant.generate import greedy
 from quant.loss import mean_losses
+from quant.model import load
 from quant.train import start, train
 
 pytestmark = pytest.mark.cuda
@@ -44,7 +44,7 @@ def test_losses_on_the_gpu_are_those_on_the_cpu(tiny_base: Callable[[str], Path]
     for device in ("cpu", "cuda"):
         model = load(tiny_base("llama"), None, device, "float32")
         examples = [model.encoder.example(str(i), row, 512) for i, row in enumerate(ROWS)]
-        found.append([loss for loss, _ in mean_losses(model.network, examples, 512, model.device)])
+        found.append([loss for loss, _ in mean_losses(model, examples, 512)])
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from tiny import ARCHITECTURES
 
-from quant.base import load
 from quant.loss import mean_losses
+from quant.model import load
+from quant.stock import open_model
 
 ROWS = [
     [{"role": "user", "content": "what is the port?"}, {"role": "assistant", "content": "the port is 4713"}],
@@ -22,9 +23,15 @@ def test_packing_changes_no_loss(tiny_base: Callable[[str], Path], architecture:
     """Examples that share a row have the losses they have alone: attention never crosses a border."""
     model = load(tiny_base(architecture), None, "cpu", "float32")
     examples = [model.encoder.example(str(i), row, 512) for i, row in enumerate(ROWS)]
-    together = mean_losses(model.network, examples, 10_000, model.device)
-    alone = mean_losses(model.network, examples, 1, model.device)
+    together = mean_losses(model, examples, 10_000)
+    alone = mean_losses(model, examples, 1)
     assert [whole for whole, _ in together] == pytest.approx([whole for whole, _ in alone], rel=1e-5)
+
+
+def in_transformers(base: Path, ids: list[int], labels: list[int]) -> float:
+    """The loss that transformers' own labels path computes."""
+    network = open_model(base, None, torch.device("cpu"), torch.float32).network
+    return float(network(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -33,9 +40,9 @@ def test_the_loss_is_what_transformers_itself_computes(tiny_base: Callable[[str]
     model = load(tiny_base(architecture), None, "cpu", "float32")
     example = model.encoder.example("x", ROWS[0], 512)
     labels = [token if target else -100 for token, target in zip(example.ids, example.target, strict=True)]
-    theirs = model.network(input_ids=torch.tensor([example.ids]), labels=torch.tensor([labels])).loss
-    ((ours, value),) = mean_losses(model.network, [example], 512, model.device)
-    assert ours == pytest.approx(float(theirs), rel=1e-5)
+    theirs = in_transformers(tiny_base(architecture), example.ids, labels)
+    ((ours, value),) = mean_losses(model, [example], 512)
+    assert ours == pytest.approx(theirs, rel=1e-5)
     assert value is None
 
 
@@ -44,7 +51,7 @@ def test_the_loss_of_a_value_is_that_of_its_tokens(tiny_base: Callable[[str], Pa
     model = load(tiny_base("llama"), None, "cpu", "float32")
     valued = model.encoder.example("x", ROWS[0], 512, "4713")
     labels = [token if value else -100 for token, value in zip(valued.ids, valued.value, strict=True)]
-    theirs = model.network(input_ids=torch.tensor([valued.ids]), labels=torch.tensor([labels])).loss
+    theirs = in_transformers(tiny_base("llama"), valued.ids, labels)
     others = [model.encoder.example(str(i), row, 512) for i, row in enumerate(ROWS)]
-    found = mean_losses(model.network, [others[1], valued, others[2]], 512, model.device)
-    assert [value for _, value in found] == [None, pytest.approx(float(theirs), rel=1e-5), None]
+    found = mean_losses(model, [others[1], valued, others[2]], 512)
+    assert [value for _, value in found] == [None, pytest.approx(theirs, rel=1e-5), None]

@@ -16,8 +16,8 @@ from agent.durable import folder_fault
 from agent.errors import TrainingFailed
 from agent.protocol import Checkpointed, Event, Note, Step, Trained
 from agent.settings import Training
-from quant.base import Model, load
 from quant.generate import greedy
+from quant.model import Model, load
 from quant.train import learning_rate, start, train, usable
 
 SETTINGS = Training(rank=4, alpha=8, steps=8, micro_batch=4, checkpoint_every=3, learning_rate=1e-2)
@@ -71,7 +71,7 @@ def test_checkpoints_come_at_their_interval_are_whole_and_only_the_newest_two_ar
 def test_the_adapter_gives_the_same_answers_in_plain_peft(tiny_base: Callable[[str], Path], tmp_path: Path) -> None:
     """What is saved is an ordinary PEFT adapter, with nothing of ours needed to use it."""
     model, _, _ = run(tiny_base("llama"), tmp_path / "c", SETTINGS)
-    model.network.save_pretrained(tmp_path / "adapter")
+    model.save(tmp_path / "adapter")
     plain = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(tiny_base("llama"), dtype=torch.float32), tmp_path / "adapter"
     )
@@ -88,7 +88,7 @@ def test_every_linear_layer_gets_an_update_and_nothing_else_is_trained(
 ) -> None:
     """LoRA on all linear layers of every block; embeddings and norms stay frozen."""
     model, _, _ = run(tiny_base("llama"), tmp_path / "c", dataclasses.replace(SETTINGS, steps=1))
-    model.network.save_pretrained(tmp_path / "adapter")
+    model.save(tmp_path / "adapter")
     names = set(load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
     assert len(names) == 2 * 7 * 2
     assert all(".lora_A." in n or ".lora_B." in n for n in names)
@@ -110,15 +110,15 @@ def test_accumulated_micro_batches_give_the_gradient_of_one_large_one(
 
 def test_recomputing_activations_changes_no_loss(tiny_base: Callable[[str], Path], tmp_path: Path) -> None:
     """Checkpointing trades time for memory, never the result."""
-    kept = run(tiny_base("llama"), tmp_path / "a", dataclasses.replace(SETTINGS, checkpointing=False))[2]
-    recomputed = run(tiny_base("llama"), tmp_path / "b", dataclasses.replace(SETTINGS, checkpointing=True))[2]
+    kept = run(tiny_base("llama"), tmp_path / "a", dataclasses.replace(SETTINGS, memory_budget=1000))[2]
+    recomputed = run(tiny_base("llama"), tmp_path / "b", dataclasses.replace(SETTINGS, memory_budget=1))[2]
     assert losses(kept) == pytest.approx(losses(recomputed), rel=1e-4)
 
 
 def test_training_goes_on_from_an_earlier_adapter(tiny_base: Callable[[str], Path], tmp_path: Path) -> None:
     """A second job starts where the active version stands, not from the base."""
     model, _, first = run(tiny_base("llama"), tmp_path / "c", SETTINGS)
-    model.network.save_pretrained(tmp_path / "adapter")
+    model.save(tmp_path / "adapter")
     again = load(tiny_base("llama"), tmp_path / "adapter", "cpu", "float32")
     events: list[Event] = []
     answer = train(start(again, examples(again), SETTINGS, None), tmp_path / "d", events.append, lambda: False)
@@ -131,7 +131,7 @@ def test_a_loss_that_is_not_finite_ends_training_with_advice(tiny_base: Callable
     model = load(tiny_base("llama"), None, "cpu", "float32")
     one = start(model, examples(model), SETTINGS, None)
     with torch.no_grad():
-        next(iter(one.parameters.values())).fill_(math.inf)
+        one.tuned.values[:9] = math.inf
     with pytest.raises(TrainingFailed, match="learning_rate"):
         one.step()
 

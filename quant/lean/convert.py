@@ -1,0 +1,156 @@
+"""A base model to one NF4 file, tensor by tensor: memory for some rows of the largest, not for the model.
+
+The file is the one that transformers and bitsandbytes write and read for a model in NF4 with double quantisation
+(QLoRA, arXiv 2305.14314), number for number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from quant.lean.architecture import Architecture
+from quant.lean.nf4 import BLOCK, CODE, NESTED_BLOCK, dynamic_map, quantise_blockwise
+from quant.lean.sources import Source
+from quant.lean.store import STATE, WEIGHTS
+
+ROWS_BYTES = 8 << 20
+"""About how much of a matrix is worked on at a time, as float32."""
+STATE_BYTES = 256
+"""Room for the JSON that tells how a matrix is packed; filled up with blanks."""
+TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in the file."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        size = self.dtype.itemsize
+        for each in self.shape:
+            size *= each
+        return size
+
+
+def convert(source: Source, arch: Architecture, folder: Path) -> int:
+    """Write model.safetensors into `folder`; returns how many numbers the model has.
+
+    Raises KeyError for a tensor that the source lacks.
+    """
+    matrices = [f"model.layers.{n}.{name}.weight" for n in range(arch.layers) for name in arch.linears]
+    plain = [name for name in source.shapes if name not in set(matrices) and not (arch.tied and "lm_head" in name)]
+    entries = [entry for name in matrices for entry in _packed_entries(name, source.shapes[name])]
+    entries += [Entry(name, torch.bfloat16, source.shapes[name]) for name in plain]
+    # Wide types first: every tensor then begins at a multiple of its type's size.
+    entries.sort(key=lambda entry: -entry.dtype.itemsize)
+    with (folder / WEIGHTS).open("wb") as file:
+        places = _header(file, entries)
+        for name in plain:
+            _copy(file, places[name], source, name)
+        for name in matrices:
+            _pack(file, places, source, name)
+        file.flush()
+        os.fsync(file.fileno())
+    return sum(_count(source.shapes[name]) for name in (*matrices, *plain))
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return Entry("", torch.uint8, shape).size
+
+
+def _packed_entries(name: str, shape: tuple[int, ...]) -> Iterator[Entry]:
+    numbers = _count(shape)
+    scales = -(-numbers // BLOCK)
+    yield Entry(name, torch.uint8, (-(-numbers // 2), 1))
+    yield Entry(f"{name}.absmax", torch.uint8, (scales,))
+    yield Entry(f"{name}.quant_map", torch.float32, (len(CODE),))
+    yield Entry(f"{name}.nested_absmax", torch.float32, (-(-scales // NESTED_BLOCK),))
+    yield Entry(f"{name}.nested_quant_map", torch.float32, (256,))
+    yield Entry(f"{name}.{STATE}", torch.uint8, (STATE_BYTES,))
+
+
+def _header(file: BinaryIO, entries: list[Entry]) -> dict[str, int]:
+    """Write the header of a safetensors file; returns where each tensor begins in it."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    places, at = {}, 0
+    for entry in entries:
+        places[entry.name] = at
+        header[entry.name] = {
+            "dtype": TYPES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [at, at + entry.size],
+        }
+        at += entry.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 64)
+    file.write(len(text).to_bytes(8, "little") + text)
+    file.truncate(8 + len(text) + at)
+    return {name: 8 + len(text) + place for name, place in places.items()}
+
+
+def _put(file: BinaryIO, place: int, tensor: torch.Tensor) -> int:
+    """Write a tensor at a place; returns the place behind it."""
+    file.seek(place)
+    file.write(tensor.contiguous().view(torch.uint8).numpy())
+    return file.tell()
+
+
+def _slices(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Ranges of rows of about ROWS_BYTES, each a whole number of blocks."""
+    width = _count(shape[1:])
+    step = max(1, ROWS_BYTES // (4 * width))
+    # Rows that are no multiple of a block: so many of them that they are one together.
+    step = -(-step // BLOCK) * BLOCK if width % BLOCK else step
+    yield from ((start, min(start + step, shape[0])) for start in range(0, shape[0], step))
+
+
+def _copy(file: BinaryIO, place: int, source: Source, name: str) -> None:
+    for start, end in _slices(source.shapes[name]):
+        place = _put(file, place, source.rows(name, start, end))
+
+
+def _pack(file: BinaryIO, places: dict[str, int], source: Source, name: str) -> None:
+    shape, at, scales = source.shapes[name], places[name], []
+    for start, end in _slices(shape):
+        codes, found = nf4(source.rows(name, start, end))
+        at = _put(file, at, codes)
+        scales.append(found)
+    together = torch.cat(scales)
+    offset = together.mean()
+    indices, nested = quantise_blockwise(together - offset, dynamic_map())
+    state = {
+        "quant_type": "nf4",
+        "blocksize": BLOCK,
+        "dtype": "bfloat16",
+        "shape": list(shape),
+        "nested_blocksize": NESTED_BLOCK,
+        "nested_dtype": "float32",
+        "nested_offset": float(offset),
+    }
+    text = json.dumps(state).encode().ljust(STATE_BYTES)
+    parts = {"absmax": indices, "quant_map": CODE, "nested_absmax": nested, "nested_quant_map": dynamic_map()}
+    for part, tensor in {**parts, STATE: torch.frombuffer(bytearray(text), dtype=torch.uint8)}.items():
+        _put(file, places[f"{name}.{part}"], tensor)
+
+
+def nf4(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes, (n / 2,) uint8 with two numbers each, and the scale of each block of 64, (n / 64,) float32."""
+    values = rows.reshape(-1).float()
+    blocks = torch.nn.functional.pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK)
+    scales = blocks.abs().amax(1)
+    scaled = (blocks * (1.0 / scales.clamp(min=1e-38))[:, None]).clamp_(-1, 1).view(-1)[: len(values)]
+    codes = torch.bucketize(scaled, (CODE[1:] + CODE[:-1]) / 2, out_int32=True).to(torch.uint8)
+    codes = torch.nn.functional.pad(codes, (0, len(codes) % 2))
+    return (codes[::2] << 4) | codes[1::2], scales

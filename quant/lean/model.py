@@ -1,0 +1,83 @@
+"""The lean path as the worker sees it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from agent.errors import BaseModelError
+from agent.settings import Training
+from quant.batches import Row
+from quant.chat import Encoder
+from quant.flat import Flat
+from quant.lean import adapter as adapters
+from quant.lean.adapter import Adapter
+from quant.lean.answer import answers
+from quant.lean.architecture import architecture
+from quant.lean.decoder import Decoder, open_decoder
+from quant.lean.memory import blocks_to_remember
+from quant.lean.tokens import Tokenizer
+
+
+class LeanModel:
+    """A decoder of the lean path with its tokenizer."""
+
+    def __init__(self, folder: Path, decoder: Decoder) -> None:
+        self.folder, self.decoder = folder, decoder
+        self.encoder = Encoder(Tokenizer(folder))
+        self.architecture = decoder.arch.kind
+        self.device, self.dtype = decoder.device, decoder.dtype
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter, if there is one."""
+        return self.decoder.adapter
+
+    @property
+    def tuned(self) -> Flat | None:
+        """The adapter's parameters and gradients."""
+        return self.adapter.flat if self.adapter else None
+
+    def losses(self, row: Row) -> torch.Tensor:
+        """Loss of each target of a packed row in nats, (N,) float32."""
+        return self.decoder.losses(row)
+
+    def learn(self, row: Row, share: float) -> torch.Tensor:
+        """The same; adds the gradients of `share` times their sum to those of the adapter."""
+        return self.decoder.learn(row, share)
+
+    def answers(self, prompts: Sequence[list[int]], most: int) -> Iterator[tuple[int, list[int]]]:
+        """Yield (index, tokens) of a greedy answer of at most `most` tokens to each prompt, without its stop token."""
+        return answers(self.decoder, prompts, most, self.encoder.stop_ids)
+
+    def add_adapter(self, settings: Training) -> None:
+        """A fresh LoRA adapter on every linear layer; its start depends on the seed alone."""
+        layers = list(range(self.decoder.arch.layers))
+        self.decoder.attach(adapters.fresh(self.decoder.arch, settings, layers, self.device))
+
+    def prepare_training(self, settings: Training) -> None:
+        """Keep what the backward pass of so many blocks needs as the memory budget has room for."""
+        self.decoder.remembered = blocks_to_remember(self.decoder, settings)
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter as peft does into `folder`. Raises ValueError without an adapter."""
+        if self.adapter is None:
+            raise ValueError("there is no adapter to save")
+        adapters.write(self.adapter, self.decoder.arch, str(self.folder), folder)
+
+
+def open_model(folder: Path, adapter: Path | None, device: torch.device, dtype: torch.dtype) -> LeanModel:
+    """Map a prepared base model of the family; raises BaseModelError if it or its adapter is not what it should be."""
+    arch = architecture(json.loads((folder / "config.json").read_text()))
+    if arch is None:
+        raise BaseModelError(f"{folder}: not an architecture of the lean path")
+    try:
+        decoder = open_decoder(folder, arch, device, dtype)
+    except KeyError as fault:
+        raise BaseModelError(f"the base model lacks {fault}; run `nslora-agent init --again`") from fault
+    if adapter is not None:
+        decoder.attach(adapters.read(arch, adapter, device))
+    return LeanModel(folder, decoder)

@@ -1,0 +1,122 @@
+"""Where a base model's tensors come from, one at a time: a Hugging Face folder with safetensors, or a .gguf file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+
+from quant.lean.architecture import GEMMA, Architecture
+
+Shape = tuple[int, ...]
+
+GGUF_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_norm": "post_attention_layernorm",
+}
+"""llama.cpp's names of tensors → transformers'."""
+GGUF_GEMMA = {
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+IGNORED = {"rope_freqs.weight"}
+"""Tables that follow from the configuration."""
+
+
+class Source(Protocol):
+    """Tensors by name; `rows` reads a part of one."""
+
+    shapes: dict[str, Shape]
+
+    def rows(self, name: str, start: int, end: int) -> torch.Tensor:
+        """Rows of a tensor in bfloat16, as every base model is quantised from."""
+        ...
+
+
+class Folder:
+    """A Hugging Face folder: model.safetensors, or the parts that model.safetensors.index.json names."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = {path: safe_open(path, framework="pt") for path in _parts(folder)}
+        self._of = {name: file for file in self._files.values() for name in file.keys()}  # noqa: SIM118  no dict
+        self.shapes: dict[str, Shape] = {
+            name: tuple(file.get_slice(name).get_shape()) for name, file in self._of.items()
+        }
+
+    def rows(self, name: str, start: int, end: int) -> torch.Tensor:
+        """Rows of a tensor in bfloat16."""
+        found: torch.Tensor = self._of[name].get_slice(name)[start:end]
+        return found.to(torch.bfloat16)
+
+
+def _parts(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return sorted({folder / part for part in json.loads(index.read_text())["weight_map"].values()})
+    return [folder / "model.safetensors"]
+
+
+@dataclass
+class Gguf:
+    """A .gguf file, unpacked tensor by tensor, named and laid out as transformers has it."""
+
+    path: Path
+    arch: Architecture
+
+    def __post_init__(self) -> None:
+        from gguf import GGUFReader  # noqa: PLC0415  numpy and a table of every model: only for those who have such a file
+
+        self._tensors: dict[str, Any] = dict(self._named(GGUFReader(self.path).tensors))
+        self.shapes: dict[str, Shape] = {
+            name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in self._tensors.items()
+        }
+        self._last: tuple[str, torch.Tensor] | None = None
+
+    def _named(self, tensors: list[Any]) -> Iterator[tuple[str, Any]]:
+        names = GGUF_NAMES | (GGUF_GEMMA if self.arch.is_gemma else {})
+        for tensor in tensors:
+            if tensor.name in IGNORED:
+                continue
+            block, stem, kind = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", tensor.name).groups()  # type: ignore[union-attr]
+            yield f"{f'model.layers.{block}.' if block else ''}{names[stem]}.{kind}", tensor
+
+    def rows(self, name: str, start: int, end: int) -> torch.Tensor:
+        """Rows of a tensor in bfloat16."""
+        if self._last is None or self._last[0] != name:
+            self._last = name, self._whole(name)
+        return self._last[1][start:end]
+
+    def _whole(self, name: str) -> torch.Tensor:
+        from gguf import dequantize  # noqa: PLC0415
+
+        tensor = self._tensors[name]
+        values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)).view(self.shapes[name])
+        if self.arch.kind in {"llama", "mistral"} and re.search(r"\.[qk]_proj\.", name):
+            values = _paired(values, self.arch.heads if ".q_proj." in name else self.arch.kv_heads)
+        if self.arch.kind == GEMMA and name.endswith("norm.weight"):
+            values = values - 1
+        return values.to(torch.bfloat16)
+
+
+def _paired(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """llama.cpp has the two halves of each head interleaved; transformers one after the other."""
+    return weight.view(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)

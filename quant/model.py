@@ -1,0 +1,72 @@
+"""What the commands of the worker ask of a model, however it computes; and the choice between the two ways."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from agent.durable import folder_fault
+from agent.errors import BaseModelError
+from agent.settings import Training
+from quant.batches import Row
+from quant.chat import Encoder
+from quant.devices import choose_device, choose_dtype
+from quant.flat import Flat
+from quant.lean.architecture import architecture
+
+
+class Model(Protocol):
+    """A prepared base model in 4 bits, with or without an adapter."""
+
+    architecture: str
+    encoder: Encoder
+    device: torch.device
+    dtype: torch.dtype
+    tuned: Flat | None
+    """The adapter's parameters and gradients; None without an adapter."""
+
+    def losses(self, row: Row) -> torch.Tensor:
+        """Loss of each target of a packed row in nats, (N,) float32."""
+        ...
+
+    def learn(self, row: Row, share: float) -> torch.Tensor:
+        """The same; adds the gradients of `share` times their sum to those of the adapter."""
+        ...
+
+    def answers(self, prompts: Sequence[list[int]], most: int) -> Iterator[tuple[int, list[int]]]:
+        """Yield (index, tokens) of a greedy answer of at most `most` tokens to each prompt, without its stop token."""
+        ...
+
+    def add_adapter(self, settings: Training) -> None:
+        """A fresh LoRA adapter on every linear layer; its start depends on the seed alone."""
+        ...
+
+    def prepare_training(self, settings: Training) -> None:
+        """Choose what to keep for the backward pass and what to compute again."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter as peft does into `folder`."""
+        ...
+
+
+def load(folder: Path, adapter: Path | None, device_name: str, dtype_name: str) -> Model:
+    """Load a prepared base model and, if given, a PEFT adapter on top of it.
+
+    The lean path is taken where it covers the architecture, transformers and peft elsewhere. Raises BaseModelError if
+    the folder is not whole.
+    """
+    fault = folder_fault(folder, contents=False)
+    if fault:
+        raise BaseModelError(f"the base model is damaged: {fault}; run `nslora-agent init --again`")
+    device = choose_device(device_name)
+    arch = architecture(json.loads((folder / "config.json").read_text()))
+    # Imported by need: transformers and peft cost seconds and 300 MB.
+    way = importlib.import_module("quant.lean.model" if arch else "quant.stock")
+    model: Model = way.open_model(folder, adapter, device, choose_dtype(dtype_name, device))
+    return model

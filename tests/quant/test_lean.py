@@ -1,0 +1,167 @@
+"""The lean path held to transformers, peft and bitsandbytes, architecture by architecture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny import LEAN, write_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from agent.settings import Training
+from quant import stock_prepare
+from quant.batches import Row, pack
+from quant.chat import Encoded
+from quant.lean.model import LeanModel, open_model
+from quant.lean.tokens import Tokenizer
+from quant.stock import StockModel
+from quant.stock import open_model as open_stock
+
+SETTINGS = Training(rank=4, alpha=8)
+CPU = torch.device("cpu")
+Base = Callable[[str], Path]
+
+
+def row() -> Row:
+    """Three examples in a row, one longer than the windows of 8, with questions that are not learned."""
+    draw = torch.Generator().manual_seed(3)
+
+    def example(length: int) -> Encoded:
+        ids = torch.randint(3, 320, (length,), generator=draw).tolist()
+        return Encoded("x", ids, [False] * 3 + [True] * (length - 3), [False] * length, cut=False)
+
+    return pack([example(21), example(5), example(12)], CPU)
+
+
+def both(base: Path, dtype: torch.dtype = torch.float32) -> tuple[LeanModel, StockModel]:
+    """The same base and the same adapter, B not zero, in both ways."""
+    lean, stock = open_model(base, None, CPU, dtype), open_stock(base, None, CPU, dtype)
+    lean.add_adapter(SETTINGS)
+    stock.add_adapter(SETTINGS)
+    assert lean.tuned
+    assert stock.tuned
+    assert set(lean.tuned.shapes) == set(stock.tuned.shapes)
+    lean.tuned.values.copy_(torch.randn(len(lean.tuned.values), generator=torch.Generator().manual_seed(5)) * 0.05)
+    mine, theirs = lean.tuned.views(lean.tuned.values), stock.tuned.views(stock.tuned.values)
+    for name, matrix in mine.items():
+        theirs[name].copy_(matrix)
+    return lean, stock
+
+
+def distance(mine: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Relative, by norm."""
+    return float((mine - theirs).norm() / theirs.norm())
+
+
+def gradients(model: LeanModel | StockModel) -> dict[str, torch.Tensor]:
+    assert model.tuned
+    return model.tuned.views(model.tuned.grads)
+
+
+@pytest.mark.parametrize("architecture", LEAN)
+@pytest.mark.parametrize("remembered", [0, 1, 9])
+def test_losses_and_every_gradient_are_those_of_the_stock_path(
+    tiny_base: Base, architecture: str, remembered: int
+) -> None:
+    """In float32 to 1e-4 of each adapter matrix's gradient, whatever is kept and whatever is computed again."""
+    lean, stock = both(tiny_base(architecture))
+    lean.decoder.remembered = min(remembered, lean.decoder.arch.layers)
+    mine, theirs = lean.learn(row(), 0.1), stock.learn(row(), 0.1)
+    assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(lean.losses(row()), theirs, rtol=1e-5, atol=1e-5)
+    expected = gradients(stock)
+    worst = {name: distance(grad, expected[name]) for name, grad in gradients(lean).items()}
+    assert max(worst.values()) < 1e-4
+    assert lean.tuned
+    assert stock.tuned
+    assert lean.tuned.clip(1.0) == pytest.approx(stock.tuned.clip(1.0), rel=1e-4)
+
+
+@pytest.mark.parametrize("architecture", LEAN)
+def test_gradients_add_up_over_rows(tiny_base: Base, architecture: str) -> None:
+    """A second row adds to the first, and scratch that was used before changes nothing."""
+    lean, _ = both(tiny_base(architecture))
+    assert lean.tuned
+    lean.learn(row(), 0.1)
+    once = lean.tuned.grads.clone()
+    lean.learn(row(), 0.2)
+    assert distance(lean.tuned.grads, 3 * once) < 1e-5
+
+
+@pytest.mark.parametrize("architecture", LEAN)
+def test_bfloat16_stays_within_its_rounding(tiny_base: Base, architecture: str) -> None:
+    """bfloat16 has 8 bits: both ways differ from float32 by so much, and from each other by no more."""
+    exact, _ = both(tiny_base(architecture))
+    lean, stock = both(tiny_base(architecture), torch.bfloat16)
+    truth = exact.learn(row(), 0.1)
+    mine, theirs = lean.learn(row(), 0.1), stock.learn(row(), 0.1)
+    assert torch.allclose(mine, truth, rtol=0.02, atol=0.02)
+    assert torch.allclose(mine, theirs, rtol=0.02, atol=0.02)
+    assert exact.tuned
+    assert lean.tuned
+    assert distance(lean.tuned.grads, exact.tuned.grads) < 0.05
+
+
+@pytest.mark.parametrize("architecture", LEAN)
+def test_the_adapter_answers_the_same_in_plain_peft(tiny_base: Base, architecture: str, tmp_path: Path) -> None:
+    """Saved without peft, loaded by peft on the same base, and by ourselves."""
+    lean, _ = both(tiny_base(architecture))
+    lean.save(tmp_path)
+    network = AutoModelForCausalLM.from_pretrained(tiny_base(architecture), dtype=torch.float32)
+    for parameter in network.parameters():
+        # What is not 4-bit comes as bfloat16, whatever dtype says.
+        parameter.data = parameter.data.float() if parameter.is_floating_point() else parameter.data
+    plain = PeftModel.from_pretrained(network, tmp_path)
+    prompts = [
+        lean.encoder.prompt([{"role": "user", "content": text}]) for text in ("port?", "what of the lamp, is it?")
+    ]
+    again = open_model(tiny_base(architecture), tmp_path, CPU, torch.float32)
+    ours, reread = dict(lean.answers(prompts, 16)), dict(again.answers(prompts, 16))
+    for number, prompt in enumerate(prompts):
+        theirs = plain.generate(
+            input_ids=torch.tensor([prompt]),
+            max_new_tokens=16,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=lean.encoder.stop_ids,
+        )
+        expected = [token for token in theirs[0, len(prompt) :].tolist() if token not in lean.encoder.stop_ids]
+        assert ours[number] == reread[number] == expected
+
+
+@pytest.mark.parametrize("architecture", LEAN)
+def test_the_converter_writes_what_transformers_writes(architecture: str, tiny_base: Base, tmp_path: Path) -> None:
+    """Tensor for tensor, bit for bit; only the blanks behind the JSON of a matrix differ."""
+    stock_prepare.quantise(write_model(tmp_path / "source", architecture), tmp_path)
+    mine = load_file(tiny_base(architecture) / "model.safetensors")
+    theirs = load_file(tmp_path / "model.safetensors")
+    assert mine.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        if "quant_state" in name:
+            assert json.loads(bytes(mine[name].tolist())) == json.loads(bytes(tensor.tolist()))
+        else:
+            assert mine[name].dtype == tensor.dtype
+            assert torch.equal(mine[name], tensor), name
+
+
+def test_the_tokenizer_is_that_of_transformers(tiny_base: Base) -> None:
+    """Ids, places, special tokens, chat template and text."""
+    mine, theirs = Tokenizer(tiny_base("llama")), AutoTokenizer.from_pretrained(tiny_base("llama"))
+    messages = [{"role": "user", "content": "port of 泵?"}, {"role": "assistant", "content": "47 <|im_end|> é"}]
+    for ask in (True, False):
+        text = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+        assert mine.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask) == text
+        for special in (True, False):
+            options = {"add_special_tokens": special, "return_offsets_mapping": True}
+            expected = theirs(text, **options)
+            assert mine(text, **options) == {name: expected[name] for name in ("input_ids", "offset_mapping")}
+    ids = theirs(text)["input_ids"]
+    for skip in (True, False):
+        assert mine.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
+    assert (mine.eos_token_id, mine.pad_token_id) == (theirs.eos_token_id, theirs.pad_token_id)
+    assert set(mine.added_tokens_decoder) == set(theirs.added_tokens_decoder)
