@@ -51,7 +51,8 @@ def pack(examples: Sequence[Encoded], device: torch.device) -> Row:
         positions += range(len(example.ids))
     columns = (ids, positions, predict_at, targets, is_value, owners)
     whole = [torch.tensor(values, device=device) for values in columns]
-    return Row(whole[0][None], whole[1][None], *whole[2:], lengths=tuple(len(each.ids) for each in examples))
+    lengths = tuple(len(each.ids) for each in examples)
+    return Row(whole[0][None], whole[1][None], whole[2], whole[3], whole[4], whole[5], lengths)
 
 
 def fill_rows(lengths: Sequence[int], most_examples: int, most_tokens: int) -> list[list[int]]:

@@ -73,8 +73,8 @@ def _gradient_error(device: torch.device, dtype: torch.dtype) -> float:
 def _packed(weight: torch.Tensor, device: torch.device) -> Packed:
     codes, scales = nf4(weight)
     indices, nested = quantise_blockwise(scales - scales.mean(), dynamic_map())
-    parts = (each.to(device) for each in (codes, indices, dynamic_map(), nested))
-    return Packed((len(weight), weight.shape[1]), *parts, offset=float(scales.mean()))
+    shape, offset = (len(weight), weight.shape[1]), float(scales.mean())
+    return Packed(shape, codes.to(device), indices.to(device), dynamic_map().to(device), nested.to(device), offset)
 
 
 def device_title(device: torch.device) -> str:

@@ -30,4 +30,4 @@ def mean_losses(model: Model, examples: Sequence[Encoded], most_tokens: int) -> 
 def _means(losses: torch.Tensor, owners: torch.Tensor, members: int) -> list[float]:
     """Mean loss of each owner; NaN for one without any."""
     summed = torch.zeros(members, device=losses.device).index_add_(0, owners, losses)
-    return (summed / owners.bincount(minlength=members)).tolist()  # type: ignore[no-any-return]
+    return (summed / owners.bincount(minlength=members)).tolist()

@@ -116,7 +116,7 @@ def architecture(config: Config) -> Architecture | None:
         epsilon=config["rms_norm_eps"],
         tied=config.get("tie_word_embeddings", config["model_type"] == GEMMA),
         activation=activation,
-        attention_scale=config.get("query_pre_attn_scalar", head_size) ** -0.5,
+        attention_scale=float(config.get("query_pre_attn_scalar") or head_size) ** -0.5,
         ropes=tuple(rope for kind in kinds if (rope := ropes[kind]) is not None),
         windows=tuple(config["sliding_window"] if kind == "sliding_attention" else None for kind in kinds),
     )

@@ -91,7 +91,7 @@ def _function(name: str) -> Callable[..., None]:
     except AttributeError as fault:
         raise BaseModelError(f"this bitsandbytes lacks {name}: install the version in constraints.txt") from fault
     function.restype = None
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:

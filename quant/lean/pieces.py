@@ -126,12 +126,12 @@ class Attention:
 def activate(kind: str, gate: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """SiLU, or GELU by its tanh approximation, of `gate` into `out`."""
     if kind == "silu":
-        return ops.silu.out(gate, out=out)  # type: ignore[no-any-return]
-    return ops.gelu.out(gate, approximate="tanh", out=out)  # type: ignore[no-any-return]
+        return ops.silu.out(gate, out=out)
+    return ops.gelu.out(gate, approximate="tanh", out=out)
 
 
 def activate_backward(kind: str, grad: torch.Tensor, gate: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """Gradient of `gate` into `out`."""
     if kind == "silu":
-        return ops.silu_backward.grad_input(grad, gate, grad_input=out)  # type: ignore[no-any-return]
-    return ops.gelu_backward.grad_input(grad, gate, approximate="tanh", grad_input=out)  # type: ignore[no-any-return]
+        return ops.silu_backward.grad_input(grad, gate, grad_input=out)
+    return ops.gelu_backward.grad_input(grad, gate, approximate="tanh", grad_input=out)
