@@ -5,16 +5,17 @@ training loss and the norm of the gradient say when tuning the weights has satur
 the same of rewriting. Both sides are measured in windows against the best that their own phase has shown, so that the
 same numbers serve for any model and any data:
 
-- numeric: `change` is the fall of the windowed loss as a share of the phase's highest window (negative where it
-  rises), `gradient` the windowed norm as a share of the phase's highest. The loss is that of value tokens where rows
-  have values: the form of an answer is learned long before what it says.
-- symbolic: `change` is the reward gained per request as a share of the phase's best window.
+- numeric: `change` is the fall of the windowed loss over the last windows as a share of the phase's highest window
+  (negative where it rises), `gradient` the windowed norm as a share of the phase's highest. The loss is that of value
+  tokens where rows have values: the form of an answer is learned long before what it says.
+- symbolic: the reward gained per request as a share of the phase's best window.
 
-Magnitude (is it flat?), sign (is it rising?) and patience (for how long?) are judged apart.
+Magnitude (is it flat?), sign (is it above the phase's lowest?) and patience (for how long?) are judged apart.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -26,14 +27,14 @@ STEPS_A_WINDOW = 10
 REQUESTS_A_WINDOW = 12
 """Requests to the remote LLM, at least, that a symbolic window sums over."""
 FLAT = 0.02
-"""A fall of the loss by less than this share of the phase's highest window is none."""
+"""A fall of the loss by less than this share of the phase's highest window, over all windows of patience, is none."""
 LEARNED = 0.02
 """Nats per token below which there is nothing left to learn, however steep the curve is."""
 CALM = 0.5
 """Share of the phase's highest gradient norm below which the weights are near rest."""
 PATIENCE = 2
-"""Flat windows with a calm gradient after which a side counts as saturated; with a lively one it is twice as many,
-because a loss that has not moved yet may still drop."""
+"""Windows without a fall, with a calm gradient, after which a side counts as saturated; with a lively one it is twice
+as many, because a loss that has not moved yet may still drop."""
 LITTLE = 0.25
 """Share of a symbolic phase's best window below which rewriting gains little."""
 
@@ -60,23 +61,11 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Signal:
-    """One window against its phase: see the module's text; `learned` is True where the loss is as good as zero."""
-
-    change: float
-    gradient: float
-    noise: float
-    learned: bool = False
-
-
-@dataclass(frozen=True)
 class Monitor:
-    """The state between two windows."""
+    """The state between two windows: what the phase has shown so far."""
 
     phase: Phase
     windows: tuple[Window, ...] = ()
-    flat: int = 0
-    rising: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,58 +84,49 @@ def numeric_window(steps: Sequence[Any]) -> Window:
     return Window(fmean(losses), noise, fmean(step.grad_norm for step in steps))
 
 
-def numeric_signal(windows: Sequence[Window]) -> Signal:
-    """The newest of at least one window of a numeric phase against the phase."""
-    last = windows[-1]
-    highest = max(window.level for window in windows)
-    liveliest = max(window.gradient for window in windows)
-    before = windows[-2] if len(windows) > 1 else None
-    return Signal(
-        change=(before.level - last.level) / highest if before and highest else 1.0,
-        gradient=last.gradient / liveliest if liveliest else 0.0,
-        noise=(before.noise**2 + last.noise**2) ** 0.5 / highest if before and highest else 0.0,
-        learned=last.level < LEARNED,
-    )
-
-
-def symbolic_signal(windows: Sequence[Window]) -> Signal:
-    """The newest of at least one window of a symbolic phase against the best of the phase."""
-    best = max(window.level for window in windows)
-    return Signal(change=windows[-1].level / best if best > 0 else 0.0, gradient=0.0, noise=0.0)
-
-
 def advance(monitor: Monitor, window: Window) -> tuple[Monitor, Verdict]:
     """The state after one more window, and whether the phase is over."""
     windows = (*monitor.windows, window)
-    if monitor.phase is Phase.SYMBOLIC:
-        return _symbolic(replace(monitor, windows=windows))
-    return _numeric(replace(monitor, windows=windows))
+    judge = _numeric if monitor.phase is Phase.NUMERIC else _symbolic
+    return replace(monitor, windows=windows), judge(windows)
 
 
-def _numeric(monitor: Monitor) -> tuple[Monitor, Verdict]:
-    signal = numeric_signal(monitor.windows)
-    threshold = max(FLAT, signal.noise)
-    flat = monitor.flat + 1 if signal.change <= threshold else 0
-    rising = monitor.rising + 1 if signal.change < -threshold else 0
-    patience = PATIENCE if signal.gradient < CALM else 2 * PATIENCE
-    monitor = replace(monitor, flat=0 if rising else flat, rising=rising)
-    if signal.learned:
-        return monitor, Verdict(over=True, reason=f"loss {monitor.windows[-1].level:.3f}: nothing left to learn")
-    if rising >= PATIENCE:
-        return monitor, Verdict(over=True, reason=f"the loss has risen for {rising} windows: diverging")
-    if monitor.flat >= patience:
-        seen = f"change {signal.change:.3f}, gradient {signal.gradient:.2f} of its highest"
-        return monitor, Verdict(over=True, reason=f"saturated: {monitor.flat} flat windows ({seen})")
-    return monitor, Verdict(over=False, reason=f"change {signal.change:.3f}, gradient {signal.gradient:.2f}")
+def _numeric(windows: Sequence[Window]) -> Verdict:
+    last, highest = windows[-1], max(window.level for window in windows)
+    gradient = last.gradient / (max(window.gradient for window in windows) or 1.0)
+    patience = PATIENCE if gradient < CALM else 2 * PATIENCE
+    before = windows[-1 - min(patience, len(windows) - 1)]
+    change = (before.level - last.level) / (highest or 1.0)
+    seen = f"change {change:.3f}, gradient {gradient:.2f} of its highest"
+    if last.level < LEARNED:
+        return Verdict(over=True, reason=f"loss {last.level:.3f}: nothing left to learn")
+    if _rises(windows, highest):
+        return Verdict(
+            over=True, reason=f"the loss is {last.level:.2f} and has risen for {PATIENCE} windows: diverging"
+        )
+    if len(windows) > patience and change <= _threshold(before, last, highest):
+        return Verdict(over=True, reason=f"saturated: flat over {patience} windows ({seen})")
+    return Verdict(over=False, reason=seen)
 
 
-def _symbolic(monitor: Monitor) -> tuple[Monitor, Verdict]:
-    signal = symbolic_signal(monitor.windows)
-    monitor = replace(monitor, flat=monitor.flat + 1 if signal.change < LITTLE else 0)
-    gained = monitor.windows[-1].level
-    if monitor.flat >= PATIENCE:
-        return monitor, Verdict(over=True, reason=f"rewriting gains little: {gained:.3f} reward a request")
-    return monitor, Verdict(over=False, reason=f"{gained:.3f} reward a request")
+def _rises(windows: Sequence[Window], highest: float) -> bool:
+    """Whether the last windows are all above the lowest, by more than what noise explains."""
+    lowest = min(windows, key=lambda window: window.level)
+    above = [(each.level - lowest.level) / (highest or 1.0) > _threshold(lowest, each, highest) for each in windows]
+    return len(windows) > PATIENCE and all(above[-PATIENCE:])
+
+
+def _threshold(one: Window, other: Window, highest: float) -> float:
+    """What two windows must differ by to be told apart, as a share of the highest."""
+    return max(FLAT, math.hypot(one.noise, other.noise) / (highest or 1.0))
+
+
+def _symbolic(windows: Sequence[Window]) -> Verdict:
+    best = max(window.level for window in windows)
+    gained = f"{windows[-1].level:.3f} reward a request"
+    little = [best <= 0 or window.level < LITTLE * best for window in windows[-PATIENCE:]]
+    over = len(windows) >= PATIENCE and all(little)
+    return Verdict(over=over, reason=f"rewriting gains little: {gained}" if over else gained)
 
 
 @dataclass(frozen=True)

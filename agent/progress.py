@@ -107,7 +107,7 @@ class Progress:
                 "rows": {example.id: Row.from_json(example, kept["rows"][example.id]) for example in examples},
                 "classifier": Classifier.from_json(kept["classifier"]),
                 "phase": Phase(kept["phase"]) if kept["phase"] else None,
-                "monitor": Monitor(**{**monitor, "phase": Phase(monitor["phase"]), "windows": windows}),
+                "monitor": Monitor(Phase(monitor["phase"]), windows),
                 "members": tuple(kept["members"]),
                 "flat": tuple(map(Phase, kept["flat"])),
                 "outcomes": tuple(Outcome(**each) for each in outcomes),

@@ -69,12 +69,25 @@ class Routed(Neurosymbolic):
         return Choice(names[self.bits(row)], choice.features, choice.weights, choice.rewrite)
 
 
-class NumericOnly(Routed):
-    """Tune on every row as it came, for all passes."""
+class Pure(Routed):
+    """One thing for every row, whatever the model can do: its own answers mend no reference either."""
 
     def __init__(self, attempt: Attempt) -> None:
         super().__init__(attempt)
         self.schedule = Straight()
+
+    def probed(self, progress: Progress, trained: set[str]) -> Progress:
+        """The rows as they are answered now, with the references that they had before."""
+        found = super().probed(progress, trained)
+        rows = {
+            name: replace(row, reference=progress.rows[name].reference, source=progress.rows[name].source)
+            for name, row in found.rows.items()
+        }
+        return replace(found, rows=rows)
+
+
+class NumericOnly(Pure):
+    """Tune on every row as it came, for all passes."""
 
     def bits(self, row: Row) -> tuple[bool, bool]:
         """Always the weights."""
@@ -82,12 +95,8 @@ class NumericOnly(Routed):
         return True, False
 
 
-class RewriteEverything(Routed):
+class RewriteEverything(Pure):
     """Offer every row for a rewrite, then tune on them all for all passes."""
-
-    def __init__(self, attempt: Attempt) -> None:
-        super().__init__(attempt)
-        self.schedule = Straight()
 
     def bits(self, row: Row) -> tuple[bool, bool]:
         """Both, each row once."""

@@ -76,7 +76,7 @@ def rewritten(name: str = "pump") -> Rewrite:
 
 def numeric(number: int = 1, **figures: Any) -> Round:
     """A numeric round that is over."""
-    why, ended = "2 examples to tune the weights on, expected gain 1.2", "saturated: 2 flat windows (change 0.001)"
+    why, ended = "2 examples to tune the weights on, expected gain 1.2", "saturated: flat over 2 windows (change 0.001)"
     return Round(number, "numeric", why, ended, {**FIGURES, **figures})
 
 

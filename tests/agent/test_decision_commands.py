@@ -114,7 +114,7 @@ def test_a_job_is_explained_from_its_rounds_to_the_examples_left_alone(state: Pa
         "2      symbolic  2         +0.25          0.712              4 requests",
         "in all: 40 steps (9876 tokens), 4 requests to the remote LLM (recorded answers included), 61 s",
         "1 numeric    2 examples to tune the weights on, expected gain 1.2",
-        "until: saturated: 2 flat windows (change 0.001)",
+        "until: saturated: flat over 2 windows (change 0.001)",
         "2 symbolic   2 examples to rewrite",
         "until: every flagged example was offered",
         "3 stop       neither tuning nor rewriting gains anything more",

@@ -59,7 +59,7 @@ def test_a_flat_loss_with_a_calm_gradient_is_saturated_after_two_windows() -> No
     assert ends([*lively, calm[0]]) == (None, "")
     number, reason = ends([*lively, *calm])
     assert number == 4
-    assert reason.startswith("saturated: 2 flat windows")
+    assert reason.startswith("saturated: flat over 2 windows")
 
 
 def test_a_flat_loss_with_a_lively_gradient_is_waited_for_twice_as_long() -> None:
@@ -104,6 +104,38 @@ def test_a_window_is_of_value_tokens_where_there_are_any() -> None:
     assert window.noise == pytest.approx(1.0)
     assert numeric_window([*steps, Step(9.0, None, 9.0, 3.0)]).level == 4.0
     assert numeric_window([Step(9.0, None, 9.0, 3.0)] * 2).level == 9.0
+
+
+# ---- the numeric signal, on recorded runs ----
+
+
+@pytest.mark.parametrize(
+    ("trace", "number", "reason"),
+    [
+        ("every-row", 10, "nothing left to learn"),
+        ("right-rows-then-failing-ones", 9, "nothing left to learn"),
+        ("noise", 5, "saturated: flat over 4 windows"),
+        ("diverging", 6, "diverging"),
+        ("late-drop", 11, "saturated: flat over 2 windows"),
+    ],
+)
+def test_the_switch_points_of_recorded_runs(trace: str, number: int, reason: str) -> None:
+    """Real losses and gradient norms of SmolLM2-135M (tests/agent/traces/README.md tells how they were recorded).
+
+    One that learned all ends at once; noise without a trend is given four windows, because the gradient stays lively;
+    a loss that rises is told from one that is flat; one that all but stands still at window 4 and falls again is not
+    ended there, but at the plateau that follows.
+    """
+    ended, told = ends(windows(trace))
+    assert ended == number
+    assert reason in told
+
+
+def test_the_late_drop_stands_still_before_it_falls() -> None:
+    """Or the trace would prove nothing."""
+    found = windows("late-drop")
+    early, later = (found[at - 2].level - found[at - 1].level for at in (4, 5))
+    assert early < 0.02 * found[0].level < later
 
 
 # ---- the symbolic signal ----

@@ -32,7 +32,7 @@ FULL = Progress(
     round=3,
     phase=Phase.SYMBOLIC,
     why="2 examples to rewrite, expected gain 0.4",
-    monitor=Monitor(Phase.SYMBOLIC, (Window(0.1), Window(0.2, 0.01, 1.5)), flat=1, rising=2),
+    monitor=Monitor(Phase.SYMBOLIC, (Window(0.1), Window(0.2, 0.01, 1.5))),
     members=("pump", "Köln 日本"),
     outcomes=(tuned(gain=0.1 + 0.2), offered(told="rejected: 1 comma found: “a”,")),
     ended="rewriting gains little",
