@@ -40,7 +40,7 @@ KINDS_COUNT = 3.0
 def measured(state: Path, seed: int) -> list[Outcome]:
     """The outcomes of one job with random routing."""
     home = box(state / f"prior-{seed}", Home(state).model(DEFAULT_BASE), [ANSWERS])
-    settings = {"seed": seed, "rounds": 4, "epochs": 5.0, "learning_rate": 2e-3, "checkpointing": False}
+    settings = {"seed": seed, "rounds": 4, "epochs": 5.0, "learning_rate": 2e-3}
     job, ended = run_job(home, DATA, "neurosymbolic", settings, RandomRouting)
     print(f"seed {seed}: {ended}", flush=True)
     with Store(home.database) as store:

@@ -68,9 +68,9 @@ def test_every_setting_in_the_file_says_what_it_means() -> None:
 
 def test_settings_are_read_and_whole_numbers_serve_as_floats(path: Path) -> None:
     """`epochs = 3` is as good as 3.0."""
-    path.write_text('base = "org/model"\n[training]\nepochs = 3\nrank = 8\ncheckpointing = false\n')
+    path.write_text('base = "org/model"\n[training]\nepochs = 3\nrank = 8\nmemory_budget = 900\n')
     config = read_config(path)
-    assert config == Config("org/model", Training(epochs=3.0, rank=8, checkpointing=False))
+    assert config == Config("org/model", Training(epochs=3.0, rank=8, memory_budget=900))
     assert type(config.training.epochs) is float
 
 
@@ -84,7 +84,7 @@ def test_every_fault_is_reported_at_once_with_what_may_have_been_meant(path: Pat
     rank = 0
     alpha = "16"
     dtype = "float16"
-    checkpointing = 1
+    memory_budget = true
     warmup = 1.5
     learning_rate = nan
     clip = inf
@@ -99,7 +99,7 @@ def test_every_fault_is_reported_at_once_with_what_may_have_been_meant(path: Pat
         "training.rank must be between 1 and 256, not 0",
         "training.alpha must be of type int, not '16'",
         "training.dtype must be one of auto, float32, bfloat16, not 'float16'",
-        "training.checkpointing must be of type bool, not 1",
+        "training.memory_budget must be of type int, not True",
         "training.warmup must be between 0 and 1, not 1.5",
         "training.learning_rate must be between 1e-07 and 1, not nan",
         "training.clip must be between 0 and 1000, not inf",
@@ -187,9 +187,9 @@ def parse(*arguments: str) -> argparse.Namespace:
 def test_flags_override_the_file_and_leave_the_rest(path: Path) -> None:
     """Only what is given on the command line changes."""
     path.write_text("[training]\nrank = 8\nepochs = 2.0\n[decision]\nrounds = 3\nexplore = 1.5\n")
-    flags = ("--rank", "4", "--no-checkpointing", "--learning-rate", "1e-4", "--rounds", "5")
+    flags = ("--rank", "4", "--memory-budget", "900", "--learning-rate", "1e-4", "--rounds", "5")
     settings = job_settings(parse(*flags), read_config(path))
-    assert part_of(Training, settings) == Training(rank=4, epochs=2.0, checkpointing=False, learning_rate=1e-4)
+    assert part_of(Training, settings) == Training(rank=4, epochs=2.0, memory_budget=900, learning_rate=1e-4)
     assert part_of(Decision, settings) == Decision(rounds=5, explore=1.5)
     settings = job_settings(parse(), read_config(path))
     assert part_of(Training, settings) == Training(rank=8, epochs=2.0)

@@ -95,11 +95,11 @@ def test_what_happens_to_the_file_afterwards_changes_nothing(job: Path, data: Pa
 def test_settings_come_from_the_file_then_the_flags_and_stay_with_the_job(job: Path, data: Path) -> None:
     """What config.toml says later changes no queued job."""
     (job / "config.toml").write_text("[training]\nrank = 8\nepochs = 2\n[decision]\nrounds = 3\n")
-    flags = ("--rank", 4, "--no-checkpointing", "--weights-cost", 0.5)
+    flags = ("--rank", 4, "--memory-budget", 900, "--weights-cost", 0.5)
     assert agent("enqueue", data, *flags, state=job).returncode == 0
     (job / "config.toml").write_text("[training]\nepochs = 9\n[decision]\nrounds = 9\n")
     settings = json.loads(agent("show", 2, "--json", state=job).stdout)["settings"]
-    assert (settings["rank"], settings["epochs"], settings["checkpointing"]) == (4, 2.0, False)
+    assert (settings["rank"], settings["epochs"], settings["memory_budget"]) == (4, 2.0, 900)
     assert (settings["rounds"], settings["weights_cost"]) == (3, 0.5)
 
 
