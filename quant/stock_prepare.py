@@ -35,7 +35,7 @@ def quantise(source: Path, work: Path) -> int:
     _tokenizer(source).save_pretrained(work)
     plain = work / "plain"
     if source.suffix == ".gguf":
-        _dequantise_gguf(source, plain)
+        dequantise_gguf(source, plain)
         source = plain
     config = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -51,7 +51,7 @@ def quantise(source: Path, work: Path) -> int:
     return sum(_elements(p) for p in network.parameters())
 
 
-def _dequantise_gguf(source: Path, plain: Path) -> None:
+def dequantise_gguf(source: Path, plain: Path) -> None:
     """GGUF to a plain bfloat16 folder: transformers cannot read and quantise a .gguf in one go."""
     network = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.bfloat16)
     network.hf_quantizer = None

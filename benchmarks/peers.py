@@ -1,0 +1,195 @@
+"""What people would use instead: transformers' Trainer with peft and bitsandbytes, and TRL's SFTTrainer.
+
+    python -m benchmarks.peers trainer|trl MODEL DATA --dtype float32|bfloat16 --sequence 512 --steps 6
+
+Run by benchmarks.memory and benchmarks.latency in a process of its own. Each phase is announced on stdout as one JSON
+line and begins once a line came on stdin; the last line has the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+PROMPTS = 4
+NEW_TOKENS = 24
+WARM_UP = 2
+"""Steps that are not counted."""
+
+
+def phase(name: str) -> None:
+    """Announce a phase, and wait until the watcher has taken its marks."""
+    print(json.dumps({"phase": name}), flush=True)
+    sys.stdin.readline()
+
+
+def options() -> argparse.Namespace:
+    """What to run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("trainer", "trl"))
+    parser.add_argument("model", help="Hugging Face folder")
+    parser.add_argument("data", type=Path, help="lines of {text}")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--sequence", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=6)
+    return parser.parse_args()
+
+
+def load(given: argparse.Namespace) -> tuple[Any, Any]:
+    """The model in 4 bits with a LoRA adapter, and its tokenizer, as the documentation of peft does it."""
+    import torch  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig  # noqa: PLC0415
+
+    dtype = getattr(torch, given.dtype)
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    model = AutoModelForCausalLM.from_pretrained(given.model, quantization_config=config, dtype=dtype)
+    return model, AutoTokenizer.from_pretrained(given.model)
+
+
+def lora() -> Any:
+    """The adapter's settings."""
+    from peft import LoraConfig  # noqa: PLC0415
+
+    return LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def timed() -> tuple[Any, list[tuple[float, float]], list[dict[str, float]]]:
+    """A callback, the beginning and end of each step, and what was logged."""
+    from transformers import TrainerCallback  # noqa: PLC0415
+
+    steps: list[tuple[float, float]] = []
+    logs: list[dict[str, float]] = []
+
+    class Timed(TrainerCallback):  # type: ignore[misc]
+        """Notes times and logs."""
+
+        began = 0.0
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            """Before the forward pass."""
+            self.began = time.monotonic()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            """After the update."""
+            steps.append((self.began, time.monotonic()))
+
+        def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
+            """Loss and gradient norm."""
+            noted.append(logs or {})
+
+    noted = logs
+    return Timed(), steps, logs
+
+
+def arguments(given: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """What both trainers take."""
+    return {
+        "output_dir": folder,
+        "per_device_train_batch_size": 1,
+        "max_steps": given.steps,
+        "logging_steps": 1,
+        "report_to": [],
+        "save_strategy": "no",
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "disable_tqdm": True,
+        "seed": 0,
+        "learning_rate": 5e-5,
+        "max_grad_norm": 1.0,
+    }
+
+
+def trainer(given: argparse.Namespace, model: Any, tokenizer: Any, texts: list[str], folder: str) -> Any:
+    """The Trainer of transformers on rows of all their tokens."""
+    from peft import get_peft_model, prepare_model_for_kbit_training  # noqa: PLC0415
+    from transformers import Trainer, TrainingArguments  # noqa: PLC0415
+
+    rows = []
+    for text in texts:
+        ids = tokenizer(text, return_tensors="pt", truncation=True, max_length=given.sequence)["input_ids"][0]
+        rows.append({"input_ids": ids, "labels": ids.clone(), "attention_mask": ids.new_ones(len(ids))})
+    model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = get_peft_model(model, lora())
+    callback, *noted = timed()
+    return Trainer(
+        model=model, args=TrainingArguments(**arguments(given, folder)), train_dataset=rows, callbacks=[callback]
+    ), noted
+
+
+def trl(given: argparse.Namespace, model: Any, tokenizer: Any, texts: list[str], folder: str) -> Any:
+    """TRL's SFTTrainer on the same texts."""
+    from datasets import Dataset  # noqa: PLC0415
+    from trl import SFTConfig, SFTTrainer  # noqa: PLC0415
+
+    callback, *noted = timed()
+    config = SFTConfig(**arguments(given, folder), max_length=given.sequence, dataset_num_proc=None, bf16=False)
+    return SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_dict({"text": texts}),
+        processing_class=tokenizer,
+        peft_config=lora(),
+        callbacks=[callback],
+    ), noted
+
+
+def generate(model: Any, tokenizer: Any, texts: list[str]) -> float:
+    """Answer some prompts one by one; returns tokens a second."""
+    import torch  # noqa: PLC0415
+
+    model.eval()
+    started, tokens = time.monotonic(), 0
+    for text in texts[:PROMPTS]:
+        ids = tokenizer(text[:200], return_tensors="pt")["input_ids"].to(model.device)
+        with torch.inference_mode():
+            out = model.generate(input_ids=ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False)
+        tokens += out.shape[1] - ids.shape[1]
+    return tokens / (time.monotonic() - started)
+
+
+def main() -> int:
+    """All phases."""
+    began, given = time.monotonic(), options()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    phase("import")
+    import bitsandbytes  # noqa: F401, PLC0415
+    import peft  # noqa: F401, PLC0415
+    import transformers  # noqa: F401, PLC0415
+
+    if given.kind == "trl":
+        import trl as _  # noqa: F401, PLC0415
+    phase("load")
+    texts = [json.loads(line)["text"] for line in given.data.read_text().splitlines()]
+    model, tokenizer = load(given)
+    with tempfile.TemporaryDirectory() as folder:
+        build = trainer if given.kind == "trainer" else trl
+        made, (steps, logs) = build(given, model, tokenizer, texts, folder)
+        phase("step")
+        made.train()
+        phase("generate")
+        rate = generate(made.model, tokenizer, texts)
+        phase("save")
+        made.save_model(folder)
+    counted = [end - start for start, end in steps[WARM_UP:]]
+    figures = {
+        "tokens_per_s": round(given.sequence / statistics.median(counted), 1),
+        "first_step_s": round(steps[0][0] - began, 2),
+        "generated_per_s": round(rate, 1),
+        "losses": [round(log["loss"], 4) for log in logs if "loss" in log],
+        "norms": [round(float(log["grad_norm"]), 4) for log in logs if "grad_norm" in log],
+    }
+    print(json.dumps({"figures": figures}), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
