@@ -48,6 +48,15 @@ class Training:
         low=0,
         high=10_000_000,
     )
+    top_layers: float = setting(
+        1.0, "share of the blocks, from the last, that are tuned; fewer are faster and learn less", low=0.01, high=1.0
+    )
+    prefix_cache: int = setting(
+        2000,
+        "most MB of disk for what the blocks below the tuned ones make of each row; 0: none",
+        low=0,
+        high=10_000_000,
+    )
     checkpoint_every: int = setting(20, "optimizer steps between checkpoints", low=1, high=1_000_000)
     held_out: float = setting(0.1, "share of rows kept for evaluation where the file has no split", low=0.0, high=0.5)
     max_new_tokens: int = setting(128, "longest generated answer in tokens", low=1, high=8192)

@@ -43,11 +43,11 @@ class Model(Protocol):
         ...
 
     def add_adapter(self, settings: Training) -> None:
-        """A fresh LoRA adapter on every linear layer; its start depends on the seed alone."""
+        """A fresh LoRA adapter on every linear layer of the top blocks; its start depends on the seed alone."""
         ...
 
-    def prepare_training(self, settings: Training) -> None:
-        """Choose what to keep for the backward pass and what to compute again."""
+    def prepare_training(self, settings: Training, scratch: Path) -> None:
+        """Choose what to keep for the backward pass and what to compute again; `scratch` is a folder for the run."""
         ...
 
     def save(self, folder: Path) -> None:

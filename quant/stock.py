@@ -75,21 +75,24 @@ class StockModel:
                 yield index, answer[: stops[0]] if stops else answer
 
     def add_adapter(self, settings: Training) -> None:
-        """A fresh LoRA adapter on every linear layer; its start depends on the seed alone."""
+        """A fresh LoRA adapter on every linear layer of the top blocks; its start depends on the seed alone."""
+        blocks = self.network.config.num_hidden_layers
+        top = list(range(blocks - max(1, round(settings.top_layers * blocks)), blocks))
         torch.manual_seed(settings.seed)
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
-            target_modules="all-linear",
+            target_modules="all-linear" if len(top) == blocks else _linear_names(self.network),
+            layers_to_transform=top if len(top) < blocks else None,
             lora_dropout=0.0,
             task_type="CAUSAL_LM",
         )
         self.network = get_peft_model(self.network, config)
         self.tuned = _flattened(self.network, self.device)
 
-    def prepare_training(self, settings: Training) -> None:
+    def prepare_training(self, settings: Training, scratch: Path) -> None:
         """Activations are computed again in the backward pass, whatever memory there is."""
-        del settings
+        del settings, scratch
         self.network.gradient_checkpointing_enable({"use_reentrant": False})
 
     def save(self, folder: Path) -> None:
@@ -124,6 +127,13 @@ def _settle(network: Any, dtype: torch.dtype) -> None:
             # On CPUs with AVX512-BF16 the first answer would repack the weights in place for a kernel that has no
             # backward: training after it would silently learn nothing.
             module.support_avx512bf16_for_cpu = False
+
+
+def _linear_names(network: Any) -> list[str]:
+    """Last names of the 4-bit layers: peft takes a choice of blocks only beside a list."""
+    return sorted(
+        {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, Linear4bit)}
+    )
 
 
 def _flattened(network: Any, device: torch.device) -> Flat:

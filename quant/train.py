@@ -123,7 +123,6 @@ def start(model: Model, examples: Sequence[Encoded], settings: Training, resume:
     if model.tuned is None:
         model.add_adapter(settings)
     tuned: Flat = model.tuned  # type: ignore[assignment]  # just added
-    model.prepare_training(settings)
     per_step = settings.micro_batch * settings.accumulation
     epochs, steps = settings.epochs, settings.steps
     schedule = Schedule.plan(len(examples), per_step, settings.seed, epochs=epochs, steps=steps, first=first)
@@ -138,6 +137,7 @@ def train(run: Run, checkpoints: Path, emit: Emit, stopping: Callable[[], bool],
     """Step until the schedule ends, step `until` or `stopping()`; the last thing on the disk is a checkpoint."""
     checkpoints.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(checkpoints)
+    run.model.prepare_training(run.settings, checkpoints)
     saved, end = run.done.step, until or run.schedule.total
     while run.done.step < end and not stopping():
         emit(run.step())

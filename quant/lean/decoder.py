@@ -20,12 +20,16 @@ from quant.lean.block import Block, Remembered, Rows
 from quant.lean.head import Head
 from quant.lean.linear import Linear
 from quant.lean.pieces import Attention, Norm, Rotation
+from quant.lean.prefix import PrefixCache
 from quant.lean.store import Store
 
 
 @dataclass
 class Decoder:
-    """The whole network; `adapter` is None for the base model alone, `remembered` counts blocks kept whole."""
+    """The whole network; `adapter` is None for the base model alone, `remembered` counts blocks kept whole.
+
+    With a `prefix` cache, what the blocks below the adapter make of an example is computed once.
+    """
 
     arch: Architecture
     embedding: torch.Tensor
@@ -36,10 +40,14 @@ class Decoder:
     dtype: torch.dtype
     adapter: Adapter | None = None
     remembered: int = 0
+    prefix: PrefixCache | None = None
 
     def attach(self, adapter: Adapter | None) -> None:
         """Put an adapter on the linear layers, in the place of the one before."""
         self.adapter = adapter
+        if self.prefix:
+            self.prefix.close()
+            self.prefix = None
         for number, block in enumerate(self.blocks):
             for name, linear in block.linears.items():
                 linear.lora = adapter.loras.get((number, name)) if adapter else None
@@ -62,9 +70,7 @@ class Decoder:
 
     def _learn(self, row: Row, share: float, rows: Sequence[Rows], first: int) -> torch.Tensor:
         """Forward with an eye to the backward pass; blocks below `first` have no adapter and need no gradient."""
-        hidden = self.embed(row.ids[0])
-        for number in range(first):
-            self.blocks[number].forward(hidden, rows[number])
+        hidden = self._below(row, first)
         top = len(self.blocks) - self.remembered
         inputs: dict[int, torch.Tensor] = {}
         kept: dict[int, Remembered] = {}
@@ -85,6 +91,32 @@ class Decoder:
                 found = kept.pop(number, None) or block.remember(inputs[number], rows[number], whole=False)
                 block.backward(found, grad, rows[number])
         return losses
+
+    def _below(self, row: Row, first: int) -> torch.Tensor:
+        """The input of block `first`, (T, width): embeddings, or what the frozen blocks make of them."""
+        lengths, ids = list(row.lengths), row.ids[0]
+        if not first or self.prefix is None:
+            return self._through(ids, row.positions[0], lengths, first)
+        hidden = self.arena.take(len(ids), self.arch.width)
+        parts = list(zip(ids.split(lengths), hidden.split(lengths), strict=True))
+        missing = [number for number, (tokens, out) in enumerate(parts) if not self.prefix.read(tokens, out)]
+        if missing:
+            with self.arena.frame():
+                tokens = torch.cat([parts[number][0] for number in missing])
+                positions = torch.cat([row.positions[0].split(lengths)[number] for number in missing])
+                some = [lengths[number] for number in missing]
+                found = self._through(tokens, positions, some, first).split(some)
+                for number, each in zip(missing, found, strict=True):
+                    parts[number][1].copy_(each)
+                    self.prefix.add(parts[number][0], each)
+        return hidden
+
+    def _through(self, ids: torch.Tensor, positions: torch.Tensor, lengths: list[int], first: int) -> torch.Tensor:
+        """Embed tokens (T,) and pass them through the blocks before `first`."""
+        hidden = self.embed(ids)
+        for block, rotation in zip(self.blocks[:first], self.rotations(positions), strict=False):
+            block.forward(hidden, Rows(lengths, rotation))
+        return hidden
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """The embeddings of some tokens (T,), float32 (T, width)."""

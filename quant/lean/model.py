@@ -19,6 +19,7 @@ from quant.lean.answer import answers
 from quant.lean.architecture import architecture
 from quant.lean.decoder import Decoder, open_decoder
 from quant.lean.memory import blocks_to_remember
+from quant.lean.prefix import PrefixCache
 from quant.lean.tokens import Tokenizer
 
 
@@ -54,13 +55,20 @@ class LeanModel:
         return answers(self.decoder, prompts, most, self.encoder.stop_ids)
 
     def add_adapter(self, settings: Training) -> None:
-        """A fresh LoRA adapter on every linear layer; its start depends on the seed alone."""
-        layers = list(range(self.decoder.arch.layers))
+        """A fresh LoRA adapter on every linear layer of the top blocks; its start depends on the seed alone."""
+        blocks = self.decoder.arch.layers
+        layers = list(range(blocks - max(1, round(settings.top_layers * blocks)), blocks))
         self.decoder.attach(adapters.fresh(self.decoder.arch, settings, layers, self.device))
 
-    def prepare_training(self, settings: Training) -> None:
-        """Keep what the backward pass of so many blocks needs as the memory budget has room for."""
+    def prepare_training(self, settings: Training, scratch: Path) -> None:
+        """Keep what the backward pass of so many blocks needs as the memory budget has room for.
+
+        What the blocks below the adapter make of each example is kept in the folder `scratch`.
+        """
         self.decoder.remembered = blocks_to_remember(self.decoder, settings)
+        is_partial = self.adapter is not None and self.adapter.layers[0] > 0
+        if is_partial and settings.prefix_cache and self.decoder.prefix is None:
+            self.decoder.prefix = PrefixCache(scratch, settings.prefix_cache * 10**6)
 
     def save(self, folder: Path) -> None:
         """Write the adapter as peft does into `folder`. Raises ValueError without an adapter."""

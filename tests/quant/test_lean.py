@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from quant import stock_prepare
 from quant.batches import Row, pack
 from quant.chat import Encoded
 from quant.lean.model import LeanModel, open_model
+from quant.lean.prefix import PrefixCache
 from quant.lean.tokens import Tokenizer
 from quant.stock import StockModel
 from quant.stock import open_model as open_stock
@@ -80,6 +83,47 @@ def test_losses_and_every_gradient_are_those_of_the_stock_path(
     assert lean.tuned
     assert stock.tuned
     assert lean.tuned.clip(1.0) == pytest.approx(stock.tuned.clip(1.0), rel=1e-4)
+
+
+@pytest.mark.parametrize("architecture", LEAN)
+def test_top_blocks_alone_learn_the_same_from_the_cached_prefix(
+    tiny_base: Base, architecture: str, tmp_path: Path
+) -> None:
+    """Half of the blocks have an adapter; the others' activations come from the disk from the second pass on."""
+    lean = open_model(tiny_base(architecture), None, CPU, torch.float32)
+    settings = dataclasses.replace(SETTINGS, top_layers=0.5)
+    lean.add_adapter(settings)
+    assert lean.tuned
+    uncached = lean.learn(row(), 0.1)
+    expected = lean.tuned.grads.clone()
+    lean.prepare_training(settings, tmp_path)
+    assert lean.decoder.prefix
+    for _ in range(2):
+        lean.tuned.grads.zero_()
+        assert torch.allclose(lean.learn(row(), 0.1), uncached, rtol=1e-6)
+        assert distance(lean.tuned.grads, expected) < 1e-6
+    assert not list(tmp_path.iterdir())
+    lean.decoder.prefix.close()
+    stock = open_stock(tiny_base(architecture), None, CPU, torch.float32)
+    stock.add_adapter(settings)
+    assert stock.tuned
+    assert set(stock.tuned.shapes) == set(lean.tuned.shapes)
+
+
+def test_a_damaged_or_full_prefix_cache_costs_only_time(tmp_path: Path) -> None:
+    """A wrong checksum is no entry; beyond the bound nothing is written."""
+    cache, ids, kept = PrefixCache(tmp_path, 100), torch.arange(3), torch.randn(3, 4)
+    cache.add(ids, kept)
+    out = torch.empty(3, 4)
+    assert cache.read(ids, out)
+    assert torch.equal(out, kept)
+    assert not cache.read(ids, torch.empty(3, 5))
+    os.pwrite(cache._file.fileno(), b"x", 7)
+    assert not cache.read(ids, out)
+    cache.add(torch.arange(5), torch.randn(20, 4))
+    assert cache.full
+    assert not cache.read(torch.arange(5), torch.empty(20, 4))
+    cache.close()
 
 
 @pytest.mark.parametrize("architecture", LEAN)
