@@ -171,7 +171,8 @@ def test_functions_are_short() -> None:
 
 def test_the_packages_are_listed_one_by_one() -> None:
     """Nothing is shipped because it happens to lie in the checkout."""
-    assert pyproject()["tool"]["setuptools"] == {"packages": list(PACKAGES), "package-data": {"agent": ["prior.json"]}}
+    found = pyproject()["tool"]["setuptools"]
+    assert found == {"packages": [*PACKAGES, "quant.lean"], "package-data": {"agent": ["prior.json"]}}
 
 
 def test_a_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> None:
