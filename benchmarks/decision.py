@@ -305,13 +305,15 @@ def tune(setup: Setup, arms: tuple[str, ...]) -> None:
     """Choose each arm's learning rate on rows that are not held out, with a seed that is not reported."""
     chosen = {}
     for arm in arms:
-        joint = {}
+        found = {}
         for rate in RATES:
             tried = replace(setup, out=setup.out / f"rate-{rate:g}", tuned={arm: {"learning_rate": rate}})
             write_data(tried)
-            joint[rate] = joint_reward(scored([run_arm(tried, arm, TUNING_SEED)], truth(tried)))
-        chosen[arm] = {"learning_rate": max(RATES, key=lambda rate: joint[rate])}
-        print(f"{arm}: " + ", ".join(f"{rate:g} {value:.3f}" for rate, value in joint.items()), flush=True)
+            result = run_arm(tried, arm, TUNING_SEED)
+            # Of equals the one that took fewer tokens.
+            found[rate] = joint_reward(scored([result], truth(tried))), -result["tokens"]
+        chosen[arm] = {"learning_rate": max(RATES, key=lambda rate: found[rate])}
+        print(f"{arm}: " + ", ".join(f"{rate:g} {joint:.3f}" for rate, (joint, _) in found.items()), flush=True)
     TUNED.write_text(json.dumps(chosen, indent=1) + "\n")
 
 
