@@ -117,9 +117,10 @@ class Attention:
         """Gradients of q, k and v `into` three tensors of their shapes, from `grad` (T, heads, size)."""
         parts = (each.split(list(lengths)) for each in (grad, *into))
         for (*leaves, found), (wanted, *targets) in zip(kept, zip(*parts, strict=True), strict=True):
-            for target, got in zip(
-                targets, torch.autograd.grad(found, leaves, wanted.transpose(0, 1)[None]), strict=True
-            ):
+            # A scalar, because a gradient that is passed in makes torch import sympy: 35 MB.
+            with torch.enable_grad():
+                scalar = torch.sum(found * wanted.transpose(0, 1)[None])
+            for target, got in zip(targets, torch.autograd.grad(scalar, leaves), strict=True):
                 target.copy_(got[0].transpose(0, 1))
 
 
