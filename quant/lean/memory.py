@@ -32,7 +32,7 @@ def scratch(arch: Architecture, tokens: int) -> int:
     """The deepest stack of a step besides: a block on its way back, or the head, whichever is more."""
     block = remembered_block(arch, tokens) + NUMBER * tokens * (2 * arch.inner + 3 * arch.width)
     weight = NUMBER * max(outputs * inputs for outputs, inputs in arch.linears.values())
-    head = NUMBER * CHUNK * (tokens + arch.width)
+    head = NUMBER * min(CHUNK, arch.vocabulary) * (tokens + arch.width)
     return max(block + weight, head) + NUMBER * tokens * arch.width
 
 
