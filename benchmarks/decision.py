@@ -57,7 +57,7 @@ ANSWERS = DATA / "answers.jsonl"
 REWRITTEN_SLICES = {"single", "double", "file"}
 """Slices whose answers are rewritten one by one: each costs requests, and the others would say the same."""
 TUNED = DATA / "tuned.json"
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (1e-3, 2e-3)
 """The grid of learning rates."""
 TUNING_SEED = 100
 LONGEST, LONGEST_OF_FILES = 56, 256
