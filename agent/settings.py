@@ -42,6 +42,9 @@ class Training:
     weight_decay: float = setting(0.0, "AdamW weight decay of the adapter", low=0.0, high=1.0)
     clip: float = setting(1.0, "largest gradient norm; 0 means: no clipping", low=0.0, high=1000.0)
     seed: int = setting(0, "seed of the split, the order and the adapter's start", low=0, high=2**31)
+    optimizer: str = setting(
+        "adamw", "adamw8bit keeps a quarter of AdamW's memory, rounded", choices=("adamw", "adamw8bit")
+    )
     memory_budget: int = setting(
         0,
         "MB for a training step over the loaded model; more is faster; 0: half of what is free",

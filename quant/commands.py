@@ -13,7 +13,7 @@ from agent.errors import StateError, StorageError
 from agent.protocol import Answer, Check, Generate, Load, Loaded, Prepare, Save, Saved, Score, Train, Written
 from agent.serving import Emit
 from quant.chat import Encoded
-from quant.devices import check
+from quant.check import check
 from quant.generate import greedy
 from quant.loss import mean_losses
 from quant.model import Model, load

@@ -1,21 +1,45 @@
-"""Where and in which number format to compute, decided in this one place."""
+"""Where, in which number format and with how many threads to compute, decided in this one place.
+
+On a CPU a probe of a second decides and is kept beside the base models: flags say what a CPU can do, not how fast
+(bfloat16 without hardware takes 13 to 30 times as long as float32; two threads of one core may be slower than one).
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
+import json
+import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from agent.durable import write_json
 from agent.errors import ConfigError
-from agent.protocol import Checked
-from quant.lean.arena import Arena
-from quant.lean.convert import nf4
-from quant.lean.linear import Linear
-from quant.lean.nf4 import Packed, dynamic_map, quantise_blockwise
 
-CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-"""CPU flags that mean bfloat16 arithmetic in hardware (x86, x86, ARM). Without them it is 13 to 30 times slower."""
+PROBE = "probe.json"
+ROWS, WIDTH, INNER = 256, 576, 1536
+"""A training row and a layer of the default base model."""
+ENOUGH = 0.12
+"""Seconds that each way is tried."""
+BETTER = 1.15
+"""How many times as fast as float32 on all cores another way must be: less exact, or fewer cores, only if it pays."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What was decided, and why in a few words; `threads` is 0 where that is left to the device."""
+
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    why: str
+
+    def settle(self) -> None:
+        """Make this process compute so."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
 
 
 def choose_device(name: str) -> torch.device:
@@ -25,56 +49,78 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cpu" if name == "cpu" or not torch.cuda.is_available() else "cuda")
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware computes in it, else float32, unless the setting names one."""
-    if name != "auto":
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype
-    return torch.bfloat16 if _native_bf16(device) else torch.float32
+def choose(device_name: str, dtype_name: str, models: Path | None) -> Compute:
+    """What to compute with; `models` is the folder where the probe of a CPU is kept, None: not at all.
 
-
-def _native_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.get_device_capability(device)[0] >= 8)
-    return bool(CPU_BF16_FLAGS & set(Path("/proc/cpuinfo").read_text().split()))
-
-
-def check(device_name: str) -> Checked:
-    """Quantise a matrix to NF4, multiply by it and take the gradient, as one training step does.
-
-    An import is not enough: on some boxes the wheel imports and then fails at its first 4-bit kernel
-    (bitsandbytes issues 1930 and 1941). Any failure comes back as `ok=False` with the library's words.
+    Raises ConfigError if CUDA is asked for and does not answer.
     """
     device = choose_device(device_name)
-    dtype = choose_dtype("auto", device)
-    try:
-        error = _gradient_error(device, dtype)
-    except Exception as fault:  # noqa: BLE001  whatever a driver or wheel raises is the finding
-        return Checked(ok=False, device=device.type, dtype=_name(dtype), detail=_first_line(fault), versions=versions())
-    ok = error < 0.05
-    detail = f"4-bit quantise, matmul and backward on {device_title(device)}: relative gradient error {error:.1e}"
-    return Checked(ok=ok, device=device.type, dtype=_name(dtype), detail=detail, versions=versions())
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device)[0] >= 8
+        dtype = torch.bfloat16 if native else torch.float32
+        why = "bfloat16 is native" if native else "bfloat16 is not native before compute capability 8"
+        return Compute(device, dtype if dtype_name == "auto" else getattr(torch, dtype_name), 0, why)
+    dtype, threads, why = _of_cpu(_kept_rates(models))
+    return Compute(device, dtype if dtype_name == "auto" else getattr(torch, dtype_name), threads, why)
 
 
-def _gradient_error(device: torch.device, dtype: torch.dtype) -> float:
-    """Of a layer of the lean path against plain torch."""
-    generator = torch.Generator().manual_seed(0)
-    weight, x = (torch.randn(rows, 256, generator=generator) for rows in (256, 8))
-    layer = Linear(_packed(weight, device), None, Arena(device), dtype)
-    x = x.to(device)
-    exact = layer.packed.unpack(torch.empty(256, 256, device=device), torch.empty(1024, device=device))
-    out = layer.forward(x, torch.empty(8, 256, device=device))
-    got = torch.empty_like(x)
-    layer.backward(x, 2 * out, got, fresh=True)
-    expected = 2 * (x @ exact.t()) @ exact
-    return float((got - expected).norm() / expected.norm())
+def _of_cpu(rates: dict[str, float]) -> tuple[torch.dtype, int, str]:
+    """Format and threads by the probe's GFLOP/s; float32 on all cores unless another way is well ahead."""
+    usual = f"float32, {max(_threads())} threads"
+    best = max(rates, key=lambda way: rates[way])
+    chosen = best if rates[best] > BETTER * rates[usual] else usual
+    name, threads = chosen.removesuffix(" threads").split(", ")
+    # Threads that were set from outside stay.
+    count = 0 if "OMP_NUM_THREADS" in os.environ else int(threads)
+    seen = ", ".join(f"{way} {rate:.0f}" for way, rate in rates.items())
+    return getattr(torch, name), count, f"GFLOP/s of a layer forward and back: {seen}"
 
 
-def _packed(weight: torch.Tensor, device: torch.device) -> Packed:
-    codes, scales = nf4(weight)
-    indices, nested = quantise_blockwise(scales - scales.mean(), dynamic_map())
-    shape, offset = (len(weight), weight.shape[1]), float(scales.mean())
-    return Packed(shape, codes.to(device), indices.to(device), dynamic_map().to(device), nested.to(device), offset)
+def _threads() -> list[int]:
+    """All cores that this process may use, and half of them."""
+    cores = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else len(os.sched_getaffinity(0))
+    return sorted({max(1, cores // 2), cores})
+
+
+def _kept_rates(models: Path | None) -> dict[str, float]:
+    """The probe's rates, measured if they were not on this machine with this torch."""
+    key = {"machine": _machine(), "torch": str(torch.__version__), "threads": _threads()}
+    kept = models / PROBE if models else None
+    if kept and kept.exists():
+        told: dict[str, Any] = json.loads(kept.read_text())
+        if told.get("key") == key:
+            return dict(told["rates"])
+    rates = _measured()
+    if kept:
+        write_json(kept, {"key": key, "rates": rates})
+    return rates
+
+
+def _machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(": ")[2] for line in lines if line.startswith(("model name", "Model"))), "")
+
+
+def _measured() -> dict[str, float]:
+    before, rates = torch.get_num_threads(), {}
+    for threads in _threads():
+        torch.set_num_threads(threads)
+        for dtype in (torch.float32, torch.bfloat16):
+            rates[f"{name_of(dtype)}, {threads} threads"] = round(_rate(dtype), 1)
+    torch.set_num_threads(before)
+    return rates
+
+
+def _rate(dtype: torch.dtype) -> float:
+    """GFLOP/s of a matrix product and of the one that its backward pass takes, after one try that is not counted."""
+    x, weight = torch.ones(ROWS, WIDTH, dtype=dtype), torch.ones(INNER, WIDTH, dtype=dtype)
+    rounds, seconds = -1, 0.0
+    while seconds < ENOUGH:
+        started = time.perf_counter()
+        (x @ weight.t()) @ weight
+        rounds += 1
+        seconds += (time.perf_counter() - started) if rounds else 0.0
+    return rounds * 4 * ROWS * WIDTH * INNER / seconds / 1e9
 
 
 def device_title(device: torch.device) -> str:
@@ -82,19 +128,11 @@ def device_title(device: torch.device) -> str:
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else "the CPU"
 
 
-def versions() -> dict[str, str]:
-    """Versions of the libraries that decide the numbers."""
-    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "bitsandbytes")}
+def name_of(dtype: torch.dtype) -> str:
+    """A number format as settings have it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def cuda_mb(device: torch.device) -> float:
     """Peak CUDA memory allocated by this process in MB; 0 on a CPU."""
     return round(torch.cuda.max_memory_allocated(device) / 1e6, 1) if device.type == "cuda" else 0.0
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _first_line(fault: Exception) -> str:
-    return f"{type(fault).__name__}: {str(fault).strip().splitlines()[0] if str(fault).strip() else 'no message'}"

@@ -15,7 +15,7 @@ from agent.errors import BaseModelError
 from agent.settings import Training
 from quant.batches import Row
 from quant.chat import Encoder
-from quant.devices import choose_device, choose_dtype
+from quant.devices import choose
 from quant.flat import Flat
 from quant.lean.architecture import architecture
 
@@ -64,9 +64,10 @@ def load(folder: Path, adapter: Path | None, device_name: str, dtype_name: str) 
     fault = folder_fault(folder, contents=False)
     if fault:
         raise BaseModelError(f"the base model is damaged: {fault}; run `nslora-agent init --again`")
-    device = choose_device(device_name)
+    compute = choose(device_name, dtype_name, folder.parent)
+    compute.settle()
     arch = architecture(json.loads((folder / "config.json").read_text()))
     # Imported by need: transformers and peft cost seconds and 300 MB.
     way = importlib.import_module("quant.lean.model" if arch else "quant.stock")
-    model: Model = way.open_model(folder, adapter, device, choose_dtype(dtype_name, device))
+    model: Model = way.open_model(folder, adapter, compute.device, compute.dtype)
     return model

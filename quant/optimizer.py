@@ -5,11 +5,13 @@ Our own because the first step of any torch.optim class imports the compiler: se
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+
+from quant.lean.nf4 import NESTED_BLOCK, dynamic_map, quantise_blockwise
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -44,6 +46,58 @@ class Exact:
     def tensors(self) -> dict[str, torch.Tensor]:
         """The means."""
         return {"exp_avg": self._first, "exp_avg_sq": self._second}
+
+
+class EightBit:
+    """Moments as indices into the dynamic 8-bit type, with a scale for each block of 256: a quarter of the memory."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._means = [_Blockwise(values, dynamic_map(signed=signed).to(values.device)) for signed in (True, False)]
+
+    def parts(self) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Each part with both means, packed again once they have been changed."""
+        for start in range(0, self._means[0].count, PART):
+            part = slice(start, min(start + PART, self._means[0].count))
+            first, second = (mean.unpacked(part) for mean in self._means)
+            yield part, first, second
+            for mean, changed in zip(self._means, (first, second), strict=True):
+                mean.pack(part, changed)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Indices and scales."""
+        first, second = self._means
+        return {
+            "exp_avg_8bit": first.indices,
+            "exp_avg_scales": first.scales,
+            "exp_avg_sq_8bit": second.indices,
+            "exp_avg_sq_scales": second.scales,
+        }
+
+
+class _Blockwise:
+    """A vector of zeros in 8 bits; parts begin at multiples of a block."""
+
+    def __init__(self, like: torch.Tensor, numbers: torch.Tensor) -> None:
+        self.count, self._numbers = len(like), numbers
+        zero = int(torch.argmin(numbers.abs()))
+        self.indices = torch.full((len(like),), zero, dtype=torch.uint8, device=like.device)
+        self.scales = torch.zeros(-(-len(like) // NESTED_BLOCK), device=like.device)
+
+    def unpacked(self, part: slice) -> torch.Tensor:
+        scales = self.scales[self._blocks(part)].repeat_interleave(NESTED_BLOCK)[: part.stop - part.start]
+        return self._numbers[self.indices[part].int()].mul_(scales)
+
+    def pack(self, part: slice, values: torch.Tensor) -> None:
+        indices, scales = quantise_blockwise(values, self._numbers)
+        self.indices[part] = indices
+        self.scales[self._blocks(part)] = scales
+
+    def _blocks(self, part: slice) -> slice:
+        return slice(part.start // NESTED_BLOCK, -(-part.stop // NESTED_BLOCK))
+
+
+MOMENTS: dict[str, Callable[[torch.Tensor], Moments]] = {"adamw": Exact, "adamw8bit": EightBit}
+"""By the name of the setting."""
 
 
 @dataclass

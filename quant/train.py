@@ -25,7 +25,7 @@ from quant.checkpoint import Progress
 from quant.devices import cuda_mb
 from quant.flat import Flat
 from quant.model import Model
-from quant.optimizer import AdamW, Exact
+from quant.optimizer import MOMENTS, AdamW
 
 
 def learning_rate(step: int, total: int, settings: Training) -> float:
@@ -126,7 +126,8 @@ def start(model: Model, examples: Sequence[Encoded], settings: Training, resume:
     per_step = settings.micro_batch * settings.accumulation
     epochs, steps = settings.epochs, settings.steps
     schedule = Schedule.plan(len(examples), per_step, settings.seed, epochs=epochs, steps=steps, first=first)
-    optimizer = AdamW(tuned.values, tuned.grads, settings.weight_decay, Exact(tuned.values))
+    moments = MOMENTS[settings.optimizer](tuned.values)
+    optimizer = AdamW(tuned.values, tuned.grads, settings.weight_decay, moments)
     run = Run(model, examples, settings, schedule, tuned, optimizer, Progress(0, 0, 0.0))
     if resume is not None:
         run.done = checkpoint.restore(resume, tuned, optimizer)

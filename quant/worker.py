@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent import serving
 from agent.protocol import Answer
+from quant import allocators
 
 if TYPE_CHECKING:
     from quant.commands import Commands
@@ -40,6 +41,7 @@ def _handle(request: Any, emit: serving.Emit) -> Answer:
 
 def main() -> None:
     """Serve the process that started us until it closes the pipe or dies."""
+    allocators.settle()
     stdout = serving.claim_stdout()
     serving.die_with_parent(int(sys.argv[1]))
     signal.signal(signal.SIGTERM, lambda number, _: _stops.append(number))

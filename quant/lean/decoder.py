@@ -14,7 +14,7 @@ import torch
 
 from quant.batches import Row
 from quant.lean.adapter import Adapter
-from quant.lean.architecture import Architecture
+from quant.lean.architecture import Architecture, Rope
 from quant.lean.arena import Arena
 from quant.lean.block import Block, Remembered, Rows
 from quant.lean.head import Head
@@ -35,6 +35,7 @@ class Decoder:
     embedding: torch.Tensor
     blocks: list[Block]
     head: Head
+    frequencies: dict[Rope, torch.Tensor]
     arena: Arena
     device: torch.device
     dtype: torch.dtype
@@ -133,7 +134,7 @@ class Decoder:
 
     def rotations(self, positions: torch.Tensor) -> list[Rotation]:
         """The rotary positions of each block; blocks of the same kind share them."""
-        made = {rope: Rotation(rope, self.arch.head_size, positions) for rope in set(self.arch.ropes)}
+        made = {rope: Rotation(frequencies, positions) for rope, frequencies in self.frequencies.items()}
         return [made[rope] for rope in self.arch.ropes]
 
 
@@ -147,7 +148,10 @@ def open_decoder(folder: Path, arch: Architecture, device: torch.device, dtype: 
     if last is None:
         raise KeyError("model.norm.weight")
     head = Head(last, output, dtype, arena)
-    return Decoder(arch, embedding, blocks, head, arena, device, dtype)
+    frequencies = {rope: torch.tensor(rope.frequencies(arch.head_size), device=device) for rope in set(arch.ropes)}
+    if device.type == "cuda":
+        store.forget()
+    return Decoder(arch, embedding, blocks, head, frequencies, arena, device, dtype)
 
 
 def _block(store: Store, arch: Architecture, number: int, arena: Arena, dtype: torch.dtype) -> Block:

@@ -32,7 +32,7 @@ def scratch(arch: Architecture, tokens: int) -> int:
     """The deepest stack of a step besides: a block on its way back, or the head, whichever is more."""
     block = remembered_block(arch, tokens) + NUMBER * tokens * (2 * arch.inner + 3 * arch.width)
     weight = NUMBER * max(outputs * inputs for outputs, inputs in arch.linears.values())
-    head = NUMBER * CHUNK * (tokens + arch.width)
+    head = NUMBER * min(CHUNK, arch.vocabulary) * (tokens + arch.width)
     return max(block + weight, head) + NUMBER * tokens * arch.width
 
 
@@ -41,7 +41,8 @@ def blocks_to_remember(decoder: Decoder, settings: Training) -> int:
     arch, tokens = decoder.arch, settings.sequence_length
     budget = 1e6 * settings.memory_budget or SHARE * available()
     blocks = len(decoder.adapter.layers) if decoder.adapter else 0
-    optimizer = 4 * NUMBER * len(decoder.adapter.flat.values) if decoder.adapter else 0
+    a_number = 2 * NUMBER + (2 if settings.optimizer == "adamw8bit" else 2 * NUMBER)
+    optimizer = a_number * len(decoder.adapter.flat.values) if decoder.adapter else 0
     left = budget - optimizer - blocks * block_input(arch, tokens) - scratch(arch, tokens)
     return max(0, min(blocks, int(left // remembered_block(arch, tokens))))
 

@@ -132,6 +132,10 @@ def dynamic_map(*, signed: bool = True) -> torch.Tensor:
 
 def quantise_blockwise(values: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices into `numbers` (256,), uint8, and the scale of each block of 256, float32, for a flat float32 tensor."""
+    if values.device.type != "cpu":
+        functional: Any = importlib.import_module("bitsandbytes.functional")
+        indices, state = functional.quantize_blockwise(values, code=numbers, blocksize=NESTED_BLOCK)
+        return indices, state.absmax
     indices = torch.empty(len(values), dtype=torch.uint8)
     scales = torch.empty(-(-len(values) // NESTED_BLOCK))
     blockwise = _function("cquantize_blockwise_cpu_fp32")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from quant.lean.architecture import Rope
 from quant.lean.arena import Arena
 from quant.lean.cache import LayerCache
 
@@ -54,8 +53,8 @@ class Norm:
 class Rotation:
     """Rotary positions for some rows: pairs of a head's halves are turned by position x frequency."""
 
-    def __init__(self, rope: Rope, head_size: int, positions: torch.Tensor) -> None:
-        frequencies = torch.tensor(rope.frequencies(head_size), dtype=torch.float32, device=positions.device)
+    def __init__(self, frequencies: torch.Tensor, positions: torch.Tensor) -> None:
+        """`frequencies` (size / 2,) as Rope has them, `positions` (T,)."""
         angles = positions.float()[:, None] * frequencies
         self._cos, self._sin = angles.cos()[:, None], angles.sin()[:, None]
 
@@ -117,9 +116,10 @@ class Attention:
         """Gradients of q, k and v `into` three tensors of their shapes, from `grad` (T, heads, size)."""
         parts = (each.split(list(lengths)) for each in (grad, *into))
         for (*leaves, found), (wanted, *targets) in zip(kept, zip(*parts, strict=True), strict=True):
-            for target, got in zip(
-                targets, torch.autograd.grad(found, leaves, wanted.transpose(0, 1)[None]), strict=True
-            ):
+            # A scalar, because a gradient that is passed in makes torch import sympy: 35 MB.
+            with torch.enable_grad():
+                scalar = torch.sum(found * wanted.transpose(0, 1)[None])
+            for target, got in zip(targets, torch.autograd.grad(scalar, leaves), strict=True):
                 target.copy_(got[0].transpose(0, 1))
 
 

@@ -7,6 +7,7 @@ lean path and the generic one.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,17 @@ class Store:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.device = device
-        self._file: Any = safe_open(folder / WEIGHTS, framework="pt", device=str(device))
+        self._path = folder / WEIGHTS
+        self._file: Any = safe_open(self._path, framework="pt", device=str(device))
         self.names = set(self._file.keys())
+
+    def forget(self) -> None:
+        """Let the system drop the file from its cache: on a box whose GPU shares memory it would be there twice."""
+        descriptor = os.open(self._path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
 
     def packed(self, name: str) -> Packed:
         """A matrix in NF4."""

@@ -9,7 +9,7 @@ import pytest
 
 from agent.protocol import Event, Step
 from agent.settings import Training
-from quant.devices import check
+from quant.check import check
 from quant.generate import greedy
 from quant.loss import mean_losses
 from quant.model import load
