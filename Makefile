@@ -32,6 +32,7 @@ check: .venv/installed-test
 
 docs: install
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python -m docs.make_memory
 
 unit: install
 	mkdir -p build

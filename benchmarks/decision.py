@@ -151,13 +151,21 @@ class Measured(Stages):
 class SystemPrompt(Measured):
     """With a system prompt by the remote LLM, from what the training rows' references lack."""
 
+    proposed = ""
+
+    def ask(self, request: Any) -> Any:
+        """One step by the remote LLM, what it wrote noted."""
+        told = self.attempt.ask_remote(request)
+        self.proposed = told.text or self.proposed
+        return told
+
     def prompt(self) -> str:
-        """What one step of TextGrad makes of the default prompt; refused ones too, or there would be no arm."""
+        """What TextGrad makes of the default prompt; what our checks refuse too, or there would be no arm."""
         flags = ((example, symbolic.flag(example, Offload())) for example in self.examples[0])
         cases = symbolic.failing_cases((example, flag) for example, flag in flags if flag is not None)
-        told = symbolic.improve_prompt(self.job.id, "", cases, self.attempt.ask_remote)
-        print(f"system prompt: {told.state} {told.reasons}: {told.text!r}")
-        return told.text or symbolic.DEFAULT_PROMPT
+        told = symbolic.improve_prompt(self.job.id, "", cases, self.ask)
+        print(f"system prompt: {told.state} {told.reasons}: {self.proposed!r}")
+        return self.proposed or symbolic.DEFAULT_PROMPT
 
 
 class FactInPrompt(Measured):

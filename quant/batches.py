@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -95,6 +95,23 @@ class Schedule:
     def members(self, step: int) -> list[int]:
         """Example indices of one step (counted from 0); each pass has its own shuffle."""
         epoch, position = divmod(step - self.first, self.per_epoch)
-        order = list(range(self.examples))
-        random.Random(f"{self.seed}/{epoch}" + f"/{self.first}" * (self.first > 0)).shuffle(order)
-        return order[position * self.per_step : (position + 1) * self.per_step]
+        key = f"{self.seed}/{epoch}" + f"/{self.first}" * (self.first > 0)
+        places = range(position * self.per_step, min((position + 1) * self.per_step, self.examples))
+        return [_shuffled(place, self.examples, key) for place in places]
+
+
+def _shuffled(place: int, count: int, key: str) -> int:
+    """What stands at a place of a shuffle of range(count): a Feistel network, so that no shuffle is ever held whole.
+
+    A network over 4^n numbers is a bijection; numbers outside the range are sent through it again until they are in it.
+    """
+    half = max(1, ((count - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    while True:
+        left, right = place >> half, place & mask
+        for turn in range(4):
+            digest = hashlib.blake2b(f"{key}/{turn}/{right}".encode(), digest_size=8).digest()
+            left, right = right, left ^ (int.from_bytes(digest, "little") & mask)
+        place = left << half | right
+        if place < count:
+            return place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,11 +15,15 @@ from agent.protocol import Answer, Check, Generate, Load, Loaded, Prepare, Save,
 from agent.serving import Emit
 from quant.chat import Encoded
 from quant.check import check
+from quant.corpus import Corpus
 from quant.generate import greedy
 from quant.loss import mean_losses
 from quant.model import Model, load
 from quant.prepare import prepare
 from quant.train import start, train, usable
+
+ROWS = 512
+"""Rows of a file worked on at a time; what a worker that was killed left half-written is written again by the next."""
 
 
 class Commands:
@@ -26,7 +31,7 @@ class Commands:
 
     def __init__(self, stopping: Callable[[], bool]) -> None:
         self._model: Model | None = None
-        self._kept: tuple[object, list[Encoded]] = (None, [])
+        self._kept: tuple[object, Corpus] | None = None
         self._stopping = stopping
 
     def handle(self, request: Any, emit: Emit) -> Answer:
@@ -57,7 +62,8 @@ class Commands:
 
     def _load(self, request: Load, _: Emit) -> Answer:
         started = time.monotonic()
-        self._model, self._kept = None, (None, [])
+        self._model = None
+        self._forget()
         adapter = Path(request.adapter) if request.adapter else None
         model = self._model = load(Path(request.model), adapter, request.device, request.dtype)
         dtype = str(model.dtype).removeprefix("torch.")
@@ -65,26 +71,28 @@ class Commands:
         return Loaded(model.architecture, model.device.type, dtype, seconds, serving.rss_mb())
 
     def _score(self, request: Score, _: Emit) -> Answer:
-        started = time.monotonic()
-        rows = list(_read_jsonl(request.data))
-        examples = self._encoded(rows, request.sequence_length)
-        judged = [e for e in examples if e.targets]
-        losses = mean_losses(self.model, judged, request.sequence_length)
-        lines = [
-            {"id": e.id, "loss": loss, "value_loss": value_loss, "tokens": e.targets}
-            for e, (loss, value_loss) in zip(judged, losses, strict=True)
-        ]
-        _write_jsonl(request.out, lines)
-        return Written(len(lines), sum(len(e.ids) for e in judged), round(time.monotonic() - started, 2))
+        started, rows, tokens = time.monotonic(), 0, 0
+        with Path(request.out).open("w") as out:
+            for some in _read_jsonl(request.data):
+                judged = [e for e in self._encoded(some, request.sequence_length) if e.targets]
+                losses = mean_losses(self.model, judged, request.sequence_length)
+                for example, (loss, value_loss) in zip(judged, losses, strict=True):
+                    line = {"id": example.id, "loss": loss, "value_loss": value_loss, "tokens": example.targets}
+                    out.write(json.dumps(line, allow_nan=False) + "\n")
+                rows, tokens = rows + len(judged), tokens + sum(len(e.ids) for e in judged)
+        return Written(rows, tokens, round(time.monotonic() - started, 2))
 
     def _generate(self, request: Generate, _: Emit) -> Answer:
-        started = time.monotonic()
-        rows = list(_read_jsonl(request.data))
-        prompts = [self.model.encoder.prompt(r["messages"]) for r in rows]
-        answers = dict(greedy(self.model, prompts, request.max_new_tokens))
-        lines = [{"id": r["id"], "text": answers[i].text, "tokens": answers[i].tokens} for i, r in enumerate(rows)]
-        _write_jsonl(request.out, lines)
-        return Written(len(lines), sum(a.tokens for a in answers.values()), round(time.monotonic() - started, 2))
+        started, rows, tokens = time.monotonic(), 0, 0
+        with Path(request.out).open("w") as out:
+            for some in _read_jsonl(request.data):
+                prompts = [self.model.encoder.prompt(r["messages"]) for r in some]
+                answers = dict(greedy(self.model, prompts, request.max_new_tokens))
+                for number, row in enumerate(some):
+                    line = {"id": row["id"], "text": answers[number].text, "tokens": answers[number].tokens}
+                    out.write(json.dumps(line) + "\n")
+                rows, tokens = rows + len(some), tokens + sum(a.tokens for a in answers.values())
+        return Written(rows, tokens, round(time.monotonic() - started, 2))
 
     def _train(self, request: Train, emit: Emit) -> Answer:
         examples = self._examples(request, emit)
@@ -92,15 +100,23 @@ class Commands:
         run = start(self.model, examples, request.settings, resume, request.first)
         return train(run, Path(request.checkpoints), emit, self._stopping, request.until)
 
-    def _examples(self, request: Train, emit: Emit) -> list[Encoded]:
+    def _examples(self, request: Train, emit: Emit) -> Corpus:
         """The rows of a request as tokens; kept, because a phase asks for the same ones window after window."""
-        key = (request.data, Path(request.data).stat().st_mtime_ns, request.settings.sequence_length)
-        if self._kept[0] != key:
-            self._kept = key, usable(self._encoded(_read_jsonl(request.data), request.settings.sequence_length), emit)
+        data, longest = Path(request.data), request.settings.sequence_length
+        key = (request.data, data.stat().st_mtime_ns, longest)
+        if self._kept is None or self._kept[0] != key:
+            self._forget()
+            rows = itertools.chain.from_iterable(_read_jsonl(request.data))
+            self._kept = key, usable(self._encoded(rows, longest), data.parent, emit)
         return self._kept[1]
 
-    def _encoded(self, rows: Iterable[dict[str, Any]], longest: int) -> list[Encoded]:
-        return [self.model.encoder.example(r["id"], r["messages"], longest, r.get("value")) for r in rows]
+    def _forget(self) -> None:
+        if self._kept is not None:
+            self._kept[1].close()
+        self._kept = None
+
+    def _encoded(self, rows: Iterable[dict[str, Any]], longest: int) -> Iterator[Encoded]:
+        return (self.model.encoder.example(r["id"], r["messages"], longest, r.get("value")) for r in rows)
 
     def _save(self, request: Save, _: Emit) -> Answer:
         target = Path(request.target)
@@ -111,13 +127,8 @@ class Commands:
         return check(request.device)
 
 
-def _read_jsonl(path: str) -> Iterator[dict[str, Any]]:
+def _read_jsonl(path: str) -> Iterator[list[dict[str, Any]]]:
+    """Rows, some at a time: memory does not grow with the file."""
     with Path(path).open("rb") as stream:
-        for line in stream:
-            yield json.loads(line)
-
-
-def _write_jsonl(path: str, rows: list[dict[str, Any]]) -> None:
-    """Plain writes: what a killed worker leaves half-written is written again by the next attempt."""
-    with Path(path).open("w") as stream:
-        stream.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        while some := [json.loads(line) for line in itertools.islice(stream, ROWS)]:
+            yield some

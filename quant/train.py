@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from quant import checkpoint
 from quant.batches import Row, Schedule, fill_rows, pack
 from quant.chat import Encoded
 from quant.checkpoint import Progress
+from quant.corpus import Corpus
 from quant.devices import cuda_mb
 from quant.flat import Flat
 from quant.model import Model
@@ -99,20 +100,26 @@ def _mean(losses: torch.Tensor) -> float | None:
     return float(losses.mean()) if losses.numel() else None
 
 
-def usable(examples: Sequence[Encoded], emit: Emit) -> list[Encoded]:
-    """The examples that have a token to learn; says how many were cut or left out.
+def usable(examples: Iterable[Encoded], folder: Path, emit: Emit) -> Corpus:
+    """The examples that have a token to learn, kept on the disk of `folder`; says how many were cut or left out.
 
     Raises TrainingFailed if none has.
     """
-    kept = [example for example in examples if example.targets]
+    kept, cut, lost = Corpus(folder), 0, 0
+    for example in examples:
+        if example.targets:
+            kept.add(example)
+            cut += example.cut
+        else:
+            lost += 1
     if not kept:
+        kept.close()
         raise TrainingFailed("no example has an answer within sequence_length tokens: raise sequence_length")
-    cut, lost = sum(e.cut for e in kept), len(examples) - len(kept)
     if cut:
-        emit(Note(f"{cut} of {len(examples)} examples are longer than sequence_length and were cut"))
+        emit(Note(f"{cut} of {len(kept) + lost} examples are longer than sequence_length and were cut"))
     if lost:
         emit(Note(f"{lost} examples were left out: their question alone fills sequence_length"))
-    return kept
+    return kept.finish()
 
 
 def start(model: Model, examples: Sequence[Encoded], settings: Training, resume: Path | None, first: int = 0) -> Run:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import make_cli
+import make_memory
 import pytest
 from checkout import ROOT, pyproject
 
@@ -41,6 +42,13 @@ def comparable(text: str) -> object:
 def table_rows(text: str, columns: int) -> list[list[str]]:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     return [row for row in rows if len(row) == columns]
+
+
+def test_the_tables_of_memory_are_what_the_worker_plans_with() -> None:
+    """After a change of the formulas `make docs` has been run."""
+    text = make_memory.TARGET.read_text()
+    assert make_memory.page(text) == text, "run `make docs`"
+    assert text.count("<!-- end -->") == 3
 
 
 def test_the_command_line_reference_is_what_the_parser_says() -> None:

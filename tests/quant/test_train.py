@@ -136,17 +136,19 @@ def test_a_loss_that_is_not_finite_ends_training_with_advice(tiny_base: Callable
         one.step()
 
 
-def test_examples_that_are_too_long_are_counted_and_none_left_is_an_error(tiny_base: Callable[[str], Path]) -> None:
+def test_examples_that_are_too_long_are_counted_and_none_left_is_an_error(
+    tiny_base: Callable[[str], Path], tmp_path: Path
+) -> None:
     """Cutting is never silent."""
     model = load(tiny_base("llama"), None, "cpu", "float32")
     long = [{"role": "user", "content": "port " * 100}, {"role": "assistant", "content": "4713"}]
     wordy = [{"role": "user", "content": "port?"}, {"role": "assistant", "content": "4713 " * 100}]
     mixed = [*examples(model), model.encoder.example("wordy", wordy, 64), model.encoder.example("long", long, 64)]
     notes: list[Event] = []
-    assert len(usable(mixed, notes.append)) == len(ROWS) + 1
+    assert len(usable(mixed, tmp_path, notes.append)) == len(ROWS) + 1
     assert [type(n) for n in notes] == [Note, Note]
     with pytest.raises(TrainingFailed, match="sequence_length"):
-        usable(mixed[-1:], notes.append)
+        usable(mixed[-1:], tmp_path, notes.append)
 
 
 def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
