@@ -15,6 +15,14 @@ from quant.lean.architecture import Architecture, Rope
 TARGET = Path(__file__).parent / "memory.md"
 MIB = 2**20
 TOKENS, RANK = 512, 16
+COLUMNS = (
+    "4-bit matrices, mapped",
+    "embeddings, mapped",
+    "adapter and AdamW",
+    "inputs of blocks",
+    "scratch",
+    "a step, all in all",
+)
 
 
 def architecture(shape: Shape) -> Architecture:
@@ -61,7 +69,7 @@ def step(
 def where() -> str:
     """Where every megabyte goes."""
     rows = [
-        "| MiB | 4-bit matrices, mapped | embeddings, mapped | adapter and AdamW | inputs of blocks | scratch | a step, all in all |",
+        "| MiB | " + " | ".join(COLUMNS) + " |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, shape in SHAPES.items():
