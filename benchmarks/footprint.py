@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 AGENT = str(Path(sys.executable).with_name("nslora-agent"))
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,13 +43,41 @@ def memory_mb(pid: int) -> dict[str, float]:
 def wait_for_training(state: str) -> None:
     """Return once the job has done a step."""
     for _ in range(600):
-        jobs = json.loads(
-            subprocess.run([AGENT, "ls", "--json", "--state", state], capture_output=True, check=True).stdout
-        )
-        if "step" in jobs[-1]["progress"]:
+        if any("step" in job["progress"] for job in listed(state) if job["state"] == "running"):
             return
         time.sleep(0.5)
     raise TimeoutError("the job did not start to train")
+
+
+def after_jobs(state: str, daemon: int) -> list[dict[str, float]]:
+    """The daemon's memory after each of three short jobs."""
+    found = []
+    for _ in range(3):
+        data = str(ROOT / "examples" / "facts.jsonl")
+        command = [
+            AGENT,
+            "enqueue",
+            data,
+            "--mode",
+            "numeric",
+            "--state",
+            state,
+            "--steps",
+            "1",
+            "--max-new-tokens",
+            "1",
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+        while any(job["state"] in {"queued", "running"} for job in listed(state)):
+            time.sleep(1)
+        found.append(memory_mb(daemon))
+    return found
+
+
+def listed(state: str) -> list[dict[str, Any]]:
+    """All jobs."""
+    told = subprocess.run([AGENT, "ls", "--json", "--state", state], capture_output=True, check=True).stdout
+    return list(json.loads(told))
 
 
 def measure(state: str) -> dict[str, object]:
@@ -68,6 +97,10 @@ def measure(state: str) -> dict[str, object]:
         wait_for_training(state)
         found["ls_training_s"] = seconds("ls", "--state", state)
         found["daemon_training_mb"] = memory_mb(daemon.pid)
+        subprocess.run([AGENT, "cancel", "1", "--state", state], check=True, capture_output=True)
+        found["daemon_after_jobs_mb"] = after_jobs(state, daemon.pid)
+        subprocess.run([AGENT, "retry", "1", "--state", state], check=True, capture_output=True)
+        wait_for_training(state)
         started = time.perf_counter()
         daemon.terminate()
         daemon.wait()
