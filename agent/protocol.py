@@ -107,11 +107,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Generate:
-    """Answer every prompt in `data` (lines of {"id", "messages"}) greedily into `out`: {"id", "text", "tokens"}."""
+    """Answer every prompt in `data` (lines of {"id", "messages"}) greedily into `out`: {"id", "text", "tokens"}.
+
+    `memory_budget` is in MB, 0 for half of what is free.
+    """
 
     data: str
     out: str
     max_new_tokens: int
+    memory_budget: int = 0
 
 
 @dataclass(frozen=True)

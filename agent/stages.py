@@ -247,7 +247,7 @@ class Stages:
         asked = (example for example in examples if example.prompt)
         data = self.write_rows(f"{name}-prompts.jsonl", asked, system_prompt, asked=True)
         out = self.folder / f"{name}-answers.jsonl"
-        self.attempt.ask(Generate(str(data), str(out), most_tokens))
+        self.attempt.ask(Generate(str(data), str(out), most_tokens, self.settings.memory_budget))
         return {row["id"]: row["text"] for row in read_jsonl(out)}
 
     def most_tokens(self, losses: dict[str, dict[str, Any]]) -> int:

@@ -40,8 +40,8 @@ TOP = {
 }
 
 
-def probe_ours(base: Path, folder: Path) -> dict[str, Any]:
-    """Tokens a second and peak memory of our worker."""
+def probe_ours(base: Path, folder: Path, budget: int) -> dict[str, Any]:
+    """Tokens a second and peak memory of our worker, with a memory_budget in MB."""
     data = folder / "prompts.jsonl"
     rows = ({"id": str(n), "messages": [{"role": "user", "content": prompt(n)}]} for n in range(PROMPTS))
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -50,7 +50,7 @@ def probe_ours(base: Path, folder: Path) -> dict[str, Any]:
         watch = Watch(worker.process.pid, Group())
         watch.phase("generate")
         started = time.monotonic()
-        told = worker.ask(Generate(str(data), str(folder / "answers.jsonl"), NEW_TOKENS))
+        told = worker.ask(Generate(str(data), str(folder / "answers.jsonl"), NEW_TOKENS, budget))
         seconds = time.monotonic() - started
         phases = watch.close()
     return {"tokens_per_s": round(told.tokens / seconds, 1), **phases["generate"]}  # type: ignore[union-attr]
@@ -125,7 +125,8 @@ def main() -> int:
     given = parser.parse_args()
     base, out = Home(given.state).model(DEFAULT_BASE), given.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = {"probe": {"ours": probe_ours(base, out), "one by one": probe_stock(base)}}
+    probes = {"ours, least memory": probe_ours(base, out, 1), "ours": probe_ours(base, out, 0)}
+    figures: dict[str, Any] = {"probe": {**probes, "one by one": probe_stock(base)}}
     print(json.dumps(figures["probe"]), flush=True)
     figures["top"] = top(base, out)
     print(json.dumps(figures["top"]), flush=True)

@@ -87,7 +87,7 @@ class Commands:
         with Path(request.out).open("w") as out:
             for some in _read_jsonl(request.data):
                 prompts = [self.model.encoder.prompt(r["messages"]) for r in some]
-                answers = dict(greedy(self.model, prompts, request.max_new_tokens))
+                answers = dict(greedy(self.model, prompts, request.max_new_tokens, request.memory_budget))
                 for number, row in enumerate(some):
                     line = {"id": row["id"], "text": answers[number].text, "tokens": answers[number].tokens}
                     out.write(json.dumps(line) + "\n")

@@ -16,8 +16,10 @@ class Generated:
     tokens: int
 
 
-def greedy(model: Model, prompts: Sequence[list[int]], max_new_tokens: int) -> Iterator[tuple[int, Generated]]:
+def greedy(
+    model: Model, prompts: Sequence[list[int]], max_new_tokens: int, memory_budget: int = 0
+) -> Iterator[tuple[int, Generated]]:
     """Yield (index, answer) for every prompt, in whatever order they are ready."""
-    for index, answer in model.answers(prompts, max_new_tokens):
+    for index, answer in model.answers(prompts, max_new_tokens, memory_budget):
         text = model.encoder.tokenizer.decode(answer, skip_special_tokens=True).strip()
         yield index, Generated(text, len(answer))

@@ -38,8 +38,13 @@ class Model(Protocol):
         """The same; adds the gradients of `share` times their sum to those of the adapter."""
         ...
 
-    def answers(self, prompts: Sequence[list[int]], most: int) -> Iterator[tuple[int, list[int]]]:
-        """Yield (index, tokens) of a greedy answer of at most `most` tokens to each prompt, without its stop token."""
+    def answers(
+        self, prompts: Sequence[list[int]], most: int, memory_budget: int = 0
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Yield (index, tokens) of a greedy answer of at most `most` tokens to each prompt, without its stop token.
+
+        `memory_budget` is in MB, 0 for half of what is free.
+        """
         ...
 
     def add_adapter(self, settings: Training) -> None:

@@ -56,8 +56,11 @@ class StockModel:
         return functional.cross_entropy(output.logits[0].float(), row.targets, reduction="none")
 
     @torch.inference_mode()
-    def answers(self, prompts: Sequence[list[int]], most: int) -> Iterator[tuple[int, list[int]]]:
+    def answers(
+        self, prompts: Sequence[list[int]], most: int, memory_budget: int = 0
+    ) -> Iterator[tuple[int, list[int]]]:
         """Yield (index, tokens) of a greedy answer to each prompt, longest first so that a batch pads little."""
+        del memory_budget
         self.network.eval()
         config = GenerationConfig(
             do_sample=False,

@@ -55,11 +55,12 @@ def test_each_phase_has_its_own_highest_values() -> None:
 
 
 def test_a_group_tells_its_peak_and_holds_its_limit() -> None:
-    """Where control groups can be made; a process that wants more than the limit is killed."""
+    """Where control groups can be made, a process that wants more than the limit is killed; elsewhere none is told."""
     try:
         group = Group(BLOCK << 19)
     except OSError:
-        pytest.skip("no right to make a control group")
+        assert Group().peak() is None
+        return
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", PROCESS], stdin=pipe, stdout=pipe, text=True) as process:
         group.add(process.pid)

@@ -10,24 +10,24 @@ from quant.batches import fill_rows
 from quant.lean.block import Rows
 from quant.lean.cache import LayerCache, Lengths, caches
 from quant.lean.decoder import Decoder
+from quant.lean.memory import PREFILL_TOKENS
 
-PREFILL_TOKENS = 512
-"""Prompt tokens read in one pass."""
-CACHE_BYTES = 192 << 20
-"""Most that keys and values of prompts that are answered together take."""
 MOST_PROMPTS = 64
 
 
 def answers(
-    decoder: Decoder, prompts: Sequence[list[int]], most: int, stops: Sequence[int]
+    decoder: Decoder, prompts: Sequence[list[int]], most: int, stops: Sequence[int], cache: int
 ) -> Iterator[tuple[int, list[int]]]:
-    """Yield (index, tokens) for every prompt, its stop token not included; longest prompts first."""
+    """Yield (index, tokens) for every prompt, its stop token not included; longest prompts first.
+
+    `cache` is how many bytes keys and values may take.
+    """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     arch = decoder.arch
     a_token = 2 * 4 * arch.layers * arch.keys
     while order:
         room = len(prompts[order[0]]) + most
-        together = max(1, min(MOST_PROMPTS, CACHE_BYTES // (room * a_token)))
+        together = max(1, min(MOST_PROMPTS, cache // (room * a_token)))
         members, order = order[:together], order[together:]
         found = _together(decoder, [prompts[i] for i in members], most, set(stops))
         yield from zip(members, found, strict=True)

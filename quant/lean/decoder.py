@@ -19,6 +19,7 @@ from quant.lean.arena import Arena
 from quant.lean.block import Block, Remembered, Rows
 from quant.lean.head import Head
 from quant.lean.linear import Linear
+from quant.lean.memory import Plan
 from quant.lean.pieces import Attention, Norm, Rotation
 from quant.lean.prefix import PrefixCache
 from quant.lean.store import Store
@@ -52,6 +53,19 @@ class Decoder:
         for number, block in enumerate(self.blocks):
             for name, linear in block.linears.items():
                 linear.lora = adapter.loras.get((number, name)) if adapter else None
+
+    @property
+    def held(self) -> int:
+        """Bytes of matrices that are kept unpacked."""
+        linears = (linear for block in self.blocks for linear in block.linears.values())
+        return sum(linear.unpacked.nbytes for linear in linears if linear.unpacked is not None)
+
+    def apply(self, plan: Plan) -> None:
+        """Remember and keep unpacked what the plan says, from the last block on."""
+        self.remembered = plan.remembered
+        for number, block in enumerate(self.blocks):
+            for linear in block.linears.values():
+                linear.keep_unpacked(keep=number >= len(self.blocks) - plan.unpacked)
 
     @torch.no_grad()
     def losses(self, row: Row) -> torch.Tensor:

@@ -34,13 +34,27 @@ class Lora:
 
 @dataclass
 class Linear:
-    """One linear layer; `bias` is (outputs,) float32 or None, without `lora` it is the base model's own."""
+    """One linear layer; `bias` is (outputs,) float32 or None, without `lora` it is the base model's own.
+
+    `unpacked` is the matrix in the compute dtype where memory has room for it, else it is unpacked for each use.
+    """
 
     packed: Packed
     bias: torch.Tensor | None
     arena: Arena
     dtype: torch.dtype
     lora: Lora | None = None
+    unpacked: torch.Tensor | None = None
+
+    def keep_unpacked(self, *, keep: bool) -> None:
+        """Hold the matrix unpacked from now on, or no more."""
+        if keep and self.unpacked is None:
+            with self.arena.frame():
+                scales = self.arena.take(self.packed.scales.numel())
+                matrix = torch.empty(self.packed.shape, dtype=self.dtype, device=scales.device)
+                self.unpacked = self.packed.unpack(matrix, scales)
+        elif not keep:
+            self.unpacked = None
 
     def forward(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Map `x` (T, inputs) to `out` (T, outputs), both float32."""
@@ -67,6 +81,8 @@ class Linear:
                 grad_x.addmm_(inner, lora.a)
 
     def _weight(self) -> torch.Tensor:
+        if self.unpacked is not None:
+            return self.unpacked
         weight = self.arena.take(*self.packed.shape, dtype=self.dtype)
         with self.arena.frame():
             return self.packed.unpack(weight, self.arena.take(self.packed.scales.numel()))

@@ -1,18 +1,24 @@
-"""How much memory a training step takes, in bytes, and how many blocks may keep what their backward pass needs."""
+"""How much memory a training step and answers take, in bytes, and what the rest of a budget is used for."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from agent.settings import Training
 from quant.lean.architecture import Architecture
-from quant.lean.decoder import Decoder
 from quant.lean.head import CHUNK
 
 NUMBER = 4
 """Bytes of a float32."""
 SHARE = 0.5
 """Of the memory that is free on the box, how much a job may take where no budget is set."""
+PREFILL_TOKENS = 512
+"""Prompt tokens read in one pass."""
+LEAST_CACHE, MOST_CACHE = 32 << 20, 384 << 20
+"""Bytes of keys and values of prompts that are answered together."""
 
 
 def block_input(arch: Architecture, tokens: int) -> int:
@@ -36,15 +42,47 @@ def scratch(arch: Architecture, tokens: int) -> int:
     return max(block + weight, head) + NUMBER * tokens * arch.width
 
 
-def blocks_to_remember(decoder: Decoder, settings: Training) -> int:
-    """How many blocks, from the last, the budget has room for; none on a device whose memory is not this one's."""
-    arch, tokens = decoder.arch, settings.sequence_length
-    budget = 1e6 * settings.memory_budget or SHARE * available()
-    blocks = len(decoder.adapter.layers) if decoder.adapter else 0
+@dataclass(frozen=True)
+class Plan:
+    """How many blocks, from the last, keep what is otherwise computed or unpacked again; bytes for keys and values."""
+
+    remembered: int = 0
+    unpacked: int = 0
+    cache: int = 0
+
+
+def unpacked_block(arch: Architecture, dtype: torch.dtype) -> int:
+    """The matrices of a block, unpacked."""
+    return dtype.itemsize * sum(outputs * inputs for outputs, inputs in arch.linears.values())
+
+
+def training(arch: Architecture, dtype: torch.dtype, settings: Training, tuned: int, budget: float) -> Plan:
+    """For steps of a full sequence with `tuned` parameters: blocks are remembered first, which saves more."""
+    tokens = settings.sequence_length
     a_number = 2 * NUMBER + (2 if settings.optimizer == "adamw8bit" else 2 * NUMBER)
-    optimizer = a_number * len(decoder.adapter.flat.values) if decoder.adapter else 0
-    left = budget - optimizer - blocks * block_input(arch, tokens) - scratch(arch, tokens)
-    return max(0, min(blocks, int(left // remembered_block(arch, tokens))))
+    left = budget - a_number * tuned - arch.layers * block_input(arch, tokens) - scratch(arch, tokens)
+    remembered = _fitting(arch, left, remembered_block(arch, tokens))
+    left -= remembered * remembered_block(arch, tokens)
+    return Plan(remembered, _fitting(arch, left, unpacked_block(arch, dtype)))
+
+
+def answering(arch: Architecture, dtype: torch.dtype, budget: float) -> Plan:
+    """For answers to many prompts: a quarter of the budget, within bounds, for keys and values."""
+    cache = min(MOST_CACHE, max(LEAST_CACHE, int(budget / 4)))
+    left = budget - cache - scratch(arch, PREFILL_TOKENS)
+    return Plan(0, _fitting(arch, left, unpacked_block(arch, dtype)), cache)
+
+
+def _fitting(arch: Architecture, left: float, each: int) -> int:
+    return max(0, min(arch.layers, int(left // each)))
+
+
+def budget(megabytes: int, device: torch.device, held: int) -> float:
+    """Bytes that a setting in MB allows; 0 stands for half of what the device can give and `held` bytes."""
+    if megabytes:
+        return 1e6 * megabytes
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available()
+    return SHARE * (free + held)
 
 
 def available() -> float:

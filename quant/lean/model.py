@@ -14,11 +14,11 @@ from quant.batches import Row
 from quant.chat import Encoder
 from quant.flat import Flat
 from quant.lean import adapter as adapters
+from quant.lean import memory
 from quant.lean.adapter import Adapter
 from quant.lean.answer import answers
 from quant.lean.architecture import architecture
 from quant.lean.decoder import Decoder, open_decoder
-from quant.lean.memory import blocks_to_remember
 from quant.lean.prefix import PrefixCache
 from quant.lean.tokens import Tokenizer
 
@@ -50,9 +50,13 @@ class LeanModel:
         """The same; adds the gradients of `share` times their sum to those of the adapter."""
         return self.decoder.learn(row, share)
 
-    def answers(self, prompts: Sequence[list[int]], most: int) -> Iterator[tuple[int, list[int]]]:
+    def answers(
+        self, prompts: Sequence[list[int]], most: int, memory_budget: int = 0
+    ) -> Iterator[tuple[int, list[int]]]:
         """Yield (index, tokens) of a greedy answer of at most `most` tokens to each prompt, without its stop token."""
-        return answers(self.decoder, prompts, most, self.encoder.stop_ids)
+        plan = memory.answering(self.decoder.arch, self.dtype, self._budget(memory_budget))
+        self.decoder.apply(plan)
+        return answers(self.decoder, prompts, most, self.encoder.stop_ids, plan.cache)
 
     def add_adapter(self, settings: Training) -> None:
         """A fresh LoRA adapter on every linear layer of the top blocks; its start depends on the seed alone."""
@@ -61,14 +65,20 @@ class LeanModel:
         self.decoder.attach(adapters.fresh(self.decoder.arch, settings, layers, self.device))
 
     def prepare_training(self, settings: Training, scratch: Path) -> None:
-        """Keep what the backward pass of so many blocks needs as the memory budget has room for.
+        """Keep what the backward pass needs, and matrices unpacked, of as many blocks as the budget has room for.
 
         What the blocks below the adapter make of each example is kept in the folder `scratch`.
         """
-        self.decoder.remembered = blocks_to_remember(self.decoder, settings)
+        tuned = len(self.adapter.flat.values) if self.adapter else 0
+        budget = self._budget(settings.memory_budget)
+        self.decoder.apply(memory.training(self.decoder.arch, self.dtype, settings, tuned, budget))
         is_partial = self.adapter is not None and self.adapter.layers[0] > 0
         if is_partial and settings.prefix_cache and self.decoder.prefix is None:
             self.decoder.prefix = PrefixCache(scratch, settings.prefix_cache * 10**6)
+
+    def _budget(self, megabytes: int) -> float:
+        """Bytes; what is held already counts as free."""
+        return memory.budget(megabytes, self.device, self.decoder.held)
 
     def save(self, folder: Path) -> None:
         """Write the adapter as peft does into `folder`. Raises ValueError without an adapter."""

@@ -59,15 +59,43 @@ def test_the_plan_is_what_a_step_takes(
 
 
 def test_more_memory_keeps_more_blocks(tiny_base: Callable[[str], Path]) -> None:
-    """None for a budget of nothing, all for plenty, and by default as many as half of the free memory has room for."""
-    decoder = opened(tiny_base("llama")).decoder
-    counts = [
-        memory.blocks_to_remember(decoder, dataclasses.replace(SETTINGS, memory_budget=megabytes, sequence_length=4096))
-        for megabytes in (1, 10, 20, 40, 4000, 0)
-    ]
-    assert counts[0] == 0
-    assert counts[:5] == sorted(counts[:5])
-    assert counts[4:] == [decoder.arch.layers] * 2
+    """None for a budget of nothing; remembered before unpacked; all for plenty."""
+    arch, exact = opened(tiny_base("llama")).decoder.arch, torch.float32
+    settings = dataclasses.replace(SETTINGS, sequence_length=4096)
+    plans = [memory.training(arch, exact, settings, 10_000, budget) for budget in (1e6, 3e7, 4e7, 4e9)]
+    counts = [(plan.remembered, plan.unpacked) for plan in plans]
+    assert counts[0] == (0, 0)
+    assert counts == sorted(counts)
+    assert all(remembered == arch.layers or not unpacked for remembered, unpacked in counts)
+    assert counts[-1] == (arch.layers, arch.layers)
+    less, more = (memory.answering(arch, exact, budget) for budget in (1e6, 4e9))
+    assert (less.unpacked, less.cache) == (0, memory.LEAST_CACHE)
+    assert (more.unpacked, more.cache) == (arch.layers, memory.MOST_CACHE)
+
+
+def test_half_of_what_is_free_is_spared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held already counts as free; a number in MB is taken as it is."""
+    monkeypatch.setattr(memory, "available", lambda: 600.0)
+    assert memory.budget(0, torch.device("cpu"), held=400) == 500.0
+    assert memory.budget(7, torch.device("cpu"), held=400) == 7e6
+
+
+@pytest.mark.parametrize("unpacked", [1, 9])
+def test_unpacked_matrices_change_no_number(tiny_base: Callable[[str], Path], unpacked: int) -> None:
+    """They are what is otherwise unpacked for each use; given up again they take no memory."""
+    model = opened(tiny_base("llama"))
+    ids = list(range(5, 40))
+    row = pack([Encoded("x", ids, [False] + [True] * 34, [False] * 35, cut=False)], torch.device("cpu"))
+    assert model.tuned
+    before = model.learn(row, 1.0)
+    grads = model.tuned.grads.clone()
+    model.tuned.grads.zero_()
+    model.decoder.apply(memory.Plan(unpacked=unpacked))
+    assert model.decoder.held > 0
+    assert torch.equal(model.learn(row, 1.0), before)
+    assert torch.equal(model.tuned.grads, grads)
+    model.decoder.apply(memory.Plan())
+    assert model.decoder.held == 0
 
 
 def test_a_control_groups_limit_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
