@@ -95,7 +95,7 @@ def generate(arguments: argparse.Namespace, home: Home) -> int:
         data.write_text(json.dumps({"id": "1", "messages": messages}) + "\n")
         with Worker("quant.worker", Path(work) / "log", keep=(lock,)) as worker:
             worker.ask(Load(str(model), adapter, config.training.device, config.training.dtype))
-            worker.ask(Generate(str(data), str(out), longest))
+            worker.ask(Generate(str(data), str(out), longest, config.training.memory_budget))
         answer = json.loads(out.read_text())
     found = {"version": number, "base": base, "text": answer["text"], "tokens": answer["tokens"]}
     print_json(found) if arguments.json else say(answer["text"])

@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from quant.chat import Encoded
 from quant.corpus import Corpus
 
-marks = st.lists(st.booleans(), min_size=0, max_size=20)
+tokens = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.booleans(), st.booleans()), max_size=6)
 
 
-@st.composite
-def encoded(draw: st.DrawFn) -> Encoded:
-    target = draw(marks)
-    tokens = [draw(st.integers(0, 2**31 - 1)) for _ in target]
-    value = [t and draw(st.booleans()) for t in target]
-    return Encoded(draw(st.text(max_size=50)), tokens, target, value, draw(st.booleans()))
+def encoded(name: str, columns: list[tuple[int, bool, bool]], *, cut: bool) -> Encoded:
+    ids, target, value = ([column[at] for column in columns] for at in range(3))
+    return Encoded(name, ids, target, [t and v for t, v in zip(target, value, strict=True)], cut)
+
+
+examples_of_any_kind = st.builds(encoded, st.text(max_size=10), tokens, cut=st.booleans())
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(encoded(), max_size=8))
+@given(st.lists(examples_of_any_kind, max_size=4))
 def test_examples_come_back_as_they_went_in(tmp_path: Path, examples: list[Encoded]) -> None:
     """Ids, tokens, marks; by number, from the end, in slices."""
     corpus = Corpus(tmp_path)

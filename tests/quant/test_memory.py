@@ -59,14 +59,13 @@ def test_the_plan_is_what_a_step_takes(
 
 
 def test_more_memory_keeps_more_blocks(tiny_base: Callable[[str], Path]) -> None:
-    """None for a budget of nothing; remembered before unpacked; all for plenty."""
+    """None for a budget of nothing, all for plenty; what is too little to remember one more may still be unpacked."""
     arch, exact = opened(tiny_base("llama")).decoder.arch, torch.float32
     settings = dataclasses.replace(SETTINGS, sequence_length=4096)
     plans = [memory.training(arch, exact, settings, 10_000, budget) for budget in (1e6, 3e7, 4e7, 4e9)]
     counts = [(plan.remembered, plan.unpacked) for plan in plans]
     assert counts[0] == (0, 0)
     assert counts == sorted(counts)
-    assert all(remembered == arch.layers or not unpacked for remembered, unpacked in counts)
     assert counts[-1] == (arch.layers, arch.layers)
     less, more = (memory.answering(arch, exact, budget) for budget in (1e6, 4e9))
     assert (less.unpacked, less.cache) == (0, memory.LEAST_CACHE)

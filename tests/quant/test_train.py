@@ -145,7 +145,9 @@ def test_examples_that_are_too_long_are_counted_and_none_left_is_an_error(
     wordy = [{"role": "user", "content": "port?"}, {"role": "assistant", "content": "4713 " * 100}]
     mixed = [*examples(model), model.encoder.example("wordy", wordy, 64), model.encoder.example("long", long, 64)]
     notes: list[Event] = []
-    assert len(usable(mixed, tmp_path, notes.append)) == len(ROWS) + 1
+    kept = usable(mixed, tmp_path, notes.append)
+    assert len(kept) == len(ROWS) + 1
+    kept.close()
     assert [type(n) for n in notes] == [Note, Note]
     with pytest.raises(TrainingFailed, match="sequence_length"):
         usable(mixed[-1:], tmp_path, notes.append)
