@@ -71,11 +71,11 @@ class Commands:
         return Loaded(model.architecture, model.device.type, dtype, seconds, serving.rss_mb())
 
     def _score(self, request: Score, _: Emit) -> Answer:
-        started, rows, tokens = time.monotonic(), 0, 0
+        model, started, rows, tokens = self.model, time.monotonic(), 0, 0
         with Path(request.out).open("w") as out:
             for some in _read_jsonl(request.data):
                 judged = [e for e in self._encoded(some, request.sequence_length) if e.targets]
-                losses = mean_losses(self.model, judged, request.sequence_length)
+                losses = mean_losses(model, judged, request.sequence_length)
                 for example, (loss, value_loss) in zip(judged, losses, strict=True):
                     line = {"id": example.id, "loss": loss, "value_loss": value_loss, "tokens": example.targets}
                     out.write(json.dumps(line, allow_nan=False) + "\n")
@@ -83,11 +83,11 @@ class Commands:
         return Written(rows, tokens, round(time.monotonic() - started, 2))
 
     def _generate(self, request: Generate, _: Emit) -> Answer:
-        started, rows, tokens = time.monotonic(), 0, 0
+        model, started, rows, tokens = self.model, time.monotonic(), 0, 0
         with Path(request.out).open("w") as out:
             for some in _read_jsonl(request.data):
-                prompts = [self.model.encoder.prompt(r["messages"]) for r in some]
-                answers = dict(greedy(self.model, prompts, request.max_new_tokens, request.memory_budget))
+                prompts = [model.encoder.prompt(r["messages"]) for r in some]
+                answers = dict(greedy(model, prompts, request.max_new_tokens, request.memory_budget))
                 for number, row in enumerate(some):
                     line = {"id": row["id"], "text": answers[number].text, "tokens": answers[number].tokens}
                     out.write(json.dumps(line) + "\n")
