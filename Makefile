@@ -19,7 +19,7 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/python examples/demo.py
+	$(BIN)/python -m examples.demo
 
 test: .venv/installed-test check
 	$(BIN)/python -m pytest
@@ -33,6 +33,7 @@ check: .venv/installed-test
 docs: install
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python -m docs.make_memory
+	$(BIN)/python -m docs.make_results
 
 unit: install
 	mkdir -p build

@@ -239,6 +239,7 @@ class Trained:
     seconds: float
     peak_rss_mb: float
     peak_cuda_mb: float
+    peak_cuda_reserved_mb: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,9 @@ class Works(Protocol):
         ...
 
 
-def machine() -> dict[str, Any]:
-    """The machine and the versions that a figure belongs to."""
-    names = ("torch", "transformers", "peft", "bitsandbytes", "textgrad")
+def machine(*more: str) -> dict[str, Any]:
+    """The machine and the versions that a figure belongs to, those of the packages `more` too."""
+    names = ("torch", "transformers", "peft", "bitsandbytes", "textgrad", *more)
     (model, *_) = [
         line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
     ] or [""]

@@ -7,17 +7,22 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.protocol import Generate, Load, Prepare, Save, Step, Train
+from agent.errors import AgentError
+from agent.protocol import Generate, Load, Prepare, Save, Step, Train, Trained, Written
 from agent.settings import Training
 from agent.workers import Worker
-from benchmarks.peers import NEW_TOKENS, PROMPTS, WARM_UP
+from benchmarks.peers import NEW_TOKENS, WARM_UP
 from benchmarks.watching import Group, Watch, started
 
 ROOT = Path(__file__).resolve().parent.parent
+PROMPTS = 4
+"""Answers of the phase "generate"."""
 TUNED_MALLOC = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "131072",
@@ -35,6 +40,12 @@ class Case:
     data: Path
     sequence: int
     steps: int
+    device: str = "cpu"
+
+    @property
+    def dtype(self) -> str:
+        """What all compute in, unless it is said otherwise."""
+        return "float32" if self.device == "cpu" else "bfloat16"
 
 
 @dataclass
@@ -52,24 +63,28 @@ class Run:
         return round((self.phases["step"]["anonymous"] or 0) - (self.phases["import"]["anonymous"] or 0), 1)
 
 
-def peer(case: Case, kind: str, dtype: str, malloc: dict[str, str], log: Path, limit: int = 0) -> Run:
+def peer(  # noqa: PLR0913
+    case: Case, kind: str, dtype: str, malloc: dict[str, str], log: Path, *, limit: int = 0, prompts: int = PROMPTS
+) -> Run:
     """A peer in a control group, limited to `limit` bytes if that is not 0."""
     run = Run(f"{kind}, {dtype}{', tuned malloc' if malloc else ''}")
     command = [sys.executable, "-m", "benchmarks.peers", kind, str(case.plain), str(case.data), "--dtype", dtype]
-    command += ["--sequence", str(case.sequence), "--steps", str(case.steps)]
+    command += ["--sequence", str(case.sequence), "--steps", str(case.steps), "--device", case.device]
+    command += ["--prompts", str(prompts)]
     group = Group(limit)
     with started(command, {**os.environ, **malloc, "PYTHONPATH": str(ROOT)}, log) as process:
         group.add(process.pid)
         watch = Watch(process.pid, group)
         assert process.stdout is not None  # noqa: S101
         assert process.stdin is not None  # noqa: S101
-        for line in process.stdout:
-            told = json.loads(line) if line.startswith("{") else {}
-            if "phase" in told:
-                watch.phase(told["phase"])
-                process.stdin.write("\n")
-                process.stdin.flush()
-            run.figures |= told.get("figures", {})
+        with suppress(BrokenPipeError):  # killed for memory
+            for line in process.stdout:
+                told = json.loads(line) if line.startswith("{") else {}
+                if "phase" in told:
+                    watch.phase(told["phase"])
+                    process.stdin.write("\n")
+                    process.stdin.flush()
+                run.figures |= told.get("figures", {})
         run.phases = watch.close()
     group.close()
     if process.returncode:
@@ -77,84 +92,113 @@ def peer(case: Case, kind: str, dtype: str, malloc: dict[str, str], log: Path, l
     return run
 
 
-def ours(case: Case, folder: Path, budget: int, log: Path, limit: int = 0) -> Run:
-    """Our worker, asked as a job asks it; `budget` is memory_budget in MB."""
-    run, began = Run(f"ours, {budget} MB" if budget else "ours"), time.monotonic()
-    group, steps, first = Group(limit), [], 0.0
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = Training(
-        rank=8, alpha=16, learning_rate=5e-5, steps=case.steps, micro_batch=1, sequence_length=case.sequence,
-        memory_budget=budget, checkpoint_every=1000,
-    )  # fmt: skip
-    with Worker("quant.worker", log) as worker:
+@contextmanager
+def watched(log: Path, limit: int = 0) -> Iterator[tuple[Worker, Watch]]:
+    """Our training worker in a control group, after its imports; the watch is in phase "import"."""
+    with closing(Group(limit)) as group, Worker("quant.worker", log) as worker:
         group.add(worker.process.pid)
         watch = Watch(worker.process.pid, group)
         watch.phase("import")
         # The worker imports at its first request: one that fails tells nothing but that.
-        _imported(worker)
-        watch.phase("load")
-        worker.ask(Load(str(case.prepared), None, "cpu", "float32"))
-        watch.phase("step")
-        events: list[tuple[float, Step]] = []
-        note = lambda event: events.append((time.monotonic(), event)) if isinstance(event, Step) else None  # noqa: E731
-        data = _messages(case.data, folder / "data.jsonl")
-        worker.ask(Train(str(data), str(folder / "checkpoints"), settings), note)
-        steps = [event for _, event in events]
-        first = events[0][0] - began - steps[0].tokens / steps[0].tokens_per_s
-        watch.phase("generate")
-        started_at = time.monotonic()
-        told = worker.ask(Generate(str(_prompts(case.data, folder / "prompts.jsonl")), str(folder / "out"), NEW_TOKENS))
-        rate = told.tokens / (time.monotonic() - started_at)  # type: ignore[union-attr]
-        watch.phase("save")
-        (folder / "adapter").mkdir(exist_ok=True)
-        worker.ask(Save(str(folder / "adapter")))
-        run.phases = watch.close()
-    group.close()
-    run.figures = {
-        "tokens_per_s": round(statistics.median(step.tokens_per_s for step in steps[WARM_UP:]), 1),
-        "first_step_s": round(first, 2),
-        "generated_per_s": round(rate, 1),
-        "losses": [round(step.loss, 4) for step in steps],
-        "norms": [round(step.grad_norm, 4) for step in steps],
-    }
+        with suppress(AgentError):
+            worker.ask(Save("/nowhere"))
+        with closing(watch):
+            yield worker, watch
+
+
+def settings(case: Case, budget: int) -> Training:
+    """What ours is asked to train with."""
+    return Training(
+        rank=8, alpha=16, learning_rate=5e-5, steps=case.steps, micro_batch=1, sequence_length=case.sequence,
+        memory_budget=budget, checkpoint_every=1_000_000,
+    )  # fmt: skip
+
+
+def ours(case: Case, folder: Path, budget: int, log: Path, limit: int = 0) -> Run:
+    """Our worker, asked as a job asks it; `budget` is memory_budget in MB."""
+    run, began = Run(f"ours, {budget} MB" if budget else "ours"), time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with watched(log, limit) as (worker, watch):
+            run.phases = watch.phases
+            _work(worker, watch, case, folder, budget, run.figures, began)
+    except AgentError as fault:
+        run.fault = str(fault)
     return run
+
+
+def _work(  # noqa: PLR0913
+    worker: Worker, watch: Watch, case: Case, folder: Path, budget: int, figures: dict[str, Any], began: float
+) -> None:
+    """All phases after the imports."""
+    watch.phase("load")
+    worker.ask(Load(str(case.prepared), None, case.device, case.dtype))
+    watch.phase("step")
+    steps: list[tuple[float, Step]] = []
+    trained = train(worker, messages(case.data, folder), folder, settings(case, budget), steps)
+    watch.phase("generate")
+    figures["generated_per_s"] = generated(worker, prompts(case.data, folder, PROMPTS), folder, budget)
+    watch.phase("save")
+    (folder / "adapter").mkdir(exist_ok=True)
+    worker.ask(Save(str(folder / "adapter")))
+    when, first = steps[0]
+    figures |= {
+        "tokens_per_s": round(statistics.median(step.tokens_per_s for _, step in steps[WARM_UP:]), 1),
+        "first_step_s": round(when - began - first.tokens / first.tokens_per_s, 2),
+        "losses": [round(step.loss, 4) for _, step in steps],
+        "norms": [round(step.grad_norm, 4) for _, step in steps],
+    }
+    if case.device != "cpu":
+        allocated, reserved = trained.peak_cuda_mb, trained.peak_cuda_reserved_mb
+        figures |= {"cuda_allocated": round(allocated / 1.048576, 1), "cuda_reserved": round(reserved / 1.048576, 1)}
+
+
+def train(
+    worker: Worker, data: Path, folder: Path, how: Training, steps: list[tuple[float, Step]] | None = None
+) -> Trained:
+    """Train; each step is added to `steps` with the time it was told."""
+    note = lambda event: steps.append((time.monotonic(), event)) if isinstance(event, Step) else None  # noqa: E731
+    request = Train(str(data), str(folder / "checkpoints"), how)
+    answer = worker.ask(request, note if steps is not None else lambda _: None)
+    assert isinstance(answer, Trained)  # noqa: S101
+    return answer
+
+
+def generated(worker: Worker, prompts: Path, folder: Path, budget: int) -> float:
+    """Tokens a second of answers to prompts."""
+    began = time.monotonic()
+    answer = worker.ask(Generate(str(prompts), str(folder / "answers.jsonl"), NEW_TOKENS, budget))
+    assert isinstance(answer, Written)  # noqa: S101
+    return round(answer.tokens / (time.monotonic() - began), 1)
 
 
 def prepare(plain: Path, target: Path, log: Path) -> Run:
     """Quantise a model once, watched."""
-    run, group = Run("prepare"), Group()
-    with Worker("quant.worker", log) as worker:
-        group.add(worker.process.pid)
-        watch = Watch(worker.process.pid, group)
-        watch.phase("import")
-        _imported(worker)
+    run = Run("prepare")
+    with watched(log) as (worker, watch):
+        run.phases = watch.phases
         watch.phase("step")
-        run.figures = worker.ask(Prepare(str(plain), str(target))).__dict__
-        run.phases = watch.close()
-    group.close()
+        run.figures = vars(worker.ask(Prepare(str(plain), str(target))))
     return run
 
 
-def _imported(worker: Worker) -> None:
-    """Make the worker import what it computes with."""
-    from agent.errors import AgentError  # noqa: PLC0415
-
-    try:
-        worker.ask(Save("/nowhere"))
-    except AgentError:
-        return
+def messages(data: Path, folder: Path, count: int | None = None) -> Path:
+    """The first texts as a job's rows: a lone assistant message is learned as plain text."""
+    texts = enumerate(_texts(data)[:count])
+    return _lines(folder / "data.jsonl", ((n, {"role": "assistant", "content": text}) for n, text in texts))
 
 
-def _messages(data: Path, target: Path) -> Path:
-    """The texts as a job's rows: a lone assistant message is learned as plain text."""
-    rows = [json.loads(line)["text"] for line in data.read_text().splitlines()]
-    lines = ({"id": str(n), "messages": [{"role": "assistant", "content": text}]} for n, text in enumerate(rows))
-    target.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return target
+def prompts(data: Path, folder: Path, count: int) -> Path:
+    """The first texts, cut, as questions."""
+    texts = enumerate(_texts(data)[:count])
+    return _lines(folder / "prompts.jsonl", ((n, {"role": "user", "content": text[:200]}) for n, text in texts))
 
 
-def _prompts(data: Path, target: Path) -> Path:
-    rows = [json.loads(line)["text"] for line in data.read_text().splitlines()][:PROMPTS]
-    lines = ({"id": str(n), "messages": [{"role": "user", "content": text[:200]}]} for n, text in enumerate(rows))
-    target.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return target
+def _texts(data: Path) -> list[str]:
+    return [json.loads(line)["text"] for line in data.read_text().splitlines()]
+
+
+def _lines(path: Path, rows: Iterable[tuple[int, dict[str, str]]]) -> Path:
+    with path.open("w") as stream:
+        stream.writelines(json.dumps({"id": str(number), "messages": [message]}) + "\n" for number, message in rows)
+    return path

@@ -8,9 +8,8 @@ being computed. Not covered: the memory of training itself. Run it with nothing 
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.bars import of_footprint, table
+from benchmarks.boxes import machine
 
 AGENT = str(Path(sys.executable).with_name("nslora-agent"))
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,10 +36,10 @@ def seconds(*arguments: str) -> float:
     return round(statistics.median(times), 3)
 
 
-def memory_mb(pid: int) -> dict[str, float]:
-    """Resident and proportional memory of a process in MB (10^6 bytes)."""
+def memory_mib(pid: int) -> dict[str, float]:
+    """Resident and proportional memory of a process in MiB."""
     fields = dict(line.split(":") for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
-    return {name: round(int(fields[key].split()[0]) * 1024 / 1e6, 1) for name, key in (("rss", "Rss"), ("pss", "Pss"))}
+    return {name: round(int(fields[key].split()[0]) / 1024, 1) for name, key in (("rss", "Rss"), ("pss", "Pss"))}
 
 
 def wait_for_training(state: str) -> None:
@@ -51,55 +53,42 @@ def wait_for_training(state: str) -> None:
 
 def after_jobs(state: str, daemon: int) -> list[dict[str, float]]:
     """The daemon's memory after each of three short jobs."""
+    data, short = str(ROOT / "examples" / "facts.jsonl"), ("--steps", "1", "--max-new-tokens", "1")
     found = []
     for _ in range(3):
-        data = str(ROOT / "examples" / "facts.jsonl")
-        command = [
-            AGENT,
-            "enqueue",
-            data,
-            "--mode",
-            "numeric",
-            "--state",
-            state,
-            "--steps",
-            "1",
-            "--max-new-tokens",
-            "1",
-        ]
-        subprocess.run(command, check=True, capture_output=True)
+        run("enqueue", data, "--mode", "numeric", "--state", state, *short)
         while any(job["state"] in {"queued", "running"} for job in listed(state)):
             time.sleep(1)
-        found.append(memory_mb(daemon))
+        found.append(memory_mib(daemon))
     return found
+
+
+def run(*arguments: str) -> bytes:
+    """A command's output; raises CalledProcessError if it fails."""
+    return subprocess.run([AGENT, *arguments], check=True, capture_output=True).stdout
 
 
 def listed(state: str) -> list[dict[str, Any]]:
     """All jobs."""
-    told = subprocess.run([AGENT, "ls", "--json", "--state", state], capture_output=True, check=True).stdout
-    return list(json.loads(told))
+    return list(json.loads(run("ls", "--json", "--state", state)))
 
 
 def measure(state: str) -> dict[str, object]:
     """All figures, with a daemon of this state folder running."""
     found: dict[str, object] = {"help_s": seconds("--help")}
-    subprocess.run([AGENT, "init", "--state", state], check=True, capture_output=True)
+    run("init", "--state", state)
     with subprocess.Popen([AGENT, "run", "--state", state], stdout=subprocess.DEVNULL) as daemon:
         time.sleep(5)
-        found["daemon_idle_mb"] = memory_mb(daemon.pid)
+        found["daemon_idle_mib"] = memory_mib(daemon.pid)
         found["ls_idle_s"] = seconds("ls", "--state", state)
         data = str(ROOT / "examples" / "facts.jsonl")
-        subprocess.run(
-            [AGENT, "enqueue", data, "--mode", "numeric", "--state", state, "--steps", "1000"],
-            check=True,
-            capture_output=True,
-        )
+        run("enqueue", data, "--mode", "numeric", "--state", state, "--steps", "1000")
         wait_for_training(state)
         found["ls_training_s"] = seconds("ls", "--state", state)
-        found["daemon_training_mb"] = memory_mb(daemon.pid)
-        subprocess.run([AGENT, "cancel", "1", "--state", state], check=True, capture_output=True)
-        found["daemon_after_jobs_mb"] = after_jobs(state, daemon.pid)
-        subprocess.run([AGENT, "retry", "1", "--state", state], check=True, capture_output=True)
+        found["daemon_training_mib"] = memory_mib(daemon.pid)
+        run("cancel", "1", "--state", state)
+        found["daemon_after_jobs_mib"] = after_jobs(state, daemon.pid)
+        run("retry", "1", "--state", state)
         wait_for_training(state)
         started = time.perf_counter()
         daemon.terminate()
@@ -109,14 +98,19 @@ def measure(state: str) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure in a state folder of its own that borrows the demo's base model."""
+    """Measure in a state folder of its own that borrows another's base model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, default=ROOT / ".demo" / "models", help="prepared models [.demo/models]")
+    parser.add_argument("--keep", type=Path, help="file to write the figures to")
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "models").symlink_to(ROOT / ".demo" / "models")
-        found = measure(folder)
-    found["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
-    found["python"] = platform.python_version()
+        (Path(folder) / "models").symlink_to(given.models.resolve())
+        found = {**measure(folder), **machine()}
     for name, value in found.items():
-        print(f"{name:<20}{value}")
+        print(f"{name:<24}{value}")
+    print(f"\n{table(of_footprint(found))}")
+    if given.keep:
+        given.keep.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
 
 

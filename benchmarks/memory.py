@@ -6,8 +6,9 @@ little memory as it can, and with as much as it likes. Run it with nothing else 
 
 `--state` is a folder with a prepared base model (`nslora-agent init --state DIR`), whose tokenizer all models share.
 Printed for each phase: anonymous, proportional and resident memory and the control group's peak, in MiB; then tokens a
-second, seconds to the first step (its own compute apart), the arithmetic floor and our distance from it. Last comes one
-JSON line; --keep FILE also writes it, and a plot beside it.
+second, seconds to the first step (its own compute apart), the arithmetic floor and our distance from it; for SmolLM2
+also what benchmarks.limits measures; then every bar of benchmarks.bars. Last comes one JSON line; --keep FILE also
+writes it, and a plot beside it.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from typing import Any
 
 from agent.config import DEFAULT_BASE
 from agent.home import Home
+from benchmarks.bars import of_memory, table
 from benchmarks.boxes import machine
 from benchmarks.contenders import TUNED_MALLOC, Case, Run, ours, peer, prepare
+from benchmarks.limits import all_of
 from benchmarks.models import SHAPES, SMOLLM2, floor_mib, write_random
 
 ROWS = 64
@@ -52,9 +55,9 @@ def case(given: argparse.Namespace, name: str) -> Case:
     prepared = folder / "prepared"
     if not prepared.exists():
         made = prepare(plain, prepared, folder / "log")
-        (folder / "prepare.json").write_text(json.dumps(made.phases))
+        (folder / "prepare.json").write_text(json.dumps({"figures": made.figures, "phases": made.phases}))
     data = write_texts(folder / "data.jsonl", 2 * given.sequence)
-    return Case(name, plain, prepared, data, given.sequence, given.steps)
+    return Case(name, plain, prepared, data, given.sequence, given.steps, given.device)
 
 
 def _smollm2(folder: Path, gguf: Path) -> Path:
@@ -74,8 +77,8 @@ def contenders(given: argparse.Namespace, what: Case) -> Iterator[Run]:
     yield ours(what, folder / "free", 0, folder / "log")
     for kind in ("trainer", "trl"):
         for malloc in ({}, TUNED_MALLOC):
-            yield peer(what, kind, "float32", malloc, folder / "log")
-    if what.name == SMOLLM2:
+            yield peer(what, kind, what.dtype, malloc, folder / "log")
+    if what.name == SMOLLM2 and what.device == "cpu":
         yield peer(what, "trainer", "bfloat16", {}, folder / "log")
 
 
@@ -138,23 +141,34 @@ def plot(figures: dict[str, Any], path: Path) -> None:
     chart.savefig(path, dpi=120)
 
 
+def add_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """What `case` needs to be given."""
+    parser.add_argument("--state", type=Path, required=True, help="folder with the prepared default base model")
+    parser.add_argument("--gguf", type=Path, required=True, help="the default base model's file, for the peers")
+    parser.add_argument("--out", type=Path, default=Path(out), help=f"folder for models and logs [{out}]")
+    parser.add_argument("--sequence", type=int, default=512, help="tokens of a training row [512]")
+    parser.add_argument("--steps", type=int, default=6, help="training steps; the first two are not counted [6]")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--keep", type=Path, help="file to write the figures to")
+
+
 def main() -> int:
     """Every model, everyone in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--state", type=Path, required=True, help="folder with the prepared default base model")
-    parser.add_argument("--gguf", type=Path, required=True, help="the default base model's file, for the peers")
-    parser.add_argument("--out", type=Path, default=Path("memory-run"), help="folder for models and logs [memory-run]")
+    add_options(parser, "memory-run")
     parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=DEFAULT_MODELS)
-    parser.add_argument("--sequence", type=int, default=512, help="tokens of a training row [512]")
-    parser.add_argument("--steps", type=int, default=6, help="training steps; the first two are not counted [6]")
-    parser.add_argument("--keep", type=Path, help="file to write the figures to, a plot beside it")
     given = parser.parse_args()
     given.out = given.out.absolute()
-    figures: dict[str, Any] = {"models": {}}
+    figures: dict[str, Any] = {"models": {}, **machine("trl")}
     for name in given.models:
         what = case(given, name)
-        figures["models"][name] = show(what, list(contenders(given, what)))
-    figures |= machine()
+        runs = list(contenders(given, what))
+        figures["models"][name] = show(what, runs)
+        if name == SMOLLM2 and given.device == "cpu":
+            figures["models"][name]["limits"] = all_of(what, runs, given.out / name)
+    if given.device == "cpu":
+        for name, found in of_memory(figures).items():
+            print(f"\n{name}\n{table(found)}")
     if given.keep:
         given.keep.write_text(json.dumps(figures, indent=1) + "\n")
         plot(figures, given.keep.with_suffix(".png"))

@@ -1,6 +1,6 @@
-"""What people would use instead: transformers' Trainer with peft and bitsandbytes, and TRL's SFTTrainer.
+"""What people would use instead: transformers' Trainer with peft and bitsandbytes, TRL's SFTTrainer, and `generate`.
 
-    python -m benchmarks.peers trainer|trl MODEL DATA --dtype float32|bfloat16 --sequence 512 --steps 6
+    python -m benchmarks.peers trainer|trl|generate MODEL DATA --dtype float32|bfloat16 --sequence 512 --steps 6
 
 Run by benchmarks.memory and benchmarks.latency in a process of its own. Each phase is announced on stdout as one JSON
 line and begins once a line came on stdin; the last line has the figures.
@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-PROMPTS = 4
 NEW_TOKENS = 24
 WARM_UP = 2
 """Steps that are not counted."""
@@ -33,12 +32,14 @@ def phase(name: str) -> None:
 def options() -> argparse.Namespace:
     """What to run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("trainer", "trl"))
+    parser.add_argument("kind", choices=("trainer", "trl", "generate"))
     parser.add_argument("model", help="Hugging Face folder")
     parser.add_argument("data", type=Path, help="lines of {text}")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--sequence", type=int, default=512)
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--prompts", type=int, default=4, help="first texts that are answered, one by one [4]")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser.parse_args()
 
 
@@ -51,7 +52,9 @@ def load(given: argparse.Namespace) -> tuple[Any, Any]:
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-    model = AutoModelForCausalLM.from_pretrained(given.model, quantization_config=config, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        given.model, quantization_config=config, dtype=dtype, device_map={"": given.device}
+    )
     return model, AutoTokenizer.from_pretrained(given.model)
 
 
@@ -143,17 +146,32 @@ def trl(given: argparse.Namespace, model: Any, tokenizer: Any, texts: list[str],
 
 
 def generate(model: Any, tokenizer: Any, texts: list[str]) -> float:
-    """Answer some prompts one by one; returns tokens a second."""
+    """Answer texts one by one; returns tokens a second."""
     import torch  # noqa: PLC0415
 
     model.eval()
+    # Training with checkpointing has switched the cache off.
+    model.gradient_checkpointing_disable()
+    model.config.use_cache = True
     started, tokens = time.monotonic(), 0
-    for text in texts[:PROMPTS]:
-        ids = tokenizer(text[:200], return_tensors="pt")["input_ids"].to(model.device)
+    for text in texts:
+        asked = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text[:200]}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        ).to(model.device)
         with torch.inference_mode():
-            out = model.generate(input_ids=ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False)
-        tokens += out.shape[1] - ids.shape[1]
+            out = model.generate(**asked, max_new_tokens=NEW_TOKENS, do_sample=False)
+        tokens += out.shape[1] - asked["input_ids"].shape[1]
     return tokens / (time.monotonic() - started)
+
+
+def cuda_peaks(device: str) -> dict[str, float]:
+    """The most GPU memory that was allocated and reserved so far, in MiB; nothing on a CPU."""
+    if device == "cpu":
+        return {}
+    import torch  # noqa: PLC0415
+
+    peaks = {"cuda_allocated": torch.cuda.max_memory_allocated(), "cuda_reserved": torch.cuda.max_memory_reserved()}
+    return {name: round(value / 2**20, 1) for name, value in peaks.items()}
 
 
 def main() -> int:
@@ -170,25 +188,35 @@ def main() -> int:
     phase("load")
     texts = [json.loads(line)["text"] for line in given.data.read_text().splitlines()]
     model, tokenizer = load(given)
+    figures = {}
+    if given.kind != "generate":
+        model, figures = trained(given, model, tokenizer, texts, began)
+    phase("generate")
+    figures["generated_per_s"] = round(generate(model, tokenizer, texts[: given.prompts]), 1)
+    if given.kind != "generate":
+        phase("save")
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+    print(json.dumps({"figures": {**figures, **cuda_peaks(given.device)}}), flush=True)
+    return 0
+
+
+def trained(
+    given: argparse.Namespace, model: Any, tokenizer: Any, texts: list[str], began: float
+) -> tuple[Any, dict[str, Any]]:
+    """The model with its adapter after some steps, and what they took."""
     with tempfile.TemporaryDirectory() as folder:
         build = trainer if given.kind == "trainer" else trl
         made, (steps, logs) = build(given, model, tokenizer, texts, folder)
         phase("step")
         made.train()
-        phase("generate")
-        rate = generate(made.model, tokenizer, texts)
-        phase("save")
-        made.save_model(folder)
     counted = [end - start for start, end in steps[WARM_UP:]]
-    figures = {
+    return made.model, {
         "tokens_per_s": round(given.sequence / statistics.median(counted), 1),
         "first_step_s": round(steps[0][0] - began, 2),
-        "generated_per_s": round(rate, 1),
         "losses": [round(log["loss"], 4) for log in logs if "loss" in log],
         "norms": [round(float(log["grad_norm"]), 4) for log in logs if "grad_norm" in log],
     }
-    print(json.dumps({"figures": figures}), flush=True)
-    return 0
 
 
 if __name__ == "__main__":

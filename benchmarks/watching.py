@@ -132,6 +132,11 @@ class Watch:
                     self._highest[key] = max(self._highest.get(key, 0.0), value)
 
 
+def anonymous(pid: int) -> float:
+    """Anonymous memory of a process now, in MiB."""
+    return _fields(Path(f"/proc/{pid}/status"), {"RssAnon": "anonymous"})["anonymous"]
+
+
 def _fields(path: Path, wanted: dict[str, str]) -> dict[str, float]:
     """Some fields of a file of /proc in MiB, by the names they shall have."""
     parts = (line.partition(":") for line in path.read_text().splitlines())

@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.boxes import machine
+
 ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / ".demo"
 AGENT = [str(Path(sys.executable).with_name("nslora-agent"))]
@@ -125,13 +127,17 @@ def report(version: dict[str, Any], told: dict[str, Any], seconds: float) -> Non
     print("  nslora-agent explain 1 brannok-pump.port.english_capital")
     print("  nslora-agent enqueue YOUR.jsonl && nslora-agent run\n")
     line = {
-        "before": figures["before"],
-        "after": figures["after"],
+        "slices": slices,
+        "rows": len(told["choices"]),
+        "offered": len(offered),
         "requests": used,
+        "steps": figures["steps"],
+        "tokens": figures["tokens"],
         "seconds": round(seconds, 1),
         "tokens_per_s": figures["tokens_per_s"],
         "peak_rss_mb": figures["peak_rss_mb"],
         "version": version["number"],
+        **machine(),
     }
     print(json.dumps(line))
 

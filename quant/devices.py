@@ -136,3 +136,8 @@ def name_of(dtype: torch.dtype) -> str:
 def cuda_mb(device: torch.device) -> float:
     """Peak CUDA memory allocated by this process in MB; 0 on a CPU."""
     return round(torch.cuda.max_memory_allocated(device) / 1e6, 1) if device.type == "cuda" else 0.0
+
+
+def cuda_reserved_mb(device: torch.device) -> float:
+    """Peak CUDA memory that this process took from the device in MB, used or not; 0 on a CPU."""
+    return round(torch.cuda.max_memory_reserved(device) / 1e6, 1) if device.type == "cuda" else 0.0

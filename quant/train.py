@@ -23,7 +23,7 @@ from quant.batches import Row, Schedule, fill_rows, pack
 from quant.chat import Encoded
 from quant.checkpoint import Progress
 from quant.corpus import Corpus
-from quant.devices import cuda_mb
+from quant.devices import cuda_mb, cuda_reserved_mb
 from quant.flat import Flat
 from quant.model import Model
 from quant.optimizer import MOMENTS, AdamW
@@ -161,6 +161,7 @@ def train(run: Run, checkpoints: Path, emit: Emit, stopping: Callable[[], bool],
         seconds=round(run.done.seconds, 2),
         peak_rss_mb=peak_rss_mb(),
         peak_cuda_mb=cuda_mb(run.model.device),
+        peak_cuda_reserved_mb=cuda_reserved_mb(run.model.device),
     )
 
 

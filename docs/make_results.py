@@ -1,0 +1,147 @@
+"""Writes the tables of measured figures from benchmarks/results/: `make docs`.
+
+`tests/test_docs.py` compares. A result that is not kept leaves its rows out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bars import FREE, LEAST, of_footprint, of_latency, of_memory, over_imports, resident, table
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README, MEMORY = ROOT / "README.md", ROOT / "docs" / "memory.md"
+Figures = dict[str, Any]
+ARMS = (
+    "base", "system prompt", "fact in the prompt", "numeric only", "+ rewritten answers", "rewrite everything",
+    "fixed alternation", "random routing", "obvious rule", "neurosymbolic",
+)  # fmt: skip
+
+
+def kept(name: str) -> Figures | None:
+    """A result, None if it is not kept."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def of_demo(found: Figures) -> Iterator[tuple[str, str]]:
+    """What `make demo` did."""
+    slices = {each["name"]: each for each in found["slices"]}
+    content, style = slices["content"], slices["style"]
+    yield f"content right on {content['rows']} held-out rows, before → after", _rise(content)
+    yield f"constraints kept on the {style['rows']} of them that have one", _rise(style)
+    yield f"rows offered to the remote LLM, of {found['rows']} to learn from", str(found["offered"])
+    yield "training", f"{found['steps']} steps, {found['tokens']:,} tokens, {found['tokens_per_s']:.0f} tokens/s"
+    yield "highest memory of the training worker", f"{found['peak_rss_mb']:.0f} MB"
+    yield "time from `init` to the result, base model prepared included", f"{found['seconds']:.0f} s"
+
+
+def _rise(part: Figures) -> str:
+    return f"{part['before']:.2f} → {part['after']:.2f}"
+
+
+def of_step(found: Figures) -> Iterator[tuple[str, str]]:
+    """Memory and speed of a training step, beside Trainer + peft + bitsandbytes."""
+    for name, model in found["models"].items():
+        runs = model["runs"]
+        cells = [
+            f"{over_imports(run):,.0f} MiB and {run['tokens_per_s']:.0f} tokens/s"
+            for run in (runs[LEAST], runs["trainer, float32"])
+        ]
+        yield f"{name}, 512 tokens: memory of a training step; Trainer + peft + bitsandbytes", "; ".join(cells)
+
+
+def of_daemon(found: Figures) -> Iterator[tuple[str, str]]:
+    """What the agent costs a box that is not training."""
+    yield "idle daemon, proportional memory", f"{found['daemon_idle_mib']['pss']} MiB"
+    yield "`nslora-agent --help`; `ls` while a step is computed", f"{found['help_s']} s; {found['ls_training_s']} s"
+
+
+def measured() -> str:
+    """README's first table."""
+    parts: dict[str, Callable[[Figures], Iterator[tuple[str, str]]]] = {
+        "demo": of_demo, "memory": of_step, "footprint": of_daemon,
+    }  # fmt: skip
+    found = {name: figures for name in parts if (figures := kept(name))}
+    if not found:
+        return ""
+    machine = next(iter(found.values()))["machine"]
+    rows = [f"| Measured on {machine}, no GPU | |", "| --- | --- |"]
+    for name, figures in found.items():
+        rows += [f"| {'`make demo`: ' * (name == 'demo')}{what} | {value} |" for what, value in parts[name](figures)]
+    return "\n".join(rows)
+
+
+def decision() -> str:
+    """README's table of the decision benchmark: joint reward by slice, and what it took."""
+    found = kept("decision-even")
+    if found is None:
+        return ""
+    slices = ("single", "double", "wordings", "arguments", "plain")
+    rows = [f"| Joint reward, % | {' | '.join(slices)} | requests | tokens trained |", "| --- |" + " --- |" * 7]
+    for arm in ARMS:
+        told = found["arms"][arm]
+        cells = [_interval(told["slices"].get(name)) for name in slices]
+        rows.append(f"| {arm} | {' | '.join(cells)} | {told['requests']:.0f} | {told['tokens']:,.0f} |")
+    return "\n".join(rows)
+
+
+def _interval(columns: Figures | None) -> str:
+    if columns is None:
+        return "-"
+    mean, low, high = columns["joint"]
+    return f"{mean:.0f} ({low:.0f} to {high:.0f})"
+
+
+def bars() -> str:
+    """Every bar of the memory, latency and footprint benchmarks."""
+    parts = []
+    if found := kept("memory"):
+        parts += [f"**{name}**\n\n{table(each)}" for name, each in of_memory(found).items()]
+    if found := kept("latency"):
+        parts.append(f"**Probing and top layers, SmolLM2-135M**\n\n{table(of_latency(found))}")
+    if found := kept("footprint"):
+        parts.append(f"**Daemon**\n\n{table(of_footprint(found))}")
+    return "\n\n".join(parts)
+
+
+def contenders() -> str:
+    """What each contender took."""
+    rows = [
+        "| MiB | step over imports | peak resident | tokens/s | s to the first step |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    found = kept("memory")
+    for name, model in found["models"].items() if found else ():
+        for who, run in model["runs"].items():
+            title = {LEAST: "ours, as little as it can", FREE: "ours, default"}.get(who, who)
+            cells = (f"{over_imports(run):,.0f}", f"{resident(run):,.0f}", run["tokens_per_s"], run["first_step_s"])
+            rows.append(f"| {name}: {title} | {' | '.join(map(str, cells))} |")
+        rows.append(f"| {name}: floor | {model['floor']:.0f} | | | |")
+    return "\n".join(rows)
+
+
+TABLES = {README: {"measured": measured, "decision": decision}, MEMORY: {"contenders": contenders, "bars": bars}}
+
+
+def page(text: str, tables: dict[str, Callable[[], str]]) -> str:
+    """A page with its tables made anew."""
+    for name, make in tables.items():
+        made = make()
+        text = re.sub(
+            rf"(<!-- {name} -->\n\n).*?(\n\n<!-- end -->)",
+            lambda marks, made=made: f"{marks[1]}{made}{marks[2]}",  # type: ignore[misc]
+            text,
+            flags=re.DOTALL,
+        )
+    return text
+
+
+if __name__ == "__main__":
+    for target, tables in TABLES.items():
+        target.write_text(page(target.read_text(), tables))
