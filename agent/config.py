@@ -15,7 +15,7 @@ from agent.durable import write_file
 from agent.errors import ConfigError
 from agent.home import resolve
 from agent.jsonl import Limits
-from agent.settings import Decision, Offload, Training, setting
+from agent.settings import Decision, Governor, Offload, Training, setting
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,7 +23,9 @@ else:
     import tomli as tomllib
 
 DEFAULT_BASE = "smollm2-135m-instruct"
-GROUPS: dict[str, type[Any]] = {"training": Training, "decision": Decision, "offload": Offload, "limits": Limits}
+GROUPS: dict[str, type[Any]] = {
+    "training": Training, "decision": Decision, "offload": Offload, "governor": Governor, "limits": Limits,
+}  # fmt: skip
 """The tables of config.toml."""
 
 
@@ -35,6 +37,7 @@ class Config:
     training: Training = field(default_factory=Training)
     decision: Decision = field(default_factory=Decision)
     offload: Offload = field(default_factory=Offload)
+    governor: Governor = field(default_factory=Governor)
     limits: Limits = field(default_factory=Limits)
 
 
@@ -96,6 +99,8 @@ def value_fault(known: dataclasses.Field[Any], value: object) -> str | None:
     about = known.metadata
     if about["choices"] and value not in about["choices"]:
         return f"must be one of {', '.join(about['choices'])}, not {value!r}"
+    if about["pattern"] and value and not re.fullmatch(about["pattern"], str(value)):
+        return f"has another form than {about['help'].partition('such as ')[2].partition(';')[0]}: {value!r}"
     if about["low"] is not None and not about["low"] <= value <= about["high"]:
         return f"must be between {about['low']:g} and {about['high']:g}, not {value!r}"
     return None

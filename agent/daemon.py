@@ -6,6 +6,7 @@ when a job ends.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -19,6 +20,8 @@ from typing import Any
 from agent import systemd
 from agent.durable import locked, sweep_temporaries
 from agent.errors import AgentError, Busy, StaleAttempt
+from agent.governed import Governed
+from agent.governor import Hold
 from agent.home import Home
 from agent.jobs import Job, State
 from agent.output import hint
@@ -35,6 +38,8 @@ STOP_TIMEOUT = 75
 """Seconds a job gets to checkpoint after SIGTERM; the unit's TimeoutStopSec is longer."""
 LONGEST_PARKED = 26 * 3600.0
 """Seconds a job is put aside at most: until the day's budget starts again."""
+SENSE_EVERY = 5.0
+"""Seconds between looks at the box's sensors."""
 PROGRESS_EVERY = 5.0
 """Seconds between reports of a running job."""
 
@@ -60,17 +65,22 @@ class Running:
 
 
 class Daemon:
-    """`initialize`, then `tick(now)` as often as wanted, then `shutdown`; `now` is a monotonic clock in seconds."""
+    """`initialize`, then `tick(now)` as often as wanted, then `shutdown`; `now` is a monotonic clock in seconds.
 
-    def __init__(self, home: Home, store: Store, report: Report) -> None:
-        self._home, self._store, self._report = home, store, report
+    `governed` says what holds training back.
+    """
+
+    def __init__(self, home: Home, store: Store, report: Report, governed: Callable[[float], Hold | None]) -> None:
+        self._home, self._store, self._report, self._governed = home, store, report, governed
         self._running: Running | None = None
+        self._hold: Hold | None = None
+        self._sensed = -math.inf
         self._status = ""
 
     @property
-    def busy(self) -> bool:
-        """True while a job's process is alive."""
-        return self._running is not None
+    def idle(self) -> bool:
+        """True where no job's process is alive and none waits for the box to have room."""
+        return self._running is None and not (self._hold and self._store.list([State.PAUSED], limit=1))
 
     def initialize(self) -> None:
         """Put right what a crash or power cut left: orphaned jobs, half-written files, the promotion rows."""
@@ -79,11 +89,15 @@ class Daemon:
         self._sweep_models()
         for job in self._store.orphans():
             self._take_back(job)
+        self._store.resume()
         systemd.notify("READY=1")
 
     def tick(self, now: float) -> None:
         """Reap, watch and claim once; returns quickly."""
         systemd.notify("WATCHDOG=1")
+        if now - self._sensed >= SENSE_EVERY:
+            self._sensed = now
+            self._govern(now)
         if self._running:
             self._watch(self._running, now)
         if not self._running:
@@ -119,7 +133,20 @@ class Daemon:
         reason = "the daemon died" if same_boot else "the box restarted"
         self._report("taken back", self._store.died(job.id, str(job.token), reason, counts=same_boot))
 
+    def _govern(self, now: float) -> None:
+        """Let the running job checkpoint and wait, or the waiting ones go on."""
+        self._hold = self._governed(now)
+        if self._hold is None:
+            for job in self._store.resume():
+                self._report("resumed", job)
+        elif self._running:
+            self._running.process.terminate()
+
     def _claim(self, now: float) -> None:
+        if self._hold:
+            for job in self._store.pause(self._hold.reason):
+                self._report("paused", job)
+            return
         for parked in self._store.wake(LONGEST_PARKED):
             self._report("woken", parked)
         job = self._store.claim(boot_id(), os.getpid())
@@ -168,6 +195,7 @@ class Daemon:
     def _tell_systemd(self) -> None:
         running = self._running
         status = f"job {running.job.id}: {running.job.file}" if running else "idle"
+        status = f"paused: {self._hold.reason}" if self._hold else status
         if status != self._status:
             systemd.notify(f"STATUS={status}")
             self._status = status
@@ -201,11 +229,11 @@ def serve(home: Home, store: Store, report: Report, *, drain: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda caught, _: stopping.append(caught))
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    daemon = Daemon(home, store, report)
+    daemon = Daemon(home, store, report, Governed(home.config))
     daemon.initialize()
     while not stopping:
         _tick(daemon)
-        if drain and not daemon.busy:
+        if drain and daemon.idle:
             break
         if select.select([wake], [], [], POLL)[0]:
             os.read(wake, 4096)

@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent import sensors
 from agent.config import Config
 from agent.durable import folder_fault
 from agent.errors import AgentError
@@ -23,6 +24,8 @@ OK, WARNING, FAILURE = "ok", "warning", "failure"
 
 NEEDED_MEMORY = 2.1e9
 """Bytes that training the default base model takes at its peak, measured on a CPU in float32."""
+HOT = 85.0
+"""Degrees Celsius that leave no room for training."""
 NEEDED_DISK = 1e9
 """Bytes for a base model, a version and two checkpoints."""
 
@@ -102,7 +105,15 @@ def _four_bit(config: Config) -> list[Finding]:
     return [
         Finding("libraries", OK, libraries),
         Finding("4-bit training", OK if answer.ok else FAILURE, f"{answer.detail}; computes in {answer.dtype}", advice),
+        _network(confined=answer.confined),
     ]
+
+
+def _network(*, confined: bool) -> Finding:
+    if confined:
+        return Finding("network", OK, "closed to the training worker")
+    advice = "run it as the systemd service, which closes it: docs/deployment.md"
+    return Finding("network", WARNING, "open to the training worker: this kernel has no seccomp filters", advice)
 
 
 def _base(home: Home, config: Config) -> Finding:
@@ -141,17 +152,11 @@ def _board() -> Finding:
 
 
 def _temperature() -> Finding:
-    zones = [zone for zone in map(_zone, sorted(Path("/sys/class/thermal").glob("thermal_zone*"))) if zone]
+    zones = list(sensors.zones())
     if not zones:
         return Finding("temperature", OK, "no thermal zones on this machine")
-    hottest, name = max(zones)
-    seen = f"{hottest:.0f} °C at {name}, the hottest of {len(zones)} zones"
-    return Finding("temperature", *((OK, seen) if hottest < 85 else (WARNING, seen, "cool the box before training")))
-
-
-def _zone(folder: Path) -> tuple[float, str] | None:
-    """Degrees Celsius and name of a thermal zone; None for one that cannot be read just now."""
-    try:
-        return int((folder / "temp").read_text()) / 1000, (folder / "type").read_text().strip()
-    except (OSError, ValueError):
-        return None
+    hottest = max(zones, key=lambda zone: zone.celsius)
+    seen = f"{hottest.celsius:.0f} °C at {hottest.name}, the hottest of {len(zones)} zones"
+    if hottest.celsius < HOT:
+        return Finding("temperature", OK, seen)
+    return Finding("temperature", WARNING, seen, "cool the box before training")

@@ -22,7 +22,7 @@ class State(str, Enum):
     RUNNING = "running"
     """An attempt works on it and holds its token."""
     PAUSED = "paused"
-    """Held by the governor because the box needs its memory or its power for something else."""
+    """Held by the governor because the box needs its memory or its power for something else; queued again by itself."""
     PARKED = "parked"
     """Everything that is left needs the remote LLM, which cannot be reached."""
     DONE = "done"
@@ -39,9 +39,9 @@ class State(str, Enum):
 
 
 MOVES: dict[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED}),
-    State.RUNNING: frozenset(State) - {State.RUNNING},
-    State.PAUSED: frozenset({State.RUNNING, State.QUEUED, State.CANCELLED, State.DEAD}),
+    State.QUEUED: frozenset({State.RUNNING, State.PAUSED, State.CANCELLED}),
+    State.RUNNING: frozenset(State) - {State.RUNNING, State.PAUSED},
+    State.PAUSED: frozenset({State.QUEUED, State.CANCELLED}),
     State.PARKED: frozenset({State.QUEUED, State.CANCELLED}),
     State.DONE: frozenset(),
     State.FAILED: frozenset({State.QUEUED}),
@@ -50,7 +50,7 @@ MOVES: dict[State, frozenset[State]] = {
 }
 
 RETRIABLE = frozenset(s for s in State if State.QUEUED in MOVES[s]) - {State.RUNNING, State.PAUSED}
-"""States that a person can end with a retry; a running or paused job already has an attempt."""
+"""States that a person can end with a retry; a running job has an attempt, a paused one goes on by itself."""
 
 _VERBS = {
     State.QUEUED: "queued again",

@@ -251,13 +251,14 @@ class Saved:
 
 @dataclass(frozen=True)
 class Checked:
-    """What `Check` found: `ok` only if a 4-bit backward pass gave the right gradient."""
+    """What `Check` found: `ok` only if a 4-bit backward pass gave the right gradient; `confined`: without network."""
 
     ok: bool
     device: str
     dtype: str
     detail: str
     versions: dict[str, str]
+    confined: bool = False
 
 
 Request = (

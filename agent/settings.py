@@ -20,10 +20,20 @@ def part_of(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
 
 
 def setting(
-    default: Any, help: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    pattern: str = "",
 ) -> Any:
-    """A dataclass field that also carries what flags, config.toml and the docs say about it."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+    """A dataclass field that also carries what flags, config.toml and the docs say about it.
+
+    A text must match `pattern` as a whole, or be empty.
+    """
+    about = {"help": help, "low": low, "high": high, "choices": choices, "pattern": pattern}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -114,3 +124,26 @@ class Offload:
     price_out: float = setting(0.0, "price of a million tokens received", low=0.0, high=1e6)
     cache_mb: int = setting(64, "largest size of the recorded answers; the least used go first", low=1, high=100_000)
     patterns: tuple[str, ...] = setting((), "regular expressions of what else must never be sent")
+
+
+@dataclass(frozen=True)
+class Governor:
+    """When training pauses, by itself, for the box's sake; the only definition of each of these settings."""
+
+    train_between: str = setting(
+        "",
+        'hours of the day in which jobs run, such as "22:00-06:00"; empty: all day',
+        pattern=r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d",
+    )
+    hottest: float = setting(90.0, "°C of the hottest thermal zone at which training pauses; 0: never", low=0, high=150)
+    battery: float = setting(30.0, "per cent below which a discharging battery pauses training", low=0, high=100)
+    power_modes: tuple[str, ...] = setting((), "numbers of nvpmodel's modes in which training may run; empty: any")
+    memory_pressure: float = setting(
+        20.0,
+        "per cent of the time that all programs wait for memory (PSI); more pauses training; 0: never",
+        low=0,
+        high=100,
+    )
+    load: float = setting(
+        0.0, "load average for each core that pauses training, whose own is about 1; 0: never", low=0, high=1000
+    )

@@ -214,6 +214,21 @@ class Store:
             jobs = [self.get(row["id"]) for row in due]
             return [self._move(j, State.QUEUED, "the remote may answer again") for j in jobs if j.state is State.PARKED]
 
+    def pause(self, reason: str) -> Jobs:
+        """Keep the next queued job waiting for the box's sake; returns it, none if one waits so already."""
+        if not self.list([State.QUEUED], limit=1) or self.list([State.PAUSED], limit=1):
+            return []
+        with self.transaction():
+            rows = self.rows("SELECT * FROM jobs WHERE state = ? ORDER BY id LIMIT 1", (State.QUEUED,))
+            return [self._move(Job.from_row(row), State.PAUSED, reason) for row in rows]
+
+    def resume(self) -> Jobs:
+        """Queue the jobs that waited for the box's sake; returns them."""
+        if not self.list([State.PAUSED], limit=1):
+            return []
+        with self.transaction():
+            return [self._move(job, State.QUEUED, "the box has room again") for job in self.list([State.PAUSED])]
+
     def died(self, job_id: int, token: str, reason: str, *, counts: bool = True) -> Job:
         """Put the job back because its process died, or give it up at the third death. Raises StaleAttempt.
 

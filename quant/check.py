@@ -6,6 +6,7 @@ import importlib.metadata
 
 import torch
 
+from agent.confinement import is_confined
 from agent.protocol import Checked
 from quant.devices import Compute, choose, choose_device, device_title, name_of
 from quant.lean.arena import Arena
@@ -30,7 +31,8 @@ def check(device_name: str) -> Checked:
         return Checked(ok=False, device=device.type, dtype="", detail=_first_line(fault), versions=versions())
     detail = f"4-bit quantise, matmul and backward on {device_title(device)}: relative gradient error {error:.1e}"
     dtype = f"{name_of(compute.dtype)}: {compute.why}"
-    return Checked(ok=error < 0.05, device=device.type, dtype=dtype, detail=detail, versions=versions())
+    right, confined = error < 0.05, is_confined()
+    return Checked(right, device.type, dtype, detail, versions(), confined)
 
 
 def gradient_error(compute: Compute) -> float:

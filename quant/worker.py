@@ -1,7 +1,7 @@
 """The training worker: holds the 4-bit model, obeys the loop, gives all memory back when it ends.
 
 Run as `python -I -m quant.worker PARENT_PID`; speaks `agent.protocol` over stdin and stdout. SIGTERM stops
-training at the next step, with a checkpoint.
+training at the next step, with a checkpoint. It cannot open a socket that leads out of the box (agent.confinement).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from agent import serving
+from agent.confinement import without_network
 from agent.protocol import Answer
 from quant import allocators
 
@@ -44,6 +45,7 @@ def main() -> None:
     allocators.settle()
     stdout = serving.claim_stdout()
     serving.die_with_parent(int(sys.argv[1]))
+    without_network()
     signal.signal(signal.SIGTERM, lambda number, _: _stops.append(number))
     serving.Server(_handle, stdout).serve()
 

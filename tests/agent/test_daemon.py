@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime as dt
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from processes import agent, daemon, descendants, internet_sockets, is_alive, re
 
 from agent.daemon import FROZEN, Daemon, boot_id
 from agent.durable import folder_fault, locked
+from agent.governor import LEAST_PAUSE, Hold
 from agent.home import Home
 from agent.jobs import Job, State
 from agent.store import Store
@@ -43,6 +45,10 @@ def prepared(home: Home, tiny_base: Callable[[str], Path]) -> Home:
     """A state folder that is ready to train a tiny random model."""
     shutil.copytree(tiny_base("llama"), home.model("tiny"))
     return home
+
+
+def free(_: float) -> None:
+    """A governor of a box with room."""
 
 
 def enqueue(home: Home, data: Path, *flags: str) -> None:
@@ -95,9 +101,9 @@ def test_half_written_models_are_swept_unless_init_is_at_work(home: Home) -> Non
     left.mkdir()
     with Store(home.database) as store:
         with locked(home.models_lock, "init"):
-            Daemon(home, store, lambda *_: None).initialize()
+            Daemon(home, store, lambda *_: None, free).initialize()
         assert left.exists()
-        Daemon(home, store, lambda *_: None).initialize()
+        Daemon(home, store, lambda *_: None, free).initialize()
     assert not left.exists()
 
 
@@ -191,7 +197,7 @@ def test_a_job_that_no_longer_beats_is_killed(home: Home, data: Path) -> None:
     enqueue(home, data)
     told: list[tuple[str, Job]] = []
     with Store(home.database, actor="daemon") as store, locked(home.device_lock, "a test"):
-        frozen = Daemon(home, store, lambda what, job: told.append((what, job)))
+        frozen = Daemon(home, store, lambda what, job: told.append((what, job)), free)
         frozen.initialize()
         frozen.tick(0.0)
         wait_until(lambda: store.get(1).progress, 20, "the job beats")
@@ -204,7 +210,7 @@ def test_a_job_that_no_longer_beats_is_killed(home: Home, data: Path) -> None:
         wait_until(lambda: not is_alive(loop), 5, "the job is killed")
         store.cancel(1, "the test is over")
         frozen.tick(3.0 + FROZEN)
-    assert not frozen.busy
+    assert frozen.idle
     assert [what for what, _ in told] == ["started", "progress", "ended"]
 
 
@@ -239,3 +245,51 @@ def test_a_stop_while_a_job_waits_for_the_device_counts_no_death(home: Home, dat
         assert running.stop() == 0
         job = running.job(1)
     assert (job.state, job.deaths) == (State.QUEUED, 0)
+
+
+# ---- the governor ----
+
+
+def test_a_hot_box_pauses_its_job_at_a_checkpoint_and_goes_on_when_it_has_cooled(prepared: Home, data: Path) -> None:
+    """What holds it stands in the job's row and in systemd's status; no other job starts meanwhile, nothing is lost."""
+    enqueue(prepared, data, *LONG)
+    enqueue(prepared, data, *LONG)
+    held: list[Hold] = []
+    told: list[str] = []
+    with Store(prepared.database, actor="daemon") as store:
+        governed = Daemon(prepared, store, lambda what, _: told.append(what), lambda _: held[0] if held else None)
+        governed.initialize()
+
+        def ticked(reached: Callable[[Job], object]) -> bool:
+            governed.tick(time.monotonic())
+            return bool(reached(store.get(1)))
+
+        wait_until(lambda: ticked(lambda job: "step" in job.progress), 60, "the job trains")
+        held.append(Hold("zone is at 91 °C, the limit is 90", 0.0))
+        wait_until(lambda: ticked(lambda job: job.state is State.PAUSED), 60, "the job pauses")
+        assert store.get(1).reason == "zone is at 91 °C, the limit is 90"
+        assert store.get(1).deaths == 0
+        assert store.get(2).state is State.QUEUED
+        assert descendants(os.getpid()) == []
+        assert not governed.idle
+        assert list(prepared.run(1).glob("attempt-1/checkpoints/step-*"))
+        held.clear()
+        wait_until(lambda: ticked(lambda job: job.state is State.RUNNING), 20, "the job goes on")
+        assert store.get(1).attempt == 2
+        governed.shutdown()
+    assert told[-1] == "ended"
+    assert {"paused", "resumed"} < set(told)
+
+
+def test_hours_of_the_day_hold_a_box_and_a_changed_config_lets_it_go(home: Home, data: Path) -> None:
+    """`ls` and the service's status say why nothing runs."""
+    hour = dt.datetime.now().astimezone().hour
+    never = f"{(hour + 2) % 24:02}:00-{(hour + 3) % 24:02}:00"
+    home.config.write_text(f'base = "tiny"\n[governor]\ntrain_between = "{never}"\n')
+    enqueue(home, data)
+    with daemon(home.path) as running:
+        assert running.wait_for(1, "paused", 20).reason == f"training is for {never} only"
+        assert running.told("STATUS=paused")[-1] == f"STATUS=paused: training is for {never} only"
+        assert "paused" in agent("ls", state=home.path).stdout
+        home.config.write_text('base = "tiny"\n[governor]\ntrain_between = ""\n')
+        running.wait_for(1, "failed", LEAST_PAUSE + 30)

@@ -7,9 +7,9 @@ from agent.errors import IllegalMove
 from agent.jobs import MOVES, Job, State, after_death, check_move, check_retry
 
 LEGAL = {
-    "queued": "running cancelled",
-    "running": "queued paused parked done failed cancelled dead",
-    "paused": "running queued cancelled dead",
+    "queued": "running paused cancelled",
+    "running": "queued parked done failed cancelled dead",
+    "paused": "queued cancelled",
     "parked": "queued cancelled",
     "done": "",
     "failed": "queued",

@@ -1,0 +1,81 @@
+"""How the box is: temperature, battery, power mode, pressure on memory, load. Everything is read below one root."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Zone:
+    """A thermal zone; `celsius` is degrees."""
+
+    celsius: float
+    name: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the box is just now; None where it has no such sensor.
+
+    Attributes:
+        hottest: the hottest thermal zone.
+        battery: charge in per cent, of the emptiest battery.
+        discharging: whether some battery is being emptied.
+        power_mode: number of nvpmodel's mode, on a Jetson.
+        memory_pressure: per cent of the last ten seconds in which every task waited for memory (PSI, full).
+        load: load average of the last minute for each core.
+    """
+
+    hottest: Zone | None = None
+    battery: float | None = None
+    discharging: bool = False
+    power_mode: str | None = None
+    memory_pressure: float | None = None
+    load: float | None = None
+
+
+def read(root: Path = Path("/")) -> Reading:
+    """A reading of the box, or of a tree that looks like one."""
+    charges, statuses = [], set()
+    for supply in (root / "sys/class/power_supply").glob("*"):
+        if _text(supply / "type") == "Battery" and _text(supply / "scope") != "Device":
+            charges += _numbers(supply / "capacity")
+            statuses.add(_text(supply / "status"))
+    found = list(zones(root))
+    pressure = re.search(r"^full avg10=([0-9.]+)", _text(root / "proc/pressure/memory"), re.MULTILINE)
+    mode = re.search(r"pmode:0*(\d+)", _text(root / "var/lib/nvpmodel/status"))
+    load = _text(root / "proc/loadavg").split()
+    return Reading(
+        hottest=max(found, key=lambda zone: zone.celsius) if found else None,
+        battery=min(charges, default=None),
+        discharging="Discharging" in statuses,
+        power_mode=mode[1] if mode else None,
+        memory_pressure=float(pressure[1]) if pressure else None,
+        load=float(load[0]) / (os.cpu_count() or 1) if load else None,
+    )
+
+
+def zones(root: Path = Path("/")) -> Iterator[Zone]:
+    """Every thermal zone that can be read just now."""
+    for folder in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
+        for number in _numbers(folder / "temp"):
+            yield Zone(number / 1000, _text(folder / "type") or folder.name)
+
+
+def _numbers(path: Path) -> list[float]:
+    with suppress(ValueError):
+        return [float(_text(path))]
+    return []
+
+
+def _text(path: Path) -> str:
+    """A file's text without the white space around it, empty where there is none; sensors come and go."""
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
