@@ -2,10 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-STATE ?= /var/lib/nslora
-UNITS := nslora-agent.service nslora-offload.socket nslora-offload@.service
 
-.PHONY: install demo test check docs unit clean
+.PHONY: install demo test check docs clean
 
 install: .venv/installed
 
@@ -35,12 +33,5 @@ docs: install
 	$(BIN)/python -m docs.make_memory
 	$(BIN)/python -m docs.make_results
 
-unit: install
-	mkdir -p build
-	for unit in $(UNITS); do \
-	  sed -e 's|@BIN@|$(abspath $(BIN))|' -e 's|@STATE@|$(STATE)|' deploy/$$unit > build/$$unit || exit 1; \
-	done
-	@echo "build/: copy nslora-agent.service to /etc/systemd/system/ and enable it; nslora-offload.* for a remote LLM"
-
 clean:
-	rm -rf .venv .demo build
+	rm -rf .venv .demo

@@ -10,11 +10,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from agent import decision_commands, job_commands, offload_commands, setup_commands, version_commands
+from agent import (
+    decision_commands,
+    job_commands,
+    offload_commands,
+    service_commands,
+    setup_commands,
+    version_commands,
+)
 from agent.config import add_flags
 from agent.errors import AgentError
 from agent.home import Home
 from agent.jobs import State
+from agent.service_commands import DEFAULT_TARGET
 
 MODES = ("neurosymbolic", "numeric", "symbolic", "alternate")
 """What a job can do, the default first."""
@@ -37,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (
         _add_set_up, _add_data, _add_daemon, _add_jobs, _add_decisions, _add_versions, _add_generate, _add_offload,
-        _add_cache,
+        _add_cache, _add_service,
     ):  # fmt: skip
         add(_Adder(subparsers))
     return parser
@@ -116,6 +124,22 @@ def _add_data(add: _Adder) -> None:
 def _add_daemon(add: _Adder) -> None:
     run = add("run", job_commands.run, "Run the daemon in the foreground.", "nslora-agent run --drain")
     run.add_argument("--drain", action="store_true", help="stop when the queue is empty")
+
+
+def _add_service(add: _Adder) -> None:
+    under = add.group("service", "Run the daemon as a systemd service of this machine.")
+    about = "Write the units for this machine, its state folder and its user, and start the service."
+    install = under("install", service_commands.install, about, "nslora-agent service install --state /var/lib/nslora")
+    install.add_argument("--user", metavar="NAME", help="user to run as [the owner of the state folder]")
+    install.add_argument("--offload", action="store_true", help="also the units that may ask a remote LLM")
+    about = "Say whether the service is installed and runs; exit 0 only if it runs."
+    status = under("status", service_commands.status, about, "nslora-agent service status")
+    about = "Stop the service and delete its units; the state folder stays."
+    uninstall = under("uninstall", service_commands.uninstall, about, "nslora-agent service uninstall")
+    for parser in (install, status, uninstall):
+        parser.add_argument(
+            "--to", type=Path, default=DEFAULT_TARGET, metavar="DIR", help=f"folder of the units [{DEFAULT_TARGET}]"
+        )
 
 
 def _add_jobs(add: _Adder) -> None:

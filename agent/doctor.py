@@ -146,9 +146,7 @@ def _remote(home: Home, config: Config) -> Finding:
 
 
 def _board() -> Finding:
-    model = Path("/proc/device-tree/model")
-    seen = model.read_text().strip("\0\n ") if model.exists() else "no device tree (not a Jetson)"
-    return Finding("board", OK, seen)
+    return Finding("board", OK, sensors.board() or "no device tree (not a Jetson)")
 
 
 def _temperature() -> Finding:

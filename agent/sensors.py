@@ -67,6 +67,11 @@ def zones(root: Path = Path("/")) -> Iterator[Zone]:
             yield Zone(number / 1000, _text(folder / "type") or folder.name)
 
 
+def board(root: Path = Path("/")) -> str:
+    """The board's name, as on a Jetson; empty on a machine without a device tree."""
+    return _text(root / "proc/device-tree/model").strip("\0\n ")
+
+
 def _numbers(path: Path) -> list[float]:
     with suppress(ValueError):
         return [float(_text(path))]

@@ -1,7 +1,7 @@
 """The offload worker: alone holds the API key and talks HTTP; one serves a whole symbolic phase.
 
 Run as `python -I -m offload.worker [PARENT_PID]`; speaks `agent.protocol` over stdin and stdout. Without a parent it
-serves a connection that systemd accepted for it (deploy/nslora-offload@.service). It ends when its input does, or
+serves a connection that systemd accepted for it (agent/units/nslora-offload@.service). It ends when its input does, or
 after ten minutes without a request. What it says on stderr, one line, holds nothing of a row.
 """
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 from checkout import PACKAGES, ROOT, pyproject, python_files
-from needs import needs
 
 LINES_OF_A_FILE = 400
 LINES_OF_MOST_FUNCTIONS = 35
@@ -186,28 +185,6 @@ def test_a_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> No
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {name for name in names if ".dist-info/" not in name}
-    assert code == {"agent/prior.json", *(named(path) for path in python_files(*PACKAGES))}
+    units = {named(path) for path in (ROOT / "agent" / "units").iterdir()}
+    assert code == {"agent/prior.json", *units, *(named(path) for path in python_files(*PACKAGES))}
     assert any(name.endswith("licenses/LICENSE") for name in names)
-
-
-def test_systemd_accepts_the_units_that_make_renders(tmp_path: Path) -> None:
-    """No unknown key, no wrong value, no placeholder left."""
-    make, analyze = needs("make", "make"), needs("systemd-analyze", "systemd")
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
-    program = tmp_path / "bin" / "nslora-agent"
-    program.parent.mkdir()
-    for name in ("nslora-agent", "python"):
-        program.with_name(name).write_text("#!/bin/sh\n")
-        program.with_name(name).chmod(0o755)
-    state = tmp_path / "state"
-    # -o install: the environment counts as made
-    render = [make, "-s", "-C", tmp_path, "-o", "install", "unit", f"BIN={program.parent}", f"STATE={state}"]
-    subprocess.run(render, check=True, capture_output=True)
-    unit = tmp_path / "build" / "nslora-agent.service"
-    assert f"ExecStart={program} run --state {state}\n" in unit.read_text()
-    units = sorted((tmp_path / "build").iterdir())
-    assert [path.name for path in units] == sorted(path.name for path in (ROOT / "deploy").iterdir())
-    done = subprocess.run([analyze, "verify", "--man=no", *units], capture_output=True, text=True, check=False)
-    complaints = [line for line in done.stderr.splitlines() if "nslora-" in line]
-    assert (done.returncode, complaints) == (0, [])
