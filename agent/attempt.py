@@ -11,13 +11,14 @@ from typing import Any
 
 from agent import protocol
 from agent.durable import locked
-from agent.errors import Busy, StaleAttempt
+from agent.errors import Busy, OutOfMemory, StaleAttempt, WorkerDied
 from agent.events import EventLog
 from agent.home import Home
 from agent.jobs import Job
 from agent.offload_messages import ImprovePrompt, Remote, RewriteExample, Rewritten
 from agent.offloading import offload_worker
 from agent.protocol import Answer, Checkpointed, Note, Request, Step, Train
+from agent.sensors import killed_for_memory
 from agent.store import Store
 from agent.workers import Connection, Worker
 
@@ -69,6 +70,7 @@ class Attempt:
         self._worker_told = False
         self._progress: dict[str, Any] = {}
         self._beaten = 0.0
+        self._killed_before = 0
 
     def __enter__(self) -> Attempt:
         return self
@@ -96,7 +98,12 @@ class Attempt:
                 steps.append(event)
             self._record(event)
 
-        return worker.ask(request, record, idle)
+        try:
+            return worker.ask(request, record, idle)
+        except WorkerDied as fault:
+            if killed_for_memory() > self._killed_before:
+                raise OutOfMemory("the training worker was killed because memory ran out") from fault
+            raise
 
     def ask_remote(self, request: RewriteExample | ImprovePrompt) -> Rewritten:
         """Put a request to the offload worker; raises Stopped after SIGTERM, and ConfigError for a bad config.toml."""
@@ -128,6 +135,7 @@ class Attempt:
     def _start_trainer(self) -> Worker:
         device = self._workers.enter_context(self.lock(self.home.device_lock))
         log = self.run / "worker.log"
+        self._killed_before = killed_for_memory()
         return self._workers.enter_context(Worker("quant.worker", log, keep=(*self._kept, device)))
 
     @contextmanager

@@ -144,8 +144,8 @@ class Daemon:
 
     def _claim(self, now: float) -> None:
         if self._hold:
-            for job in self._store.pause(self._hold.reason):
-                self._report("paused", job)
+            for paused in self._store.pause(self._hold.reason):
+                self._report("paused", paused)
             return
         for parked in self._store.wake(LONGEST_PARKED):
             self._report("woken", parked)

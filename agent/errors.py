@@ -15,7 +15,8 @@
     ├── StaleAttempt       76  this attempt of a job is no longer the current one
     ├── IllegalMove        77  the job's state does not allow this
     ├── ConfigError        78  config.toml or a flag has a wrong value
-    └── CacheMiss          79  mode is cache-only and the answer was never recorded
+    ├── CacheMiss          79  mode is cache-only and the answer was never recorded
+    └── OutOfMemory        80  the box has too little memory free for this job
 
 Codes follow sysexits.h where it has a match; argparse's own usage errors exit 2.
 """
@@ -128,6 +129,12 @@ class CacheMiss(AgentError):
     """The mode is cache-only and the answer was never recorded."""
 
     exit_code = 79
+
+
+class OutOfMemory(AgentError):
+    """The box has too little memory free for this job, or had when a process of it was killed."""
+
+    exit_code = 80
 
 
 BY_NAME = {cls.__name__: cls for cls in AgentError.__subclasses__()}

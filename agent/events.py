@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 PHASES = {
+    "plan": "planning memory",
     "load": "loading the model",
     "before": "measuring held-out rows before",
     "train": "training",
@@ -22,6 +23,7 @@ PHASES = {
 """What a job's phases are called for people."""
 TEXTS = {
     "split": "{train} rows to train on, {held_out} held out",
+    "plan": "at most {most:.0f} MB, to {peak}; {free_mb:.0f} MB are free{lowered}",
     "loaded": "model loaded: version {version}, {architecture} on {device} in {dtype}, {seconds:.1f} s",
     "step": "step {step}/{steps}  loss {loss:.4f}  grad {grad_norm:.3f}  lr {learning_rate:.1e}  "
     "{tokens_per_s:.0f} tokens/s  {rss_mb:.0f} MB",
@@ -86,11 +88,15 @@ def in_words(event: dict[str, Any]) -> str:
         return json.dumps(event)
 
 
-def _parts(event: dict[str, Any]) -> dict[str, str]:
+def _parts(event: dict[str, Any]) -> dict[str, Any]:
     """What the texts hold beside an event's own values."""
     means = ", ".join(f"{name} {event[name]}" for name in ("content", "style", "loss") if event.get(name) is not None)
     why_not = f" ({'; '.join(event['reasons'])})" if event.get("reasons") else ""
     parts = {"means": means, "why_not": why_not, "kept": "is kept" if event.get("pays") else "is left out"}
+    if event["event"] == "plan":
+        most, peak = max((event[f"{phase}_mb"], phase) for phase in ("load", "train", "generate", "save"))
+        lowered = f": {event['changed']}" if event["changed"] else ""
+        return {"most": most, "peak": peak, "lowered": lowered}
     if event["event"] == "round":
         parts["states"] = ", ".join(f"{count} {state}" for state, count in event["states"].items())
     if event["event"] == "window":

@@ -14,15 +14,17 @@ from pathlib import Path
 
 from agent.attempt import Attempt, Stopped, Stopping
 from agent.durable import remove_tree
-from agent.errors import AgentError, StaleAttempt, WorkerDied
+from agent.errors import AgentError, OutOfMemory, StaleAttempt, WorkerDied
 from agent.events import EventLog
 from agent.home import Home
 from agent.jobs import Job, State
+from agent.memory_plan import fallen
 from agent.neurosymbolic_job import AlternatingJob, NeurosymbolicJob
 from agent.numeric_job import NumericJob
 from agent.parking import Parked
 from agent.remade import REMADE
 from agent.serving import die_with_parent
+from agent.settings import Training, part_of
 from agent.store import Store
 from agent.symbolic_job import REWRITES, SymbolicJob
 
@@ -57,14 +59,30 @@ def run_job(home: Home, store: Store, job: Job, stopping: Stopping) -> int:
         EventLog(home.run(job.id) / "events.jsonl").add("parked", reason=str(pause), wake=pause.wake)
         store.park(job.id, token, str(pause), pause.wake)
         return 0
+    except OutOfMemory as fault:
+        return _with_less_memory(home, store, job, fault)
     except (WorkerDied, StaleAttempt) as fault:
         print(fault, file=sys.stderr)  # noqa: T201  the daemon reads the last line of our log
         return fault.exit_code
     except (AgentError, OSError) as fault:
-        reason = str(fault) if isinstance(fault, AgentError) else f"{fault.strerror}: {fault.filename}"
-        EventLog(home.run(job.id) / "events.jsonl").add("ended", state=State.FAILED, reason=reason)
-        store.finish(job.id, token, State.FAILED, reason)
-        return 0
+        return _failed(home, store, job, fault)
+
+
+def _with_less_memory(home: Home, store: Store, job: Job, fault: OutOfMemory) -> int:
+    """Queue the job again, one rung lower, or let it fail where there is none left."""
+    try:
+        changed = fallen(home.run(job.id), part_of(Training, job.settings), fault)
+    except OutOfMemory as last:
+        return _failed(home, store, job, last)
+    store.requeue(job.id, str(job.token), f"{fault}; goes on with {changed}")
+    return 0
+
+
+def _failed(home: Home, store: Store, job: Job, fault: AgentError | OSError) -> int:
+    reason = str(fault) if isinstance(fault, AgentError) else f"{fault.strerror}: {fault.filename}"
+    EventLog(home.run(job.id) / "events.jsonl").add("ended", state=State.FAILED, reason=reason)
+    store.finish(job.id, str(job.token), State.FAILED, reason)
+    return 0
 
 
 def _finish(attempt: Attempt) -> int:

@@ -28,8 +28,7 @@ from agent.gate import judge
 from agent.monitor import Monitor, Phase, Work
 from agent.numeric_phase import NumericPhases
 from agent.parking import park
-from agent.phases import PROGRESS
-from agent.progress import Progress
+from agent.progress import PROGRESS, Progress
 from agent.protocol import Save
 from agent.remade import REMADE, Remade, lineage, write_remade
 from agent.rows import OWN_ANSWER, Row
@@ -45,6 +44,7 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         made = self.registry.find_by_job(self.job.id)
         if made is None:
             self.start()
+            self.plan()
             before = self.before()
             progress = self.learn()
             self._write_remade(progress)

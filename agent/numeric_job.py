@@ -24,6 +24,7 @@ class NumericJob(Stages):
 
     def _make(self) -> int:
         self.start()
+        self.plan()
         before = self.before()
         self.attempt.phase("load")
         self.load_for_training()

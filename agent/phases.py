@@ -9,13 +9,11 @@ from agent.attempt import Attempt
 from agent.classifier import Choice, Classifier, Costs
 from agent.config import read_config
 from agent.decision_store import DecisionStore
-from agent.progress import Progress
+from agent.progress import PROGRESS, Progress
 from agent.rows import Row
 from agent.schedules import Alternating, Monitored
 from agent.settings import Decision, part_of
 from agent.stages import Stages
-
-PROGRESS = "progress.json"
 
 
 class Phases(Stages):

@@ -18,6 +18,8 @@ from agent.monitor import Monitor, Phase, Window
 from agent.rows import Row
 from agent.shapes import Example
 
+PROGRESS = "progress.json"
+
 
 @dataclass(frozen=True)
 class Progress:

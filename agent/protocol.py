@@ -83,6 +83,14 @@ class Prepare:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Predict the memory of a job with these settings on the prepared base in folder `model`."""
+
+    model: str
+    settings: Training
+
+
+@dataclass(frozen=True)
 class Load:
     """Load the prepared base in folder `model` and, if given, the PEFT adapter in folder `adapter`."""
 
@@ -206,6 +214,29 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Peaks:
+    """What a job will take at most while it loads, trains, answers and saves, in MB; not `known` for every model.
+
+    On a CPU resident memory of the process, which takes `now_mb` already; on a GPU the device's memory. `free_mb` can
+    be had besides.
+    """
+
+    known: bool
+    free_mb: float
+    now_mb: float
+    load_mb: float = 0.0
+    train_mb: float = 0.0
+    generate_mb: float = 0.0
+    save_mb: float = 0.0
+
+    @property
+    def highest(self) -> tuple[float, str]:
+        """The highest of them and what it is for."""
+        named = ((self.load_mb, "load"), (self.train_mb, "train"), (self.generate_mb, "answer"), (self.save_mb, "save"))
+        return max(named)
+
+
+@dataclass(frozen=True)
 class Loaded:
     """The model is in memory, on `device`, computing in `dtype`."""
 
@@ -262,13 +293,13 @@ class Checked:
 
 
 Request = (
-    Fetch | Prepare | Load | Score | Generate | Train | Save | Check
+    Fetch | Prepare | Plan | Load | Score | Generate | Train | Save | Check
     | Open | RewriteExample | ImprovePrompt | Preview | Ping
     | ReadLog | CacheStats | CacheExport | CacheImport | CachePrune
 )  # fmt: skip
 Event = Alive | Note | Step | Checkpointed
 Answer = (
-    Fetched | Prepared | Loaded | Written | Trained | Saved | Checked
+    Fetched | Prepared | Peaks | Loaded | Written | Trained | Saved | Checked
     | Opened | Rewritten | Previewed | Ponged | Listed | CacheFigures | Pruned
 )  # fmt: skip
 Message = Request | Event | Answer

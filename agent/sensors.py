@@ -72,6 +72,12 @@ def board(root: Path = Path("/")) -> str:
     return _text(root / "proc/device-tree/model").strip("\0\n ")
 
 
+def killed_for_memory(root: Path = Path("/")) -> int:
+    """How many processes the kernel has killed since the box started because memory ran out, of it or of a group."""
+    found = re.search(r"^oom_kill (\d+)$", _text(root / "proc/vmstat"), re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
 def _numbers(path: Path) -> list[float]:
     with suppress(ValueError):
         return [float(_text(path))]

@@ -22,7 +22,9 @@ from agent.durable import read_manifest, write_json
 from agent.errors import AgentError, BaseModelError
 from agent.evaluation import Evaluation, model_card
 from agent.gate import Verdict
-from agent.protocol import Generate, Load, Loaded, Score
+from agent.ladder import differences
+from agent.memory_plan import Rung, fitting
+from agent.protocol import Generate, Load, Loaded, Peaks, Plan, Score
 from agent.registry import Registry
 from agent.rows import rewards
 from agent.settings import Decision, Training, part_of
@@ -41,7 +43,9 @@ class Stages:
     def __init__(self, attempt: Attempt) -> None:
         self.attempt, self.home, self.job, self.run = attempt, attempt.home, attempt.job, attempt.run
         self.folder = self.run / f"attempt-{self.job.attempt}"
-        self.settings = part_of(Training, self.job.settings)
+        self.given = part_of(Training, self.job.settings)
+        self.settings = Rung.of(self.run).settings(self.given)
+        """What the job works with: as given or, where memory is short, less."""
         self.registry = Registry(self.home.path, attempt.store)
 
     @cached_property
@@ -71,6 +75,20 @@ class Stages:
         train, held_out = self.examples
         self.attempt.events.add("split", train=len(train), held_out=len(held_out))
 
+    def plan(self) -> None:
+        """Predict what the job will take, and lower its settings until that fits. Raises OutOfMemory."""
+        self.attempt.phase("plan")
+        self.settings, peaks = fitting(self.run, self.given, self._peaks)
+        changed = differences(self.given, self.settings)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        self.attempt.events.add("plan", changed=changed, **dataclasses.asdict(peaks))
+
+    def _peaks(self, settings: Training) -> Peaks:
+        answer = self.attempt.ask(Plan(str(self.base()), settings))
+        if not isinstance(answer, Peaks):
+            raise TypeError(answer)
+        return answer
+
     def before(self) -> Evaluation:
         """Held-out results of the parent, measured once."""
         kept = self.run / "before.json"
@@ -82,15 +100,19 @@ class Stages:
 
     def load(self, version: int) -> None:
         """Load the base model with the adapter of a version, if that has one."""
-        model = self.home.model(self.job.base)
-        if not model.exists():
-            raise BaseModelError(f"the base model {self.job.base} is not prepared: run `nslora-agent init`, then retry")
         adapter = self.registry.adapter(version)
         answer = self.attempt.ask(
-            Load(str(model), str(adapter) if adapter else None, self.settings.device, self.settings.dtype)
+            Load(str(self.base()), str(adapter) if adapter else None, self.settings.device, self.settings.dtype)
         )
         if isinstance(answer, Loaded):
             self.attempt.events.add("loaded", version=version, **dataclasses.asdict(answer))
+
+    def base(self) -> Path:
+        """The prepared base model's folder. Raises BaseModelError if there is none."""
+        model = self.home.model(self.job.base)
+        if not model.exists():
+            raise BaseModelError(f"the base model {self.job.base} is not prepared: run `nslora-agent init`, then retry")
+        return model
 
     def load_for_training(self) -> None:
         """Load what training starts from: the parent's adapter if it has the shape that the settings ask for."""

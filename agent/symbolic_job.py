@@ -96,6 +96,7 @@ class SymbolicJob(Stages):
         return self.registry.adapter(self.parent) is not None
 
     def _make(self, said: str, outcomes: list[Outcome], prompt: str) -> int:
+        self.plan()
         before = self.before()
         self.attempt.phase("load")
         self.load(self.parent)

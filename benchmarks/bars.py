@@ -99,11 +99,40 @@ def of_limits(model: Figures) -> list[Bar]:
     ]
 
 
+PLANNED = {"load": "load_mb", "step": "train_mb", "generate": "generate_mb", "save": "save_mb"}
+"""By phase, what the plan of a job calls its peak."""
+
+
+def planned(figures: Figures) -> dict[str, dict[str, tuple[float, float]]]:
+    """By configuration and phase: peak resident memory as planned and as measured, MiB."""
+    found = {}
+    for name, model in figures["models"].items():
+        runs = {f"{name}, {run}": told for run, told in model["runs"].items() if run in {LEAST, FREE}}
+        runs |= {f"{name}, {run}": told for run, told in model.get("limits", {}).get("planned", {}).items()}
+        for run, told in runs.items():
+            plan = told["planned"]
+            found[run] = {
+                phase: (round(plan[field] / 1.048576, 1), told["phases"][phase]["resident"])
+                for phase, field in PLANNED.items()
+            }
+    return found
+
+
+def plan_error(figures: Figures) -> float:
+    """The largest distance of a job's highest planned peak from the measured one, in per cent of that."""
+    errors = []
+    for phases in planned(figures).values():
+        plan, took = (max(column) for column in zip(*phases.values(), strict=True))
+        errors.append(100 * abs(plan / took - 1))
+    return max(errors)
+
+
 def of_memory(figures: Figures) -> dict[str, list[Bar]]:
     """All bars of `benchmarks.memory`, by model."""
     found = {}
     for name, model in figures["models"].items():
         found[name] = of_step(name, model) + (of_limits(model) if "limits" in model else [])
+    found["Plans"] = [Bar("largest error of a planned peak", 15, plan_error(figures), "%")]
     return found
 
 

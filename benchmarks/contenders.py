@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import AgentError
-from agent.protocol import Generate, Load, Prepare, Save, Step, Train, Trained, Written
+from agent.protocol import Generate, Load, Plan, Prepare, Save, Step, Train, Trained, Written
 from agent.settings import Training
 from agent.workers import Worker
 from benchmarks.peers import NEW_TOKENS, WARM_UP
@@ -106,38 +106,41 @@ def watched(log: Path, limit: int = 0) -> Iterator[tuple[Worker, Watch]]:
             yield worker, watch
 
 
-def settings(case: Case, budget: int) -> Training:
+def settings(case: Case, budget: int, **changed: Any) -> Training:
     """What ours is asked to train with."""
-    return Training(
-        rank=8, alpha=16, learning_rate=5e-5, steps=case.steps, micro_batch=1, sequence_length=case.sequence,
-        memory_budget=budget, checkpoint_every=1_000_000,
-    )  # fmt: skip
+    return Training(**{
+        "rank": 8, "alpha": 16, "learning_rate": 5e-5, "steps": case.steps, "micro_batch": 1,
+        "sequence_length": case.sequence, "memory_budget": budget, "checkpoint_every": 1_000_000, "device": case.device,
+        "dtype": case.dtype, **changed,
+    })  # fmt: skip
 
 
-def ours(case: Case, folder: Path, budget: int, log: Path, limit: int = 0) -> Run:
-    """Our worker, asked as a job asks it; `budget` is memory_budget in MB."""
+def ours(case: Case, folder: Path, how: Training, log: Path, limit: int = 0) -> Run:
+    """Our worker, asked as a job asks it."""
+    budget = how.memory_budget
     run, began = Run(f"ours, {budget} MB" if budget else "ours"), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with watched(log, limit) as (worker, watch):
             run.phases = watch.phases
-            _work(worker, watch, case, folder, budget, run.figures, began)
+            _work(worker, watch, case, folder, how, run.figures, began)
     except AgentError as fault:
         run.fault = str(fault)
     return run
 
 
 def _work(  # noqa: PLR0913
-    worker: Worker, watch: Watch, case: Case, folder: Path, budget: int, figures: dict[str, Any], began: float
+    worker: Worker, watch: Watch, case: Case, folder: Path, how: Training, figures: dict[str, Any], began: float
 ) -> None:
     """All phases after the imports."""
+    figures["planned"] = vars(worker.ask(Plan(str(case.prepared), how)))
     watch.phase("load")
     worker.ask(Load(str(case.prepared), None, case.device, case.dtype))
     watch.phase("step")
     steps: list[tuple[float, Step]] = []
-    trained = train(worker, messages(case.data, folder), folder, settings(case, budget), steps)
+    trained = train(worker, messages(case.data, folder), folder, how, steps)
     watch.phase("generate")
-    figures["generated_per_s"] = generated(worker, prompts(case.data, folder, PROMPTS), folder, budget)
+    figures["generated_per_s"] = generated(worker, prompts(case.data, folder, PROMPTS), folder, how.memory_budget)
     watch.phase("save")
     (folder / "adapter").mkdir(exist_ok=True)
     worker.ask(Save(str(folder / "adapter")))

@@ -41,7 +41,7 @@ from agent.home import Home
 from agent.jsonl import Limits
 from agent.offload_messages import CacheExport
 from agent.offloading import offload_worker
-from agent.phases import PROGRESS
+from agent.progress import PROGRESS
 from agent.remade import REMADE
 from agent.settings import Offload
 from agent.shapes import HELD_OUT, TRAIN, Example, Message

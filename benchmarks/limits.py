@@ -26,6 +26,14 @@ SETTLED = 100
 """Steps after which memory must not grow any more."""
 SHORT = 64
 """Tokens of a row where many are trained on."""
+VARIED: dict[str, dict[str, Any]] = {
+    "sequence_length 1024": {"sequence_length": 1024},
+    "sequence_length 128": {"sequence_length": 128},
+    "rank 64": {"rank": 64},
+    "adamw8bit": {"rank": 64, "optimizer": "adamw8bit"},
+    "top quarter": {"top_layers": 0.25},
+    "300 MB": {"memory_budget": 300},
+}
 LINES = (1_000, 1_000_000)
 
 
@@ -33,7 +41,7 @@ def growth(case: Case, runs: dict[str, Run], folder: Path) -> dict[str, float]:
     """KiB of anonymous memory that a token of sequence adds, between `case` and twice its length."""
     longer = dataclasses.replace(case, sequence=2 * case.sequence, steps=WARM_UP + 1)
     log, found = folder / "log", {}
-    for run in (ours(longer, folder / "longer", 1, log), peer(longer, "trainer", "float32", {}, log)):
+    for run in (ours(longer, folder / "longer", settings(longer, 1), log), peer(longer, "trainer", "float32", {}, log)):
         more = run.over_imports - runs[run.contender].over_imports
         found[run.contender] = round(more * 1024 / case.sequence, 1)
     return found
@@ -46,7 +54,7 @@ def in_group(case: Case, runs: dict[str, Run], folder: Path) -> dict[str, Any]:
     if not limit:
         return {"fault": "no control group can be made here"}
     ends = (
-        ours(case, folder / "limited", 1, log, limit=limit),
+        ours(case, folder / "limited", settings(case, 1), log, limit=limit),
         peer(case, "trainer", "float32", {}, log, limit=limit),
     )
     return {"limit_mib": round(limit / MIB), **{run.contender: run.fault or ENDED_WELL for run in ends}}
@@ -93,6 +101,16 @@ def _write_lines(path: Path, lines: int) -> Path:
     return path
 
 
+def planned(case: Case, folder: Path) -> dict[str, Any]:
+    """Runs with other settings, for what was planned and what they took."""
+    runs = {}
+    for name, changed in VARIED.items():
+        how = settings(case, 1, steps=WARM_UP + 1, **changed)
+        run = ours(case, folder / name.replace(" ", "-"), how, folder / "log")
+        runs[name] = {"phases": run.phases, "planned": run.figures["planned"]}
+    return runs
+
+
 def all_of(case: Case, runs: list[Run], folder: Path) -> dict[str, Any]:
     """Every part, printed as it comes."""
     by_name, found = {run.contender: run for run in runs}, {}
@@ -101,9 +119,11 @@ def all_of(case: Case, runs: list[Run], folder: Path) -> dict[str, Any]:
         "group": lambda: in_group(case, by_name, folder / "group"),
         "steps": lambda: many_steps(case, folder / "steps"),
         "lines": lambda: many_lines(case, folder / "lines"),
+        "planned": lambda: planned(case, folder / "planned"),
     }
     for name, part in parts.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         found[name] = part()
-        print(f"{name:<10}{found[name]}", flush=True)
+        if name != "planned":
+            print(f"{name:<10}{found[name]}", flush=True)
     return found

@@ -25,7 +25,7 @@ from agent.config import DEFAULT_BASE
 from agent.home import Home
 from benchmarks.bars import of_memory, table
 from benchmarks.boxes import machine
-from benchmarks.contenders import TUNED_MALLOC, Case, Run, ours, peer, prepare
+from benchmarks.contenders import TUNED_MALLOC, Case, Run, ours, peer, prepare, settings
 from benchmarks.limits import all_of
 from benchmarks.models import SHAPES, SMOLLM2, floor_mib, write_random
 
@@ -73,8 +73,8 @@ def _smollm2(folder: Path, gguf: Path) -> Path:
 def contenders(given: argparse.Namespace, what: Case) -> Iterator[Run]:
     """Everyone in turn."""
     folder = given.out / what.name
-    yield ours(what, folder / "smallest", SMALLEST, folder / "log")
-    yield ours(what, folder / "free", 0, folder / "log")
+    yield ours(what, folder / "smallest", settings(what, SMALLEST), folder / "log")
+    yield ours(what, folder / "free", settings(what, 0), folder / "log")
     for kind in ("trainer", "trl"):
         for malloc in ({}, TUNED_MALLOC):
             yield peer(what, kind, what.dtype, malloc, folder / "log")

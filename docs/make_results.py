@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bars import FREE, LEAST, of_footprint, of_latency, of_memory, over_imports, resident, table
+from benchmarks.bars import FREE, LEAST, of_footprint, of_latency, of_memory, over_imports, planned, resident, table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -126,7 +126,19 @@ def contenders() -> str:
     return "\n".join(rows)
 
 
-TABLES = {README: {"measured": measured, "decision": decision}, MEMORY: {"contenders": contenders, "bars": bars}}
+def plans() -> str:
+    """Peak resident memory as planned and as measured."""
+    found = kept("memory")
+    rows = ["| MiB, planned → measured | load | train | answer | save |", "| --- | --- | --- | --- | --- |"]
+    for name, phases in planned(found).items() if found else ():
+        rows.append(f"| {name} | {' | '.join(f'{plan:.0f} → {took:.0f}' for plan, took in phases.values())} |")
+    return "\n".join(rows)
+
+
+TABLES = {
+    README: {"measured": measured, "decision": decision},
+    MEMORY: {"contenders": contenders, "bars": bars, "plans": plans},
+}
 
 
 def page(text: str, tables: dict[str, Callable[[], str]]) -> str:

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from agent import serving
-from agent.errors import StateError, StorageError
-from agent.protocol import Answer, Check, Generate, Load, Loaded, Prepare, Save, Saved, Score, Train, Written
+from agent.errors import OutOfMemory, StateError, StorageError
+from agent.protocol import Answer, Check, Generate, Load, Loaded, Plan, Prepare, Save, Saved, Score, Train, Written
 from agent.serving import Emit
 from quant.chat import Encoded
 from quant.check import check
 from quant.corpus import Corpus
+from quant.devices import is_out_of_memory
 from quant.generate import greedy
 from quant.loss import mean_losses
 from quant.model import Model, load
+from quant.plan import peaks
 from quant.prepare import prepare
 from quant.train import start, train, usable
 
@@ -38,6 +40,7 @@ class Commands:
         """Answer one request; raises AgentError for what a person can mend."""
         handlers: dict[type[Any], Callable[[Any, Emit], Answer]] = {
             Prepare: self._prepare,
+            Plan: self._plan,
             Load: self._load,
             Score: self._score,
             Generate: self._generate,
@@ -47,6 +50,10 @@ class Commands:
         }
         try:
             return handlers[type(request)](request, emit)
+        except (MemoryError, RuntimeError) as fault:
+            if is_out_of_memory(fault):
+                raise OutOfMemory(f"out of memory while {type(request).__name__.lower()} was served") from fault
+            raise
         except OSError as fault:
             raise StorageError(f"{fault.strerror or fault} ({fault.filename or 'no file name'})") from fault
 
@@ -59,6 +66,9 @@ class Commands:
 
     def _prepare(self, request: Prepare, _: Emit) -> Answer:
         return prepare(Path(request.source), Path(request.target))
+
+    def _plan(self, request: Plan, _: Emit) -> Answer:
+        return peaks(request)
 
     def _load(self, request: Load, _: Emit) -> Answer:
         started = time.monotonic()

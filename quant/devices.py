@@ -23,6 +23,14 @@ ROWS, WIDTH, INNER = 256, 576, 1536
 """A training row and a layer of the default base model."""
 ENOUGH = 0.12
 """Seconds that each way is tried."""
+NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "NVML_SUCCESS == r INTERNAL ASSERT FAILED",
+)
+"""The last is what torch's allocator trips over on Tegra, whose NVML knows nothing of memory."""
 BETTER = 1.15
 """How many times as fast as float32 on all cores another way must be: less exact, or fewer cores, only if it pays."""
 
@@ -141,3 +149,8 @@ def cuda_mb(device: torch.device) -> float:
 def cuda_reserved_mb(device: torch.device) -> float:
     """Peak CUDA memory that this process took from the device in MB, used or not; 0 on a CPU."""
     return round(torch.cuda.max_memory_reserved(device) / 1e6, 1) if device.type == "cuda" else 0.0
+
+
+def is_out_of_memory(fault: BaseException) -> bool:
+    """Whether an exception says that memory could not be had: Python's, torch's, CUDA's or, on Tegra, NVML's words."""
+    return isinstance(fault, MemoryError) or any(words in str(fault) for words in NO_MEMORY)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agent.jobs import Job
+from agent.jobs import Job, Move
 from agent.store import Store
 
 AGENT = str(Path(sys.executable).with_name("nslora-agent"))
@@ -136,6 +136,11 @@ class Daemon:
         """A job's row."""
         with Store(self.state / "jobs.db") as store:
             return store.get(number)
+
+    def moves(self, number: int) -> tuple[Move, ...]:
+        """A job's history."""
+        with Store(self.state / "jobs.db") as store:
+            return store.moves(number)
 
     def wait_for(self, number: int, state: str, seconds: float = 60) -> Job:
         """The job's row once it is in a state; fails after `seconds`."""

@@ -56,14 +56,35 @@ def unpacked_block(arch: Architecture, dtype: torch.dtype) -> int:
     return dtype.itemsize * sum(outputs * inputs for outputs, inputs in arch.linears.values())
 
 
+def a_number(settings: Training) -> int:
+    """Bytes for each parameter of an adapter: itself, its gradient and two moments."""
+    return 2 * NUMBER + (2 if settings.optimizer == "adamw8bit" else 2 * NUMBER)
+
+
+def least(arch: Architecture, settings: Training, tuned: int) -> int:
+    """Bytes of a step of a full sequence with `tuned` parameters where everything is computed again."""
+    tokens = settings.sequence_length
+    return a_number(settings) * tuned + arch.layers * block_input(arch, tokens) + scratch(arch, tokens)
+
+
 def training(arch: Architecture, dtype: torch.dtype, settings: Training, tuned: int, budget: float) -> Plan:
     """For steps of a full sequence with `tuned` parameters: blocks are remembered first, which saves more."""
-    tokens = settings.sequence_length
-    a_number = 2 * NUMBER + (2 if settings.optimizer == "adamw8bit" else 2 * NUMBER)
-    left = budget - a_number * tuned - arch.layers * block_input(arch, tokens) - scratch(arch, tokens)
-    remembered = _fitting(arch, left, remembered_block(arch, tokens))
-    left -= remembered * remembered_block(arch, tokens)
-    return Plan(remembered, _fitting(arch, left, unpacked_block(arch, dtype)))
+    each = remembered_block(arch, settings.sequence_length)
+    left = budget - least(arch, settings, tuned)
+    remembered = _fitting(arch, left, each)
+    return Plan(remembered, _fitting(arch, left - remembered * each, unpacked_block(arch, dtype)))
+
+
+def of_training(arch: Architecture, dtype: torch.dtype, settings: Training, tuned: int, budget: float) -> int:
+    """Bytes that steps take by that plan."""
+    plan = training(arch, dtype, settings, tuned, budget)
+    kept = plan.remembered * remembered_block(arch, settings.sequence_length)
+    return least(arch, settings, tuned) + kept + plan.unpacked * unpacked_block(arch, dtype)
+
+
+def of_answers(arch: Architecture, dtype: torch.dtype, plan: Plan) -> int:
+    """Bytes that answers take by a plan whose cache is filled."""
+    return plan.cache + scratch(arch, PREFILL_TOKENS) + plan.unpacked * unpacked_block(arch, dtype)
 
 
 def answering(arch: Architecture, dtype: torch.dtype, budget: float) -> Plan:
@@ -92,16 +113,37 @@ def available() -> float:
 
 
 def _group_room() -> list[float]:
-    """Bytes left in each control group that this process is in and that has a limit (cgroup v2)."""
+    """Bytes left in each control group that this process is in and that has a limit (v1 and v2)."""
     try:
-        (line,) = [line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")]
-    except (OSError, ValueError):
+        lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
         return []
-    folder = Path("/sys/fs/cgroup") / line[3:].strip("/")
-    limits = {group: group / "memory.max" for group in (folder, *folder.parents)}
-    told = {group: path.read_text().strip() for group, path in limits.items() if path.exists()}
-    used = {group: float((group / "memory.current").read_text()) for group, limit in told.items() if limit != "max"}
-    return [float(told[group]) - taken for group, taken in used.items()]
+    paths = {controllers: path.strip("/") for _, controllers, path in lines}
+    room = []
+    if "" in paths:
+        room += _room(Path("/sys/fs/cgroup"), paths[""], "memory.max", "memory.current")
+    if "memory" in paths:
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        room += _room(Path("/sys/fs/cgroup/memory"), paths["memory"], *names)
+    return room
+
+
+def _room(root: Path, path: str, limit: str, used: str) -> list[float]:
+    """What each group from `path` up has left; a group's pages of files count as room, for they can be dropped."""
+    folder = root / path
+    groups = [group for group in (folder, *folder.parents) if (group / limit).exists()]
+    limits = {group: (group / limit).read_text().strip() for group in groups}
+    return [
+        float(told) - float((group / used).read_text()) + _of_files(group)
+        for group, told in limits.items()
+        if told != "max"
+    ]
+
+
+def _of_files(group: Path) -> float:
+    stat = group / "memory.stat"
+    lines = stat.read_text().splitlines() if stat.exists() else []
+    return sum(float(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "active_file ")))
 
 
 def _number(path: Path, name: str) -> float:

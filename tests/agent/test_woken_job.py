@@ -16,8 +16,7 @@ from agent.jobs import Job
 from agent.neurosymbolic_job import NeurosymbolicJob
 from agent.offload_messages import ImprovePrompt, Remote, RewriteExample, Rewritten
 from agent.parking import Parked
-from agent.phases import PROGRESS
-from agent.progress import Progress
+from agent.progress import PROGRESS, Progress
 from agent.store import Store
 
 ROWS = [example("first", 1), example("second", 2)]

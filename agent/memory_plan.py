@@ -1,0 +1,80 @@
+"""A job's way down the ladder of settings that take less memory, kept in its run's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent import ladder
+from agent.durable import remove_tree, write_json
+from agent.errors import OutOfMemory
+from agent.progress import PROGRESS
+from agent.protocol import Peaks
+from agent.settings import Training
+
+PLAN = "memory.json"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Where a job stands on the ladder, and how often it fell there because a process ran out of memory."""
+
+    number: int = 0
+    falls: int = 0
+
+    @classmethod
+    def of(cls, run: Path) -> Rung:
+        """That of a run; the first one where none was written down, or not whole."""
+        try:
+            return cls(**json.loads((run / PLAN).read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return cls()
+
+    def settings(self, given: Training) -> Training:
+        """The settings to work with."""
+        found = ladder.rungs(given)
+        return found[min(self.number, len(found) - 1)]
+
+
+def fitting(run: Path, given: Training, ask: Callable[[Training], Peaks]) -> tuple[Training, Peaks]:
+    """The first settings, from where the job stands downwards, whose predicted peaks fit, and these.
+
+    Raises OutOfMemory if even the last ones take too much.
+    """
+    kept, rungs = Rung.of(run), ladder.rungs(given)
+    for number in range(min(kept.number, len(rungs) - 1), len(rungs)):
+        peaks = ask(rungs[number])
+        if not peaks.known or peaks.highest[0] - peaks.now_mb <= ladder.FITS_WITH * peaks.free_mb:
+            step_down(run, given, Rung(number, kept.falls))
+            return rungs[number], peaks
+    most, phase = peaks.highest
+    raise OutOfMemory(
+        f"this job needs {most - peaks.now_mb:.0f} MB more at its least (to {phase}), {peaks.free_mb:.0f} MB are free: "
+        "close other programs, or take a smaller base model"
+    )
+
+
+def fallen(run: Path, given: Training, fault: OutOfMemory) -> str:
+    """Step one rung down after a process ran out of memory; returns what changes, in words.
+
+    Raises OutOfMemory where that has happened too often or nothing is left to lower.
+    """
+    kept, rungs = Rung.of(run), ladder.rungs(given)
+    if kept.falls >= ladder.MOST_FALLS or kept.number + 1 >= len(rungs):
+        raise OutOfMemory(f"{fault}, {kept.falls + 1} times: close other programs, or lower sequence_length") from fault
+    lower = Rung(kept.number + 1, kept.falls + 1)
+    step_down(run, given, lower)
+    return ladder.differences(rungs[kept.number], rungs[lower.number])
+
+
+def step_down(run: Path, given: Training, lower: Rung) -> None:
+    """Write down where the job stands; what was trained with another shape is of no use any more and goes."""
+    before = Rung.of(run)
+    if lower != before:
+        if not ladder.keeps_checkpoint(before.settings(given), lower.settings(given)):
+            for path in [run / PROGRESS, *run.glob("attempt-*")]:
+                remove_tree(path)
+        write_json(run / PLAN, dataclasses.asdict(lower))

@@ -1,0 +1,56 @@
+"""What a job will take, before it does: the peaks of loading, training, answering and saving."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from agent.errors import BaseModelError
+from agent.protocol import Peaks, Plan
+from agent.serving import rss_mb
+from quant.devices import choose
+from quant.lean import memory
+from quant.lean.architecture import Architecture, architecture
+
+SAVED = 2
+"""Copies of an adapter while it is written."""
+
+
+def peaks(request: Plan) -> Peaks:
+    """Predicted peaks in MB of this process on a CPU, of the device's memory on a GPU; `known` only for the lean path.
+
+    Raises BaseModelError if the model's folder cannot be read.
+    """
+    folder, settings = Path(request.model), request.settings
+    try:
+        arch = architecture(json.loads((folder / "config.json").read_text()))
+        file = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    except (OSError, ValueError) as fault:
+        raise BaseModelError(f"{folder} cannot be read ({fault}); run `nslora-agent init --again`") from fault
+    compute = choose(settings.device, settings.dtype, folder.parent)
+    on_gpu = compute.device.type == "cuda"
+    free = torch.cuda.mem_get_info(compute.device)[0] if on_gpu else memory.available()
+    now = 0.0 if on_gpu else rss_mb()
+    if arch is None:
+        return Peaks(known=False, free_mb=free / 1e6, now_mb=now)
+    held = now + file / 1e6
+    budget = memory.budget(settings.memory_budget, compute.device, 0)
+    tuned = _parameters(arch, settings.rank, settings.top_layers)
+    answering = memory.answering(arch, compute.dtype, budget)
+    state = memory.a_number(settings) * tuned / 1e6
+    return Peaks(
+        known=True,
+        free_mb=round(free / 1e6, 1),
+        now_mb=now,
+        load_mb=round(held, 1),
+        train_mb=round(held + memory.of_training(arch, compute.dtype, settings, tuned, budget) / 1e6, 1),
+        generate_mb=round(held + state + memory.of_answers(arch, compute.dtype, answering) / 1e6, 1),
+        save_mb=round(held + state + SAVED * memory.NUMBER * tuned / 1e6, 1),
+    )
+
+
+def _parameters(arch: Architecture, rank: int, share: float) -> int:
+    blocks = max(1, round(share * arch.layers))
+    return blocks * rank * sum(outputs + inputs for outputs, inputs in arch.linears.values())
