@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 from agent import protocol
 from agent.durable import locked
 from agent.errors import Busy, OutOfMemory, StaleAttempt, WorkerDied
-from agent.events import EventLog
+from agent.events import MOST_BYTES, EventLog
 from agent.home import Home
 from agent.jobs import Job
 from agent.offload_messages import ImprovePrompt, Remote, RewriteExample, Rewritten
@@ -180,6 +181,14 @@ class Attempt:
         if time.monotonic() - self._beaten >= BEAT_EVERY or not self._beaten:
             self.store.beat(self.job.id, self.token, self._progress)
             self._beaten = time.monotonic()
+            self._cut_logs()
+
+    def _cut_logs(self) -> None:
+        """Empty a log that a process floods; it goes on at its new end."""
+        for path in self.run.glob("*.log"):
+            if path.stat().st_size > MOST_BYTES:
+                os.truncate(path, 0)
+                self.events.add("note", text=f"{path.name} was emptied: it had grown to {MOST_BYTES >> 20} MB")
 
     def _record(self, event: protocol.Event) -> None:
         if isinstance(event, Step):

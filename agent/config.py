@@ -15,7 +15,7 @@ from agent.durable import write_file
 from agent.errors import ConfigError
 from agent.home import resolve
 from agent.jsonl import Limits
-from agent.settings import Decision, Governor, Offload, Training, setting
+from agent.settings import Decision, Governor, Offload, Retention, Training, setting
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,7 +24,8 @@ else:
 
 DEFAULT_BASE = "smollm2-135m-instruct"
 GROUPS: dict[str, type[Any]] = {
-    "training": Training, "decision": Decision, "offload": Offload, "governor": Governor, "limits": Limits,
+    "training": Training, "decision": Decision, "offload": Offload, "governor": Governor,
+    "retention": Retention, "limits": Limits,
 }  # fmt: skip
 """The tables of config.toml."""
 
@@ -38,6 +39,7 @@ class Config:
     decision: Decision = field(default_factory=Decision)
     offload: Offload = field(default_factory=Offload)
     governor: Governor = field(default_factory=Governor)
+    retention: Retention = field(default_factory=Retention)
     limits: Limits = field(default_factory=Limits)
 
 

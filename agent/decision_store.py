@@ -77,7 +77,7 @@ class DecisionStore:
     def choose(self, token: str, number: int, choices: Iterable[Chosen]) -> None:
         """Keep the choices of a round that differ from the example's last one. Raises StaleAttempt."""
         with self._store.attempt(self._job, token):
-            self._forget(number)
+            self._forget_from(number)
             last = {row["example"]: row["state"] for row in self._last_choices()}
             for each in choices:
                 if last.get(each.example) != each.state:
@@ -89,7 +89,12 @@ class DecisionStore:
                         ),
                     )
 
-    def _forget(self, number: int) -> None:
+    def forget(self) -> None:
+        """Delete everything that was decided in a job that has ended."""
+        with self._store.transaction():
+            self._forget_from(0)
+
+    def _forget_from(self, number: int) -> None:
         """Remove what an attempt that died left of this round and later ones."""
         for table in ("rounds", "choices", "outcomes"):
             self._store.rows(f"DELETE FROM {table} WHERE job = ? AND round >= ?", (self._job, number))  # noqa: S608  ours

@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+MOST_BYTES = 16 << 20
+"""Size from which on a run's events are told without steps."""
+EVERY = 10
+"""From half that size on, one step in so many is kept."""
 PHASES = {
     "plan": "planning memory",
     "load": "loading the model",
@@ -55,9 +59,15 @@ class EventLog:
             self._append(b"\n")
 
     def add(self, event: str, **values: Any) -> None:
-        """Append one event with the time it happened."""
+        """Append one event with the time it happened; of steps only some, once there are very many."""
+        if event == "step" and self._is_left_out(values["step"]):
+            return
         record = {"at": round(time.time(), 3), "event": event, **values}
         self._append(json.dumps(record, allow_nan=False).encode() + b"\n")
+
+    def _is_left_out(self, step: int) -> bool:
+        size = self._path.stat().st_size if self._path.exists() else 0
+        return size > MOST_BYTES or (size > MOST_BYTES // 2 and step % EVERY > 0)
 
     def _append(self, line: bytes) -> None:
         with self._path.open("ab") as stream:

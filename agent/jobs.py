@@ -49,6 +49,8 @@ MOVES: dict[State, frozenset[State]] = {
     State.DEAD: frozenset({State.QUEUED}),
 }
 
+ENDED = (State.DONE, State.FAILED, State.CANCELLED, State.DEAD)
+"""States in which nothing is left to do."""
 RETRIABLE = frozenset(s for s in State if State.QUEUED in MOVES[s]) - {State.RUNNING, State.PAUSED}
 """States that a person can end with a retry; a running job has an attempt, a paused one goes on by itself."""
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from agent.attempt import Attempt, Stopped, Stopping
+from agent.config import read_config
 from agent.durable import remove_tree
 from agent.errors import AgentError, OutOfMemory, StaleAttempt, WorkerDied
 from agent.events import EventLog
@@ -23,6 +24,7 @@ from agent.neurosymbolic_job import AlternatingJob, NeurosymbolicJob
 from agent.numeric_job import NumericJob
 from agent.parking import Parked
 from agent.remade import REMADE
+from agent.retention import prune
 from agent.serving import die_with_parent
 from agent.settings import Training, part_of
 from agent.store import Store
@@ -106,7 +108,9 @@ def main() -> int:
     home = Home(Path(state))
     try:
         with Store(home.database, actor="loop") as store:
-            return run_job(home, store, dataclasses.replace(store.get(int(job)), token=token), stopping)
+            code = run_job(home, store, dataclasses.replace(store.get(int(job)), token=token), stopping)
+            prune(home, store, read_config(home.config).retention)
+            return code
     except AgentError as fault:
         print(fault, file=sys.stderr)  # noqa: T201  as above
         return fault.exit_code

@@ -148,6 +148,29 @@ class Registry:
                 raise StateError(f"version {number} is damaged: {fault}; promote another one or train it again")
             return self._version(number)
 
+    def prune(self, keep: int) -> list[int]:
+        """Delete all versions but the newest `keep` and those in use; returns their numbers.
+
+        In use are the base model, the active version, its parent, and what a rollback leads to.
+        """
+        with self._store.transaction():
+            active = self._active_or_none()
+            if active is None:
+                return []
+            used = {BASE, active, self._version(active).about.get("parent"), *self._stack()[-2:]}
+            old = [number for number in self._numbers()[: -keep or None] if number not in used]
+            for number in old:
+                self._store.forget_promotions(number)
+                self._delete(self._versions / str(number))
+        return old
+
+    def _delete(self, folder: Path) -> None:
+        """In one step for a reader: half a version is never seen."""
+        doomed = temporary_beside(folder)
+        with disk_faults(folder):
+            folder.rename(doomed)
+        remove_tree(doomed)
+
     # ---- which one is active ----
 
     def active(self) -> int:
@@ -174,6 +197,7 @@ class Registry:
         """
         self.get(number)
         with self._store.transaction():
+            self.folder(number)  # once more: it may have been pruned meanwhile
             active = self._active_or_none()
             if active is not None:
                 self._agree(active)

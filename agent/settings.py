@@ -147,3 +147,14 @@ class Governor:
     load: float = setting(
         0.0, "load average for each core that pauses training, whose own is about 1; 0: never", low=0, high=1000
     )
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What is kept of what is over; the only definition of each of these settings."""
+
+    jobs: int = setting(100, "ended jobs whose data, logs and decisions are kept", low=1, high=1_000_000)
+    checkpoints: int = setting(
+        5, "failed, dead or cancelled jobs whose checkpoints are kept for a retry", low=0, high=1_000_000
+    )
+    versions: int = setting(20, "versions kept besides those in use", low=0, high=1_000_000)

@@ -343,6 +343,12 @@ class Store:
             self.rows("UPDATE promotions SET undone = ? WHERE id = ?", (self._clock(), stack[-1].id))
             return stack[-1]
 
+    def forget_promotions(self, version: int) -> None:
+        """Mark every promotion of a version as undone: nothing leads back to it any more."""
+        with self.transaction():
+            sql = "UPDATE promotions SET undone = ? WHERE version = ? AND undone IS NULL"
+            self.rows(sql, (self._clock(), version))
+
     def last_version(self) -> int:
         """The highest version number that any row names, 0 if none: such a number is never given out again."""
         (row,) = self.rows(

@@ -24,6 +24,8 @@ SILENCE = 50.0
 """Seconds without a line from a worker that serves a request until it counts as frozen (it beats every 5)."""
 TICK = 0.5
 """Seconds between calls of `idle` while waiting."""
+MOST_WAITING = 10_000
+"""Lines of a worker that wait to be read; one that floods us has to wait then."""
 
 PASSED_ON = {
     "PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "NVIDIA_VISIBLE_DEVICES",
@@ -75,7 +77,7 @@ class Connection:
         self.silence = silence
         self._write, self._read = write, read
         self._ids = itertools.count(1)
-        self._lines: queue.Queue[bytes] = queue.Queue()
+        self._lines: queue.Queue[bytes] = queue.Queue(MOST_WAITING)
         threading.Thread(target=self._drain, daemon=True).start()
 
     def ask(
@@ -125,7 +127,7 @@ class Connection:
         return envelope.message if envelope.id == number else None
 
     def _drain(self) -> None:
-        """Keep the stream empty, so that a worker never blocks on us; b"" marks its end."""
+        """Keep the stream empty, so that a worker need not wait for us; b"" marks its end."""
         with self._read as stream:
             try:
                 while line := stream.readline(protocol.MAX_LINE):

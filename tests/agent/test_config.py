@@ -20,7 +20,7 @@ from agent.config import (
 )
 from agent.errors import ConfigError
 from agent.jsonl import Limits
-from agent.settings import Decision, Governor, Offload, Training, part_of
+from agent.settings import Decision, Governor, Offload, Retention, Training, part_of
 
 
 @pytest.fixture
@@ -43,7 +43,9 @@ def faults(path: Path, text: str | bytes) -> list[str]:
 
 def test_without_a_file_everything_has_its_default(path: Path) -> None:
     """A fresh box needs no config.toml."""
-    assert read_config(path) == Config(DEFAULT_BASE, Training(), Decision(), Offload(), Governor(), Limits())
+    assert read_config(path) == Config(
+        DEFAULT_BASE, Training(), Decision(), Offload(), Governor(), Retention(), Limits()
+    )
 
 
 def test_the_written_file_gives_the_defaults_as_it_is_and_with_every_line_uncommented(path: Path) -> None:

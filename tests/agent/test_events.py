@@ -75,7 +75,7 @@ def test_a_job_that_never_ran_has_no_events(path: Path) -> None:
 def test_a_number_that_is_no_json_is_refused(path: Path) -> None:
     """The file stays readable for every other program."""
     with pytest.raises(ValueError, match="JSON"):
-        EventLog(path).add("step", loss=float("nan"))
+        EventLog(path).add("step", step=1, loss=float("nan"))
     assert events(path) == []
 
 
