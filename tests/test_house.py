@@ -36,7 +36,7 @@ PLACES = {
     **dict.fromkeys(("torch", "transformers", "peft", "bitsandbytes", "safetensors"), ("quant/",)),
     **dict.fromkeys(("httpx", "textgrad"), ("offload/",)),
     "huggingface_hub": ("agent/fetch.py",),
-    "socket": ("agent/systemd.py", "agent/workers.py"),
+    "socket": ("agent/systemd.py", "agent/workers.py", "agent/confinement.py"),
     **dict.fromkeys(("requests", "urllib.request", "http.client", "http.server", "socketserver", "asyncio"), ()),
     **dict.fromkeys(("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"), ()),
 }
@@ -171,7 +171,7 @@ def test_functions_are_short() -> None:
 def test_the_packages_are_listed_one_by_one() -> None:
     """Nothing is shipped because it happens to lie in the checkout."""
     found = pyproject()["tool"]["setuptools"]
-    assert found == {"packages": [*PACKAGES, "quant.lean"], "package-data": {"agent": ["prior.json"]}}
+    assert found == {"packages": [*PACKAGES, "quant.lean"], "package-data": {"agent": ["prior.json", "units/*"]}}
 
 
 def test_a_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> None:
