@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install demo test check docs clean
+.PHONY: install demo test check docs torture clean
 
 install: .venv/installed
 
@@ -27,6 +27,9 @@ check: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+torture: .venv/installed-test
+	$(BIN)/python tests/torture/all_points.py
 
 docs: install
 	$(BIN)/python docs/make_cli.py

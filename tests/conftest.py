@@ -14,7 +14,7 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "offload"), str(HERE.parent / "docs")]
+sys.path[:0] = [str(HERE), str(HERE / "offload"), str(HERE / "torture"), str(HERE.parent / "docs")]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,230 @@
+"""Killed at any write, rename or unlink, the agent loses nothing and shows nothing by halves."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from harness import CALLS, DAEMON, HERE, Harness, Outcome, Point, outcome, unflushed
+from processes import agent
+
+from agent.durable import folder_fault
+from agent.home import Home
+from agent.jobs import State
+from agent.registry import Registry
+from agent.store import Store
+
+SAMPLE = 60
+"""Kill points of a whole job that CI tries; `make torture` tries all."""
+TOGETHER = 2
+ROWS = [{"prompt": f"which number has pump {i}?", "completion": f"it has number {i * 37}"} for i in range(8)]
+FLAGS = (
+    "--mode", "numeric", "--steps", "8", "--rank", "4", "--micro-batch", "4", "--sequence-length", "64",
+    "--checkpoint-every", "2", "--max-new-tokens", "2", "--learning-rate", "1e-2",
+)  # fmt: skip
+STRACE = shutil.which("strace")
+
+pytestmark = pytest.mark.timeout(900)
+
+
+# ---- queue and registry, without a model ----
+
+
+def life(state: Path, options: list[str], mutation: str = "-") -> subprocess.CompletedProcess[str]:
+    """One start of the process that goes through a job's life."""
+    tracer = [str(STRACE), "-qq", "-o", str(state.with_suffix(".strace")), *options] if options else []
+    command = [*tracer, sys.executable, str(HERE / "life.py"), str(state), mutation]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def life_points(tmp_path: Path) -> list[tuple[str, int]]:
+    """Every call that changes something, of a life that nobody disturbs."""
+    done = life(tmp_path / "undisturbed", ["-e", "trace=" + ",".join(f"?{call}" for call in CALLS)])
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "undisturbed.strace").read_text()
+    found = Counter(re.findall(r"^(\w+)\(", log, re.MULTILINE))
+    return [(call, number + 1) for call, count in found.items() for number in range(count)]
+
+
+def survives(state: Path, call: str, number: int, mutation: str = "-") -> str:
+    """What went wrong after a kill and a new start; empty if nothing did."""
+    inject = f"inject={call}:signal=SIGKILL:when={number}"
+    killed = life(state, ["-e", f"trace={call}", "-e", inject], mutation)
+    seen = half_seen(state)
+    again = life(state, [], mutation)
+    if again.returncode != 0:
+        return f"{call} {number}: the next start fails: {again.stderr[-300:]}"
+    fault = seen or left_wrong(state, killed.stdout + again.stdout)
+    shutil.rmtree(state)
+    return f"{call} {number}: {fault}" if fault else ""
+
+
+def half_seen(state: Path) -> str:
+    """What a reader could see of a version by halves, right after the kill."""
+    versions = [path for path in (state / "versions").glob("[0-9]*") if path.is_dir()]
+    return next((f"half a version: {fault}" for path in versions if (fault := folder_fault(path))), "")
+
+
+def left_wrong(state: Path, told: str) -> str:
+    """What differs from a life that nobody disturbed; `told` is what was acknowledged."""
+    home = Home(state)
+    with sqlite3.connect(home.database) as connection:
+        if connection.execute("PRAGMA integrity_check").fetchone() != ("ok",):
+            return "the database is damaged"
+    with Store(home.database) as store:
+        registry = Registry(home.path, store)
+        jobs, numbers = store.list(), [version.number for version in registry.versions()]
+        promoted = [row["version"] for row in store.rows("SELECT version FROM promotions ORDER BY id")]
+        spools = {path.stem for path in home.spool.glob("*.jsonl")}
+        active = registry.active()
+    lost = set(map(int, re.findall(r"job (\d+)", told))) - {job.id for job in jobs}
+    faults = {
+        f"acknowledged jobs are lost: {lost}": bool(lost),
+        "an acknowledged version is lost": bool(set(map(int, re.findall(r"version (\d+)", told))) - set(numbers)),
+        f"jobs are not done: {jobs}": {job.state for job in jobs} != {State.DONE},
+        f"a job made two versions or none: {numbers}": len(numbers) != 1 + len(jobs),
+        f"promoted twice: {promoted}": len(promoted) != len(set(promoted)),
+        f"active is {active}": active != 1,
+        "a job's data is gone": {job.spool for job in jobs} != spools,
+    }
+    return next((text for text, is_so in faults.items() if is_so), "")
+
+
+def test_queue_and_registry_survive_a_kill_at_every_point(tmp_path: Path) -> None:
+    """Each write, flush, rename and unlink of a job's life: what was acknowledged is there, once and whole.
+
+    Without strace the process is killed at moments of its life instead.
+    """
+    if STRACE is None:
+        return moments_survive(tmp_path)
+    points = life_points(tmp_path)
+    assert len(points) > 100
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        found = pool.map(lambda at: survives(tmp_path / f"{at[0]}-{at[1]}", *at), points)
+    assert [fault for fault in found if fault] == []
+    return None
+
+
+def moments_survive(tmp_path: Path) -> None:
+    """The same with kills at random moments, for machines without strace."""
+    draw = random.Random(0)
+    for number in range(60):
+        state = tmp_path / str(number)
+        command = [sys.executable, str(HERE / "life.py"), str(state), "-"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                told, _ = process.communicate(timeout=draw.uniform(0.05, 0.6))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                told, _ = process.communicate()
+        assert not half_seen(state)
+        again = life(state, [])
+        assert again.returncode == 0, again.stderr
+        assert not left_wrong(state, told + again.stdout)
+
+
+def test_a_planted_bug_is_found(tmp_path: Path) -> None:
+    """A version that is renamed before its manifest is written can be seen by halves: the harness must say so."""
+    if STRACE is None:
+        return
+    life(tmp_path / "counted", ["-e", "trace=rename"], "publish before writing")
+    renames = (tmp_path / "counted.strace").read_text().count("rename(")
+    opened = [("write", number) for number in range(1, 40)] + [("fsync", number) for number in range(1, renames + 20)]
+    faults = [survives(tmp_path / f"{at[0]}-{at[1]}", *at, "publish before writing") for at in opened]
+    assert [fault for fault in faults if "half a version" in fault]
+
+
+# ---- the order of writes ----
+
+
+@pytest.mark.parametrize(("mutation", "is_sound"), [("-", True), ("write without flushing", False)])
+def test_files_and_folders_are_flushed_around_each_rename(tmp_path: Path, mutation: str, is_sound: bool) -> None:  # noqa: FBT001
+    """What a power cut would need: the trace of a whole life shows it, and shows it missing where it was taken out."""
+    if STRACE is None:
+        return
+    state = tmp_path / "state"
+    done = life(state, ["-f", "-y", "-e", "trace=?" + ",?".join(CALLS)], mutation)
+    assert done.returncode == 0, done.stderr
+    faults = list(unflushed((tmp_path / "state.strace").read_text(), str(state)))
+    assert (faults == []) is is_sound, faults[:3]
+
+
+# ---- a whole job ----
+
+
+def job_in(folder: Path, base: Path) -> Path:
+    """A state folder with a queued job on a prepared tiny model."""
+    folder.mkdir(exist_ok=True)
+    home = Home(folder / "state").create()
+    home.config.write_text('base = "tiny"\n')
+    home.model("tiny").symlink_to(base)
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    done = agent("enqueue", folder / "data.jsonl", *FLAGS, state=home.path)
+    assert done.returncode == 0, done.stderr
+    return home.path
+
+
+def without_kill(harness: Harness) -> Outcome:
+    """What the job comes to when nobody is killed."""
+    folder = harness.fresh()
+    harness.plan(folder, "nobody", [], once=True)
+    harness.finish(folder)
+    return outcome(folder)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, tiny_base: Callable[[str], Path]) -> Path:
+    """A state folder with a queued job on a tiny model."""
+    return job_in(tmp_path_factory.mktemp("template"), tiny_base("llama"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """What the job comes to when nobody is killed."""
+    found = without_kill(Harness(template, tmp_path_factory.mktemp("undisturbed")))
+    assert (found.state, found.versions, found.active, found.promotions) == ("done", 1, 1, (1,))
+    return found
+
+
+def tried(harness: Harness, points: list[Point], wanted: Outcome) -> list[str]:
+    """What went wrong, of all points."""
+
+    def fault(point: Point) -> str:
+        try:
+            folder = harness.kill(point)
+            found = outcome(folder)
+        except AssertionError as wrong:
+            return f"{point}: {wrong}"
+        shutil.rmtree(folder)
+        return "" if found == wanted else f"{point}: {found}, not {wanted}"
+
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        return [text for text in pool.map(fault, points) if text]
+
+
+def test_a_job_ends_as_if_nobody_had_been_killed(template: Path, tmp_path: Path, undisturbed: Outcome) -> None:
+    """Daemon, loop or worker, at a sample of all their writes: the same adapter, promoted once, and no process left."""
+    harness = Harness(template, tmp_path)
+    points = harness.points() if STRACE else harness.moments(SAMPLE, 0)
+    sample = random.Random(0).sample(points, SAMPLE)
+    assert {point.process for point in sample} == {point.process for point in points}
+    assert tried(harness, sample, undisturbed) == []
+
+
+def test_the_daemon_is_what_is_traced(template: Path, tmp_path: Path) -> None:
+    """The harness kills whom it says: a daemon at its first write ends, and the next one does the job."""
+    if STRACE is None:
+        return
+    folder = Harness(template, tmp_path).kill(Point(DAEMON, "write", 1))
+    assert list(folder.glob("strace.*"))
+    assert "killed by SIGKILL" in next(folder.glob("strace.*")).read_text()

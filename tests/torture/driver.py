@@ -1,0 +1,59 @@
+"""Runs one of our modules as a process of the harness: what it starts goes through the harness's wrapper too.
+
+    python -I driver.py WRAPPER MUTATION MODULE ARGUMENTS...
+
+A mutation is a bug planted on purpose, to see that the harness finds it; "-" is none.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+from agent import durable, registry
+
+
+def publish_before_writing(temporary: Path, final: Path, about: dict[str, Any]) -> None:
+    """The folder is renamed first, its manifest written afterwards: half a version can be seen."""
+    files = {
+        str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": durable.sha256_file(path)}
+        for path in sorted(temporary.rglob("*"))
+        if path.is_file()
+    }
+    temporary.rename(final)
+    (final / durable.MANIFEST).write_text(json.dumps({**about, "files": files}))
+
+
+def write_without_flushing(path: Path, data: bytes) -> None:
+    """Nothing reaches the disk before the rename does."""
+    temporary = durable.temporary_beside(path)
+    temporary.write_bytes(data)
+    temporary.rename(path)
+
+
+def plant(mutation: str) -> None:
+    """Replace what the mutation is about."""
+    if mutation == "publish before writing":
+        durable.publish_folder = registry.publish_folder = publish_before_writing
+    elif mutation == "write without flushing":
+        durable.write_file = write_without_flushing
+
+
+def main() -> None:
+    """Become the module."""
+    wrapper, mutation, module, *arguments = sys.argv[1:]
+    sys.executable = wrapper
+    plant(mutation)
+    sys.argv = [module, *arguments]
+    if module == "agent.cli":
+        from agent.cli import main as command
+
+        sys.exit(command())
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""A job's life in the queue and the registry, without a model: `life.py STATE MUTATION`, again after each kill.
+
+Says on stdout what it has acknowledged, as `enqueue` and `promote` do.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+from driver import plant
+
+from agent.home import Home
+from agent.jobs import Job, State
+from agent.jsonl import Limits
+from agent.registry import Registry
+from agent.spool import spool, sweep_orphans
+from agent.store import Store
+
+ROWS = b'{"prompt": "a", "completion": "b"}\n' * 3
+WANTED = 2
+"""Jobs in the end, each with a version of its own."""
+
+
+def say(text: str) -> None:
+    """Tell the world, which will rely on it."""
+    print(text, flush=True)
+
+
+def enqueue(home: Home, store: Store) -> None:
+    """As the command does."""
+    name = f"data-{len(store.list())}"
+    for left in home.spool.glob(f"{name}.jsonl"):  # a name of our own, which an enqueue that was killed has used
+        left.unlink()
+    kept = spool(io.BytesIO(ROWS), home.spool, name, Limits(), skip_bad=False)
+    say(f"job {store.add('f', kept.path.stem, kept.rows, 0, kept.sha256, {}, 'base', 'numeric').id}")
+
+
+def work(store: Store, registry: Registry, job: Job) -> None:
+    """As the loop does."""
+    token = str(job.token)
+    store.beat(job.id, token, {"phase": "train"})
+    made = registry.find_by_job(job.id) or registry.publish(fill, {"job": job.id})
+    if not store.was_promoted(made):
+        with store.attempt(job.id, token):
+            registry.promote(made, job.id)
+    say(f"version {made}")
+    store.finish(job.id, token, State.DONE, "over", made)
+
+
+def fill(folder: Path) -> None:
+    """An adapter."""
+    (folder / "adapter_model.safetensors").write_bytes(b"x" * 100_000)
+
+
+def main() -> None:
+    """Whatever is left to do."""
+    home, mutation = Home(Path(sys.argv[1])).create(), sys.argv[2]
+    plant(mutation)
+    with Store(home.database) as store:
+        registry = Registry(home.path, store)
+        registry.reconcile()
+        sweep_orphans(home.spool, store.spools(), older_than=0)
+        for orphan in store.orphans():
+            store.died(orphan.id, str(orphan.token), "killed")
+        while len(store.list()) < WANTED:
+            enqueue(home, store)
+        while (job := store.claim("boot", 1)) is not None:
+            work(store, registry, job)
+        if registry.active() == WANTED:
+            registry.rollback()
+            say("rolled back")
+
+
+if __name__ == "__main__":
+    main()
