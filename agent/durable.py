@@ -104,9 +104,17 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a published folder, or None where there is none that can be read."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    return manifest if isinstance(files, dict) and all(map(_is_entry, files.items())) else None
+
+
+def _is_entry(entry: tuple[str, Any]) -> bool:
+    """Whether a manifest's entry names a file within its folder, its size and its sha256."""
+    name, told = entry
+    inside = not Path(name).is_absolute() and not {"..", ""} & set(name.split("/")) and "\0" not in name
+    return inside and isinstance(told, dict) and isinstance(told.get("bytes"), int) and "sha256" in told
 
 
 def folder_fault(folder: Path, *, contents: bool = True) -> str | None:
@@ -119,8 +127,8 @@ def folder_fault(folder: Path, *, contents: bool = True) -> str | None:
         return f"{folder} has no readable {MANIFEST}"
     for name, entry in manifest["files"].items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
-            return f"{path} is missing or has another size than its manifest says"
+        if path.is_symlink() or not path.is_file() or path.stat().st_size != entry["bytes"]:
+            return f"{path} is missing, a link, or has another size than its manifest says"
         if contents and sha256_file(path) != entry["sha256"]:
             return f"{path} differs from its manifest (sha256)"
     return None

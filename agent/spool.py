@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -74,9 +75,9 @@ def spool(source: BinaryIO, folder: Path, name: str, limits: Limits, *, skip_bad
 
 
 def load_spool(path: Path) -> list[Example]:
-    """All examples of a spool file; raises NotFound if it is gone, StateError if it is damaged."""
+    """All examples of a spool file; raises NotFound if it is gone, StateError if it is damaged or a link elsewhere."""
     try:
-        with path.open("rb") as stream:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as stream:
             return [Example.from_json(line) for line in stream]
     except FileNotFoundError:
         raise NotFound(f"{path} is gone: enqueue the data again") from None

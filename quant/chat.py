@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from agent.errors import BaseModelError
+
 Messages = list[dict[str, str]]
 
 PLAIN_TEMPLATE = (
@@ -89,8 +91,14 @@ class Encoder:
         return common, len(through)
 
     def _render(self, messages: Messages, *, ask: bool) -> str:
-        rendered: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-        return rendered
+        try:
+            rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+        except Exception as fault:  # whatever a template, which is a program of a stranger, makes Jinja raise
+            roles = ", ".join(message["role"] for message in messages)
+            raise BaseModelError(
+                f"the base model's chat template refuses a conversation of {roles}: {fault}"
+            ) from fault
+        return str(rendered)
 
     def _tokens(self, text: str, *, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
         out = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)

@@ -5,19 +5,34 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from agent.durable import folder_fault
-from agent.errors import BaseModelError
+from agent.errors import AgentError, BaseModelError
 from agent.settings import Training
 from quant.batches import Row
 from quant.chat import Encoder
-from quant.devices import choose
+from quant.devices import choose, is_out_of_memory
 from quant.flat import Flat
 from quant.lean.architecture import architecture
+
+
+@contextmanager
+def foreign_faults(what: str) -> Iterator[None]:
+    """Turn whatever libraries raise over files of strangers into BaseModelError, one line; want of memory stays."""
+    try:
+        yield
+    except AgentError:
+        raise
+    except Exception as fault:
+        if is_out_of_memory(fault):
+            raise
+        words = " ".join(str(fault).split())[:300]
+        raise BaseModelError(f"{what}: {words or type(fault).__name__}") from fault
 
 
 class Model(Protocol):
@@ -74,5 +89,6 @@ def load(folder: Path, adapter: Path | None, device_name: str, dtype_name: str) 
     arch = architecture(json.loads((folder / "config.json").read_text()))
     # Imported by need: transformers and peft cost seconds and 300 MB.
     way = importlib.import_module("quant.lean.model" if arch else "quant.stock")
-    model: Model = way.open_model(folder, adapter, compute.device, compute.dtype)
+    with foreign_faults(f"{folder} or its adapter cannot be loaded"):
+        model: Model = way.open_model(folder, adapter, compute.device, compute.dtype)
     return model

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from agent.durable import folder_fault
 from agent.errors import BaseModelError
 from agent.protocol import Peaks, Plan
 from agent.serving import rss_mb
@@ -21,14 +22,15 @@ SAVED = 2
 def peaks(request: Plan) -> Peaks:
     """Predicted peaks in MB of this process on a CPU, of the device's memory on a GPU; `known` only for the lean path.
 
-    Raises BaseModelError if the model's folder cannot be read.
+    Reads every file of the model, once a job: a bit that a disk has lost would otherwise be trained on. Raises
+    BaseModelError if one differs from what was prepared.
     """
     folder, settings = Path(request.model), request.settings
-    try:
-        arch = architecture(json.loads((folder / "config.json").read_text()))
-        file = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    except (OSError, ValueError) as fault:
-        raise BaseModelError(f"{folder} cannot be read ({fault}); run `nslora-agent init --again`") from fault
+    fault = folder_fault(folder)
+    if fault:
+        raise BaseModelError(f"the base model is damaged: {fault}; run `nslora-agent init --again`")
+    arch = architecture(json.loads((folder / "config.json").read_text()))
+    file = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     compute = choose(settings.device, settings.dtype, folder.parent)
     on_gpu = compute.device.type == "cuda"
     free = torch.cuda.mem_get_info(compute.device)[0] if on_gpu else memory.available()

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from agent.durable import TEMPORARY, publish_folder, remove_tree
-from agent.errors import BaseModelError
 from agent.protocol import Prepared
 from quant.lean.architecture import Architecture, architecture
 from quant.lean.convert import convert
 from quant.lean.sources import Folder, Gguf
+from quant.model import foreign_faults
 
 CONFIG = "config.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -40,10 +40,11 @@ def prepare(source: Path, target: Path) -> Prepared:
     remove_tree(work)
     work.mkdir(parents=True)
     try:
-        kind, parameters = _prepared(source, work)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as fault:
+        with foreign_faults(f"cannot prepare {source}"):
+            kind, parameters = _prepared(source, work)
+    except BaseException:
         remove_tree(work)
-        raise BaseModelError(f"cannot prepare {source}: {_one_line(fault)}") from fault
+        raise
     quantisation = "nf4, double quantisation, blocks of 64"
     publish_folder(work, target, {"architecture": kind, "parameters": parameters, "quantisation": quantisation})
     size = sum(p.stat().st_size for p in target.iterdir())
@@ -79,7 +80,3 @@ def _copy_tokenizer(source: Path, work: Path) -> None:
 def _from_transformers() -> Any:
     """What only transformers can do, imported by need: it costs seconds and 300 MB."""
     return importlib.import_module("quant.stock_prepare")
-
-
-def _one_line(fault: Exception) -> str:
-    return " ".join(str(fault).split())[:300] or type(fault).__name__

@@ -71,11 +71,18 @@ def fresh(arch: Architecture, settings: Training, layers: list[int], device: tor
 
 
 def read(arch: Architecture, folder: Path, device: torch.device) -> Adapter:
-    """An adapter that was saved; raises BaseModelError if it is of another shape than the base model."""
+    """An adapter that was saved; raises BaseModelError if it is of another shape than the base model.
+
+    What is no JSON or safetensors raises whatever its library does.
+    """
     config = json.loads((folder / CONFIG).read_text())
-    layers = config.get("layers_to_transform") or list(range(arch.layers))
-    adapter = blank(arch, config["r"], config["lora_alpha"], layers, device)
     tensors = load_file(folder / WEIGHTS)
+    rank, layers = config["r"], config.get("layers_to_transform") or list(range(arch.layers))
+    first = tensors.get(_name(layers[0], next(iter(arch.linears)), "A").replace(".default", ""))
+    # Before anything is made of a size that the file only claims.
+    if first is None or len(first) != rank or not set(layers) <= set(range(arch.layers)):
+        raise BaseModelError(f"{folder}: the adapter does not fit this base model (rank {rank}, layers {layers})"[:300])
+    adapter = blank(arch, rank, config["lora_alpha"], layers, device)
     for name, matrix in adapter.flat.views(adapter.flat.values).items():
         saved = tensors.get(name.replace(".default", ""))
         if saved is None or saved.shape != matrix.shape:

@@ -71,7 +71,10 @@ class Folder:
 def _parts(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        return sorted({folder / part for part in json.loads(index.read_text())["weight_map"].values()})
+        names = set(json.loads(index.read_text())["weight_map"].values())
+        if any(Path(name).name != name for name in names):
+            raise ValueError(f"{index.name} names files outside of its folder")
+        return sorted(folder / name for name in names)
     return [folder / "model.safetensors"]
 
 

@@ -14,6 +14,7 @@ import pytest
 from processes import agent, command_line, daemon, descendants, is_alive, wait_until
 
 from agent import ladder
+from agent.durable import publish_folder
 from agent.errors import OutOfMemory
 from agent.events import read_events
 from agent.home import Home
@@ -210,9 +211,11 @@ LARGE = {
 
 def test_a_job_that_the_box_has_no_memory_for_is_refused_before_it_loads(home: Home) -> None:
     """With what it needs and what is free, though every setting was lowered."""
-    (home.model("tiny") / "config.json").write_text(json.dumps(LARGE))
-    with (home.model("tiny") / "model.safetensors").open("ab") as stream:
-        stream.truncate(2 << 40)
+    base = home.model("tiny")
+    (base / "config.json").write_text(json.dumps(LARGE))
+    (base / "manifest.json").unlink()
+    work = base.rename(base.with_name("work"))
+    publish_folder(work, base, {})
     assert agent("run", "--drain", state=home.path).returncode == 0
     with Store(home.database) as store:
         job = store.get(1)

@@ -1,0 +1,132 @@
+"""Files of strangers and rotten files: config, protocol, manifests, spool. No traceback, no hang, no way out."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.config import Config, default_toml, read_config
+from agent.durable import folder_fault, publish_folder, read_manifest
+from agent.errors import ConfigError, StateError
+from agent.protocol import Envelope, ProtocolError, decode
+from agent.spool import load_spool
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+KEYS = st.sampled_from(
+    ["v", "id", "event", "request", "answer", "error", "body", "Alive", "Train", "settings", "rss_mb"]
+)
+MANY = settings(max_examples=300)
+
+
+@MANY
+@given(st.binary(max_size=400))
+def test_arbitrary_bytes_are_a_protocol_error(line: bytes) -> None:
+    """Or, never seen, a message."""
+    with suppress(ProtocolError):
+        assert isinstance(decode(line), Envelope)
+
+
+@MANY
+@given(st.dictionaries(KEYS, JSON | st.dictionaries(KEYS, JSON), max_size=6))
+def test_lines_that_are_nearly_messages_are_a_protocol_error(record: dict[str, object]) -> None:
+    """With the right names in the wrong places."""
+    with suppress(ProtocolError):
+        assert isinstance(decode(json.dumps(record).encode()), Envelope)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hostile")
+
+
+def settings_or_fault(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    with suppress(ConfigError):
+        assert isinstance(read_config(path), Config)
+
+
+@MANY
+@given(data=st.binary(max_size=300))
+def test_arbitrary_bytes_are_settings_or_one_error(folder: Path, data: bytes) -> None:
+    """Nothing else is raised."""
+    settings_or_fault(folder / "config.toml", data)
+
+
+@MANY
+@given(
+    line=st.integers(0, 200),
+    value=st.sampled_from(
+        ["nan", "inf", "-1", "1e999", '""', "[]", "{}", "[[1]]", "1979-05-27", "'\\u0000'", "0x10", "true"]
+    ),
+)
+def test_wrong_values_anywhere_are_settings_or_one_error(folder: Path, line: int, value: str) -> None:
+    """Any setting may be given any value of any type."""
+    lines = default_toml("smollm2-135m-instruct").splitlines()
+    assignments = [place for place, text in enumerate(lines) if text.startswith("#") and " = " in text]
+    place = assignments[line % len(assignments)]
+    name = lines[place][1:].partition(" = ")[0]
+    lines[place] = f"{name} = {value}"
+    settings_or_fault(folder / "wrong.toml", "\n".join(lines).encode())
+
+
+def test_a_config_of_a_hundred_megabytes_of_brackets_ends(folder: Path) -> None:
+    """Nesting without end is a fault like any other."""
+    settings_or_fault(folder / "deep.toml", b"a = " + b"[" * 200_000)
+
+
+# ---- manifests ----
+
+
+@MANY
+@given(value=JSON)
+def test_any_manifest_is_read_or_refused(folder: Path, value: object) -> None:
+    """A folder is whole, or it is said what is wrong with it."""
+    (folder / "manifest.json").write_text(json.dumps(value))
+    assert read_manifest(folder) is None or folder_fault(folder) is None or isinstance(folder_fault(folder), str)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret", "", "a//b", "..", "sub/..", "nul\0"])
+def test_a_manifest_leads_to_nothing_outside_of_its_folder(tmp_path: Path, name: str) -> None:
+    """Not even to see whether it is there."""
+    (tmp_path / "secret").write_text("x")
+    inside = tmp_path / "version"
+    inside.mkdir()
+    entry = {"bytes": 1, "sha256": "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"}
+    (inside / "manifest.json").write_text(json.dumps({"files": {name: entry}}))
+    assert folder_fault(inside) == f"{inside} has no readable manifest.json"
+
+
+@pytest.mark.parametrize("entry", [5, None, [], {}, {"bytes": "1", "sha256": ""}, {"bytes": 1}])
+def test_a_manifest_with_a_wrong_entry_is_none(tmp_path: Path, entry: object) -> None:
+    """Said so, not tripped over."""
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": {"a": entry}}))
+    assert folder_fault(tmp_path) == f"{tmp_path} has no readable manifest.json"
+
+
+def test_a_link_in_a_published_folder_is_no_file_of_it(tmp_path: Path) -> None:
+    """Though what it leads to has the right bytes."""
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "adapter").write_text("x")
+    publish_folder(work, tmp_path / "1", {})
+    (tmp_path / "1" / "adapter").unlink()
+    (tmp_path / "elsewhere").write_text("x")
+    (tmp_path / "1" / "adapter").symlink_to(tmp_path / "elsewhere")
+    assert "a link" in str(folder_fault(tmp_path / "1"))
+
+
+def test_a_link_in_the_spool_is_not_followed(tmp_path: Path) -> None:
+    """Whoever put it there wants a file to be read that is none of the job's."""
+    (tmp_path / "elsewhere").write_text('{"prompt": "a"}\n')
+    (tmp_path / "name.jsonl").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StateError, match="is damaged"):
+        load_spool(tmp_path / "name.jsonl")

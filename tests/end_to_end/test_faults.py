@@ -1,0 +1,240 @@
+"""Disks that fill up, fail or go read-only, files that rot, workers that freeze or rave: said clearly, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from harness import DAEMON, LOOP, NONE, WORKER, Harness, Outcome, Point, outcome
+from processes import agent, failed
+from test_kill_points import FLAGS, ROWS, STRACE, TOGETHER, job_in, without_kill
+
+from agent.home import Home
+from agent.jobs import State
+from agent.protocol import Alive, Envelope, Ping, encode
+from agent.store import Store
+from agent.workers import MOST_WAITING, Connection
+
+SAMPLE = 24
+"""Failed calls that CI tries."""
+FAILING = ("write", "pwrite64", "fsync", "fdatasync", "rename", "mkdir", "unlink")
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, tiny_base: Callable[[str], Path]) -> Path:
+    """A state folder with a queued job on a tiny model."""
+    return job_in(tmp_path_factory.mktemp("faults"), tiny_base("llama"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """What the job comes to when the disk works."""
+    return without_kill(Harness(template, tmp_path_factory.mktemp("undisturbed")))
+
+
+# ---- single calls that fail ----
+
+
+def after_a_fault(harness: Harness, point: Point, error: str, wanted: Outcome) -> str:
+    """What went wrong after one call failed: the job must end, for a reason in words, and a retry must succeed."""
+    folder = harness.fresh()
+    inject = f"inject={point.call}:error={error}:when={point.number}"
+    harness.plan(folder, point.process, ["-e", f"trace={point.call}", "-e", inject], once=True)
+    try:
+        harness.finish(folder)
+        found = outcome(folder)
+        told = (folder / "daemon.log").read_text()
+        assert "Traceback" not in told + found.reason, found.reason + told
+        if found.state != "done":
+            assert agent("retry", 1, state=folder / "state").returncode == 0, found
+            harness.finish(folder)
+            found = outcome(folder)
+    except AssertionError as wrong:
+        return f"{point}, {error}: {wrong}"
+    shutil.rmtree(folder)
+    return "" if found == wanted else f"{point}, {error}: {found}, not {wanted}"
+
+
+def test_a_disk_that_fails_once_costs_a_retry_at_most(template: Path, tmp_path: Path, undisturbed: Outcome) -> None:
+    """ENOSPC or EIO at any write of daemon, loop or worker: no traceback, no half version, and the job can be done."""
+    if STRACE is None:
+        return
+    harness = Harness(template, tmp_path)
+    points = [point for point in harness.points() if point.call in FAILING]
+    draw = random.Random(0)
+    chosen = [(point, draw.choice(["ENOSPC", "EIO"])) for point in draw.sample(points, SAMPLE)]
+    assert {point.process for point, _ in chosen} == {DAEMON, LOOP, WORKER}
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        found = pool.map(lambda each: after_a_fault(harness, *each, undisturbed), chosen)
+        assert [fault for fault in found if fault] == []
+
+
+# ---- disks ----
+
+
+@contextmanager
+def disk(path: Path, size: str) -> Iterator[Path | None]:
+    """A small disk of its own; None where nothing can be mounted."""
+    path.mkdir()
+    mount, umount = shutil.which("mount") or "mount", shutil.which("umount") or "umount"
+    done = subprocess.run([mount, "-t", "tmpfs", "-o", f"size={size}", "none", path], check=False, capture_output=True)
+    if done.returncode:
+        yield None
+        return
+    try:
+        yield path
+    finally:
+        subprocess.run([umount, "--lazy", path], check=True)
+
+
+def small_state(path: Path, template: Path) -> Path:
+    """The template's state on another disk."""
+    return Path(shutil.copytree(template, path / "state", symlinks=True))
+
+
+def test_a_full_disk_is_said_and_the_job_is_done_when_there_is_room(
+    template: Path, tmp_path: Path, undisturbed: Outcome
+) -> None:
+    """2 MB for everything: an enqueue is refused, a job fails or waits, nothing acknowledged is lost."""
+    with disk(tmp_path / "disk", "2m") as path:
+        if path is None:
+            return
+        state = small_state(path, template)
+        ballast = path / "ballast"
+        with ballast.open("wb") as stream:
+            while stream.write(b"x" * 4096) and shutil.disk_usage(path).free > 60_000:
+                stream.flush()
+        data = tmp_path / "data.jsonl"
+        data.write_text("".join(json.dumps({"prompt": "a" * 900, "completion": "b" * 900}) + "\n" for _ in range(200)))
+        failed(agent("enqueue", data, state=state), 74, "free some space")
+        done = agent("run", "--drain", state=state, timeout=120)
+        assert "Traceback" not in done.stdout + done.stderr
+        with Store(state / "jobs.db") as store:
+            job = store.get(1)
+        assert job.state is State.FAILED
+        assert "No space left on device" in str(job.reason)
+        assert "versions" in agent("versions", state=state).stdout + "versions"
+        ballast.unlink()
+        assert agent("retry", 1, state=state).returncode == 0
+        assert agent("run", "--drain", state=state, timeout=120).returncode == 0
+        assert outcome(path) == undisturbed
+
+
+def test_a_read_only_state_folder_is_said_in_one_line(template: Path, tmp_path: Path) -> None:
+    """As a file system becomes after errors of its disk; what can be read is still shown."""
+    with disk(tmp_path / "disk", "4m") as path:
+        if path is None:
+            return
+        state = small_state(path, template)
+        (tmp_path / "data.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+        subprocess.run([shutil.which("mount") or "mount", "-o", "remount,ro", path], check=True)
+        for command in (("enqueue", tmp_path / "data.jsonl"), ("run", "--drain"), ("cancel", 1)):
+            failed(agent(*command, state=state), 73)
+        assert "data.jsonl" in agent("ls", state=state).stdout
+
+
+# ---- files that rot ----
+
+
+def test_a_base_model_with_a_wrong_bit_is_refused_and_the_next_job_runs(
+    template: Path, tmp_path: Path, tiny_base: Callable[[str], Path]
+) -> None:
+    """The file and what to do are named; the size alone would not have told."""
+    state = small_state(tmp_path, template)
+    home = Home(state)
+    shutil.copytree(tiny_base("llama"), home.model("rotten"))
+    file = home.model("rotten") / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1
+    file.write_bytes(data)
+    with Store(home.database) as store:
+        store.rows("UPDATE jobs SET base = 'rotten' WHERE id = 1")
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert agent("enqueue", tmp_path / "data.jsonl", *FLAGS, state=state).returncode == 0
+    assert agent("run", "--drain", state=state).returncode == 0
+    with Store(home.database) as store:
+        rotten, sound = store.list()
+    assert rotten.state is State.FAILED
+    assert "model.safetensors differs from its manifest (sha256); run `nslora-agent init --again`" in str(rotten.reason)
+    assert sound.state is State.DONE
+
+
+@pytest.mark.parametrize("command", [("ls",), ("run", "--drain"), ("enqueue", "{data}"), ("versions",)])
+def test_a_database_with_a_wrong_page_is_said_in_one_line(
+    template: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """No traceback, and what to do about it; nothing is made anew in its place."""
+    state = small_state(tmp_path, template)
+    (tmp_path / "data.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    database = state / "jobs.db"
+    data = bytearray(database.read_bytes())
+    data[4096:] = b"\xff" * (len(data) - 4096)
+    database.write_bytes(data)
+    arguments = [each.format(data=tmp_path / "data.jsonl") for each in command]
+    failed(agent(*arguments, state=state), 73, "move it away or restore it from a backup")
+    assert database.read_bytes() == bytes(data)
+
+
+# ---- clocks and workers ----
+
+
+def test_a_clock_that_jumps_holds_up_nothing(tmp_path: Path) -> None:
+    """A box without a battery starts in 1970 and is told the time later; both ways, jobs are claimed and wake."""
+    now = [1_000_000_000.0]
+    with Store(tmp_path / "jobs.db", clock=lambda: now[0]) as store:
+        store.add("f", "s", 1, 0, "", {}, "base", "numeric")
+        for jump in (-999_999_000.0, 2_000_000_000.0, -1_500_000_000.0):
+            claimed = store.claim("boot", 1)
+            assert claimed
+            store.park(1, str(claimed.token), "offline", now[0] + 600)
+            now[0] += jump
+            store.beat(1, str(claimed.token)) if store.get(1).state is State.RUNNING else None
+            assert [job.id for job in store.wake(3600)] == [1] or jump == 0
+
+
+FLOOD = """
+import sys
+line = sys.argv[1].encode() + b"\\n"
+while True:
+    sys.stdout.buffer.write(line * 1000)
+"""
+
+
+def test_a_worker_that_floods_us_fills_no_memory() -> None:
+    """It has to wait until it is heard; whoever asks it can still break off."""
+    line = encode(Envelope("event", 1, Alive(1.0))).decode().strip()
+    heard = []
+    with subprocess.Popen([sys.executable, "-c", FLOOD, line], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        connection = Connection("flood", lambda _: None, process.stdout, 10)
+
+        def idle() -> None:
+            heard.append(connection._lines.qsize())
+            if len(heard) == 30_000:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            connection.ask(Ping(), idle=idle)
+        process.kill()
+    assert max(heard) <= MOST_WAITING
+
+
+def test_the_harness_changes_nothing_by_itself(template: Path, tmp_path: Path, undisturbed: Outcome) -> None:
+    """Traced and left alone, a job comes to the same."""
+    if STRACE is None:
+        return
+    harness = Harness(template, tmp_path, NONE)
+    folder = harness.fresh()
+    harness.plan(folder, LOOP, ["-e", "trace=fsync"], once=False)
+    harness.finish(folder)
+    assert outcome(folder) == undisturbed
