@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install demo test check docs torture clean
+.PHONY: install demo test check docs torture audit clean
 
 install: .venv/installed
 
@@ -30,6 +30,10 @@ check: .venv/installed-test
 
 torture: .venv/installed-test
 	$(BIN)/python tests/torture/all_points.py
+
+audit: install
+	$(PIP) pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 docs: install
 	$(BIN)/python docs/make_cli.py

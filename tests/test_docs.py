@@ -51,6 +51,16 @@ def test_the_tables_of_memory_are_what_the_worker_plans_with() -> None:
     assert text.count("<!-- end -->") == 3
 
 
+def test_every_test_that_the_threat_model_names_is_there() -> None:
+    """What is claimed is shown, by a test that can be run."""
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "security.md").read_text()))
+    there = {
+        name for path in (ROOT / "tests").rglob("*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(named) > 25
+    assert named <= there, named - there
+
+
 def test_the_command_line_reference_is_what_the_parser_says() -> None:
     """After a change of the parser `make docs` has been run."""
     assert comparable(make_cli.TARGET.read_text()) == comparable(make_cli.render()), "run `make docs`"

@@ -1,0 +1,145 @@
+"""Jobs back to back on a tiny model: does anything grow? `python -m benchmarks.soak --state DIR --minutes 20`.
+
+`--state` is a folder with a prepared base model, whose tokenizer the tiny one takes. Retention is set low, so that
+deleting is part of it. Once a minute: the daemon's anonymous memory and open files, the state folder's size, jobs done.
+Compared are the samples of the second quarter and of the last one. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from agent.config import DEFAULT_BASE, write_base, write_settings
+from agent.home import Home
+from agent.jobs import State
+from agent.settings import Retention
+from agent.store import Store
+from benchmarks.boxes import machine
+from benchmarks.contenders import prepare
+from benchmarks.models import SHAPES, Shape, write_random
+from benchmarks.watching import anonymous
+
+AGENT = str(Path(sys.executable).with_name("nslora-agent"))
+TINY = "tiny"
+SHAPES[TINY] = Shape("llama", 2, 64, 128, 4, 2, 16, 49152)
+KEEP = Retention(jobs=5, checkpoints=1, versions=3)
+EVERY = 60.0
+"""Seconds between samples."""
+AHEAD = 3
+"""Jobs that wait at any time."""
+ALLOWED = {"memory_mib": 1.0, "files": 0.0, "disk_mib": 1.0}
+"""How much more the last quarter may have than the second."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The daemon and its state folder at one moment."""
+
+    minutes: float
+    memory_mib: float
+    files: int
+    disk_mib: float
+    done: int
+
+
+def sample(home: Home, pid: int, began: float) -> Sample:
+    """Take one."""
+    with Store(home.database) as store:
+        done = store.counts()[State.DONE]
+    disk = sum(
+        path.lstat().st_size for path in home.path.rglob("*") if path.is_file() and home.models not in path.parents
+    )
+    files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    minutes = round((time.monotonic() - began) / 60, 2)
+    return Sample(minutes, round(anonymous(pid), 2), files, round(disk / 2**20, 2), done)
+
+
+def box(folder: Path, state: Path) -> tuple[Home, Path]:
+    """A state folder with the tiny model and little retention, and a data file."""
+    home = Home(folder / "state").create()
+    plain = write_random(TINY, folder / TINY, Home(state).model(DEFAULT_BASE))
+    prepare(plain, home.model(str(plain)), folder / "log")
+    write_base(home.config, str(plain))
+    write_settings(home.config, "retention", asdict(KEEP))
+    data = folder / "data.jsonl"
+    rows = ({"prompt": f"Which number has pump {n}?", "completion": f"It has number {n * 37}."} for n in range(24))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return home, data
+
+
+def samples(home: Home, data: Path, minutes: float) -> Iterator[Sample]:
+    """Keep the queue filled; one sample a minute. Every fifth job is cancelled."""
+    began, number, last = time.monotonic(), 0, 0.0
+    with subprocess.Popen([AGENT, "run", "--state", str(home.path)], stdout=subprocess.DEVNULL) as daemon:
+        while (passed := time.monotonic() - began) < 60 * minutes:
+            number += _fill(home, data, number)
+            if passed - last >= EVERY:
+                last = passed
+                yield sample(home, daemon.pid, began)
+            time.sleep(1)
+        daemon.terminate()
+
+
+def _fill(home: Home, data: Path, number: int) -> int:
+    """Enqueue a job if few wait; returns how many."""
+    with Store(home.database) as store:
+        if store.counts()[State.QUEUED] >= AHEAD:
+            return 0
+    flags = ("--mode", "numeric", "--steps", "12", "--checkpoint-every", "4", "--max-new-tokens", "4", "--rank", "4")
+    subprocess.run([AGENT, "enqueue", str(data), *flags, "--state", str(home.path)], check=True, capture_output=True)
+    if number % 5 == 4:
+        subprocess.run([AGENT, "cancel", str(number), "--state", str(home.path)], check=False, capture_output=True)
+    return 1
+
+
+def grown(found: list[Sample]) -> dict[str, float]:
+    """How much more the last quarter has than the second, on average."""
+    quarter = max(1, len(found) // 4)
+    before, after = found[quarter : 2 * quarter], found[-quarter:]
+    return {
+        name: round(fmean(getattr(each, name) for each in after) - fmean(getattr(each, name) for each in before), 3)
+        for name in ALLOWED
+    }
+
+
+def main() -> int:
+    """Exit code 1 if something grows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--state", type=Path, required=True, help="folder with the prepared default base model")
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--keep", type=Path, help="file to write the figures to")
+    given = parser.parse_args()
+    found: list[Sample] = []
+    with tempfile.TemporaryDirectory() as folder:
+        home, data = box(Path(folder), given.state)
+        for each in samples(home, data, given.minutes):
+            found.append(each)
+            print("  ".join(f"{name} {value}" for name, value in asdict(each).items()), flush=True)
+        with Store(home.database) as store:
+            states = {state.value: count for state, count in store.counts().items() if count}
+    more = grown(found)
+    figures: dict[str, Any] = {
+        "samples": [asdict(each) for each in found],
+        "grown": more,
+        "states": states,
+        **machine(),
+    }
+    print(f"jobs {states}; grown from the second quarter to the last: {more}, allowed {ALLOWED}")
+    if given.keep:
+        given.keep.write_text(json.dumps(figures, indent=1) + "\n")
+    print(json.dumps(figures))
+    return int(any(more[name] > ALLOWED[name] for name in ALLOWED))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
