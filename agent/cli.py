@@ -17,6 +17,7 @@ from agent import (
     service_commands,
     setup_commands,
     version_commands,
+    watch_commands,
 )
 from agent.config import add_flags
 from agent.errors import AgentError
@@ -44,8 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_PrintVersion)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (
-        _add_set_up, _add_data, _add_daemon, _add_jobs, _add_decisions, _add_versions, _add_generate, _add_offload,
-        _add_cache, _add_service,
+        _add_set_up, _add_data, _add_daemon, _add_jobs, _add_watch, _add_decisions, _add_versions, _add_generate,
+        _add_offload, _add_cache, _add_service,
     ):  # fmt: skip
         add(_Adder(subparsers))
     return parser
@@ -157,6 +158,12 @@ def _add_jobs(add: _Adder) -> None:
         parser.add_argument("job", metavar="JOB", type=_count, help="the id that enqueue printed")
         if name == "logs":
             parser.add_argument("-f", "--follow", action="store_true", help="keep printing until the job ends")
+
+
+def _add_watch(add: _Adder) -> None:
+    about = "Watch the box, or one job until it ends: a screen on a terminal (q ends it), lines elsewhere."
+    watch = add("watch", watch_commands.watch, about, "nslora-agent watch 1")
+    watch.add_argument("job", metavar="JOB", type=_count, nargs="?", help="the id that enqueue printed")
 
 
 def _add_decisions(add: _Adder) -> None:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from agent import systemd
 from agent.durable import locked, sweep_temporaries
@@ -248,14 +247,3 @@ def _tick(daemon: Daemon) -> None:
         if not fault.retryable:
             raise
         hint(f"nslora-agent: {fault}; trying again")
-
-
-def describe(job: Job) -> dict[str, Any]:
-    """What a report says of a job's progress, for JSON lines."""
-    return {
-        "job": job.id,
-        "state": State(job.state).value,
-        "reason": job.reason,
-        "version": job.version,
-        **job.progress,
-    }

@@ -14,7 +14,7 @@ from agent.config import Config, job_settings, read_config
 from agent.durable import locked
 from agent.errors import ConfigError, DataError
 from agent.home import Home
-from agent.jobs import Job, State
+from agent.jobs import Job, State, describe
 from agent.output import hint, print_json, print_table, say
 from agent.store import Store, open_existing
 
@@ -110,7 +110,7 @@ def _say_if_nobody_works(home: Home) -> None:
 
 def run(arguments: argparse.Namespace, home: Home) -> int:
     """The daemon."""
-    from agent.daemon import describe, serve  # noqa: PLC0415
+    from agent.daemon import serve  # noqa: PLC0415
 
     home.create()
     said = ""

@@ -155,3 +155,14 @@ def after_death(deaths: int, reason: str, *, counts: bool) -> tuple[State, int, 
     if deaths < MAX_DEATHS:
         return State.QUEUED, deaths, reason
     return State.DEAD, deaths, f"{deaths} process deaths, the last: {reason}"
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """What a report says of a job's progress, for JSON lines."""
+    return {
+        "job": job.id,
+        "state": State(job.state).value,
+        "reason": job.reason,
+        "version": job.version,
+        **job.progress,
+    }

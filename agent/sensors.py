@@ -72,6 +72,12 @@ def board(root: Path = Path("/")) -> str:
     return _text(root / "proc/device-tree/model").strip("\0\n ")
 
 
+def free_memory(root: Path = Path("/")) -> float:
+    """Bytes of memory that programs can still have."""
+    found = re.search(r"^MemAvailable: *(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
+    return 1024.0 * int(found[1]) if found else 0.0
+
+
 def killed_for_memory(root: Path = Path("/")) -> int:
     """How many processes the kernel has killed since the box started because memory ran out, of it or of a group."""
     found = re.search(r"^oom_kill (\d+)$", _text(root / "proc/vmstat"), re.MULTILINE)
