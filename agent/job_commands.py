@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import time
 import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +23,10 @@ from agent.store import Store, open_existing
 
 if TYPE_CHECKING:
     from agent.dataset import Report
+    from agent.following import Following
 
+Tell = Callable[[str, Job], None]
+"""Called by the daemon with what happened to a job."""
 REASON_SHOWN = 70
 """Characters of a job's reason in `ls`; `show` has all of it."""
 
@@ -113,24 +119,55 @@ def run(arguments: argparse.Namespace, home: Home) -> int:
     from agent.daemon import serve  # noqa: PLC0415
 
     home.create()
-    said = ""
-
-    def report(what: str, job: Job) -> None:
-        nonlocal said
-        text = _told(what, job)
-        if arguments.json:
-            print_json({"at": time.time(), "event": what, **describe(job)})
-        elif text != said:
-            say(f"{time.strftime('%H:%M:%S')} {text}")
-        said = text
-
     who = f"a daemon is already running for {home.path}"
-    # `enqueue` looks at this lock for an instant.
-    with locked(home.daemon_lock, who, patience=1.0), Store(home.database, actor="daemon") as store:
-        if not arguments.json:
+    with ExitStack() as stack:
+        # `enqueue` looks at this lock for an instant.
+        stack.enter_context(locked(home.daemon_lock, who, patience=1.0))
+        store = stack.enter_context(Store(home.database, actor="daemon"))
+        if arguments.json:
+            report: Tell = _report_json
+        else:
             say(f"nslora-agent is watching {home.path}; stop with Ctrl-C")
+            report = _on_a_terminal(home, stack) if sys.stdout.isatty() else _in_lines()
         serve(home, store, report, drain=arguments.drain)
     return 0
+
+
+def _report_json(what: str, job: Job) -> None:
+    print_json({"at": time.time(), "event": what, **describe(job)})
+
+
+def _in_lines() -> Tell:
+    """A line whenever something has changed."""
+    said = [""]
+
+    def report(what: str, job: Job) -> None:
+        text = _told(what, job)
+        if text != said[0]:
+            say(f"{time.strftime('%H:%M:%S')} {text}")
+        said[0] = text
+
+    return report
+
+
+def _on_a_terminal(home: Home, stack: ExitStack) -> Tell:
+    """The running job as a panel that stays at the bottom; what has happened scrolls above it."""
+    from rich.live import Live  # noqa: PLC0415  rich costs 80 ms and 12 MB, and only a terminal needs it
+
+    from agent import screen, watch_commands  # noqa: PLC0415
+
+    live = stack.enter_context(Live(transient=True, auto_refresh=False))
+    followed: dict[int, Following] = {}
+
+    def report(what: str, job: Job) -> None:
+        if what == "progress":
+            view = watch_commands.view(home, job.id, followed)
+            live.update(screen.one(view, live.console.width), refresh=True)
+        else:
+            live.update("", refresh=True)
+            live.console.print(f"{time.strftime('%H:%M:%S')} {_told(what, job)}", highlight=False, markup=False)
+
+    return report
 
 
 def _told(what: str, job: Job) -> str:

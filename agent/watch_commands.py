@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent import sensors
 from agent.following import Following
@@ -17,6 +17,9 @@ from agent.job_commands import progress_in_words
 from agent.jobs import ENDED, Job, State, describe
 from agent.output import print_json, say
 from agent.store import open_existing
+
+if TYPE_CHECKING:
+    from agent.screen import View
 
 EVERY, EVERY_LINE = 1.0, 5.0
 """Seconds between pictures on a terminal, and between lines elsewhere."""
@@ -31,10 +34,8 @@ def watch(arguments: argparse.Namespace, home: Home) -> int:
     return _screen(arguments, home)
 
 
-def _job_now(arguments: argparse.Namespace, jobs: list[Job]) -> Job | None:
-    """The job that was asked for, else the one that runs, else the newest that waits or ended."""
-    if arguments.job is not None:
-        return next((job for job in jobs if job.id == arguments.job), None)
+def _foremost(jobs: list[Job]) -> Job | None:
+    """The job that runs, else the first that waits, else the newest."""
     order = (State.RUNNING, State.PAUSED, State.PARKED, State.QUEUED)
     found = [job for state in order for job in jobs if job.state is state] or list(reversed(jobs))
     return found[0] if found else None
@@ -45,7 +46,7 @@ def _lines(arguments: argparse.Namespace, home: Home) -> int:
     said = ""
     while True:
         with open_existing(home.database) as store:
-            job = store.get(arguments.job) if arguments.job is not None else _job_now(arguments, store.list())
+            job = store.get(arguments.job) if arguments.job is not None else _foremost(store.list())
         if job is not None:
             text = progress_in_words(job) if job.state is State.RUNNING else f"{job.state}: {job.reason or ''}"
             if arguments.json:
@@ -69,20 +70,21 @@ def _screen(arguments: argparse.Namespace, home: Home) -> int:
     whole = arguments.job is None
     with _keys() as pressed, Live(console=console, screen=whole, auto_refresh=False) as live:
         while True:
-            view = _view(arguments, home, followed)
+            seen = view(home, arguments.job, followed)
             width = console.width
-            live.update(screen.box(view, width) if whole else screen.one(view, width), refresh=True)
-            ended = view.job is not None and view.job.state in ENDED
+            live.update(screen.box(seen, width) if whole else screen.one(seen, width), refresh=True)
+            ended = seen.job is not None and seen.job.state in ENDED
             if pressed("q", EVERY) or (ended and not whole):
                 return 0
 
 
-def _view(arguments: argparse.Namespace, home: Home, followed: dict[int, Following]) -> Any:
+def view(home: Home, number: int | None, followed: dict[int, Following]) -> View:
+    """What there is to see now of a job, or of the one that matters most; `followed` is kept from one to the next."""
     from agent.screen import View  # noqa: PLC0415
 
     with open_existing(home.database) as store:
         jobs, remote = store.list(limit=LISTED), store.remote()
-        job = store.get(arguments.job) if arguments.job is not None else _job_now(arguments, jobs)
+        job = store.get(number) if number is not None else _foremost(jobs)
     events = None
     if job is not None:
         events = followed.setdefault(job.id, Following(home.run(job.id) / "events.jsonl")).refresh()
