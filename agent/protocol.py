@@ -167,6 +167,13 @@ class Alive:
 
 
 @dataclass(frozen=True)
+class Share:
+    """How much of a request is done, from 0 to 1."""
+
+    done: float
+
+
+@dataclass(frozen=True)
 class Note:
     """Something a person should know about the run, in one sentence."""
 
@@ -297,7 +304,7 @@ Request = (
     | Open | RewriteExample | ImprovePrompt | Preview | Ping
     | ReadLog | CacheStats | CacheExport | CacheImport | CachePrune
 )  # fmt: skip
-Event = Alive | Note | Step | Checkpointed
+Event = Alive | Share | Note | Step | Checkpointed
 Answer = (
     Fetched | Prepared | Peaks | Loaded | Written | Trained | Saved | Checked
     | Opened | Rewritten | Previewed | Ponged | Listed | CacheFigures | Pruned

@@ -12,8 +12,9 @@ from agent.config import read_config, write_base
 from agent.durable import TEMPORARY, fsync_path, locked
 from agent.errors import BaseModelError
 from agent.home import Home, is_local, resolve
-from agent.output import hint, print_json, print_table, say
+from agent.output import print_json, print_table, say
 from agent.store import Store
+from agent.working import working
 
 
 def init(arguments: argparse.Namespace, home: Home) -> int:
@@ -23,7 +24,7 @@ def init(arguments: argparse.Namespace, home: Home) -> int:
     with Store(home.database):
         pass
     target = home.model(base)
-    made = prepare_base(home, base, again=arguments.again)
+    made = prepare_base(home, base, again=arguments.again, as_json=arguments.json)
     if arguments.base or not home.config.exists():
         write_base(home.config, base)
     facts = {"state": str(home.path), "config": str(home.config), "base": base, "model": str(target), **made}
@@ -42,7 +43,7 @@ def _named(base: str) -> str:
     return resolve(f"./{base}" if here else base, Path.cwd())
 
 
-def prepare_base(home: Home, base: str, *, again: bool) -> dict[str, Any]:
+def prepare_base(home: Home, base: str, *, again: bool, as_json: bool) -> dict[str, Any]:
     """Fetch and quantise the base model unless it is there; returns what was made, empty if nothing."""
     from agent.protocol import Fetch, Fetched, Prepare, Prepared  # noqa: PLC0415
     from agent.workers import NETWORK, Worker  # noqa: PLC0415
@@ -55,15 +56,14 @@ def prepare_base(home: Home, base: str, *, again: bool) -> dict[str, Any]:
         tempfile.TemporaryDirectory(dir=home.models, prefix=TEMPORARY) as work,
     ):
         log = Path(work) / "log"
-        hint(f"fetching {base}")
-        with Worker("agent.fetch", log, more=NETWORK) as fetcher:
-            fetched = fetcher.ask(Fetch(base, work))
+        with working(f"fetching {base}", as_json=as_json) as told, Worker("agent.fetch", log, more=NETWORK) as fetcher:
+            fetched = fetcher.ask(Fetch(base, work), told)
         if not isinstance(fetched, Fetched):
             raise BaseModelError(f"cannot fetch {base}")
-        hint("quantising to 4 bits (NF4, once)")
-        with Worker("quant.worker", log) as worker:
+        what = "quantising to 4 bits (NF4, once)"
+        with working(what, as_json=as_json) as told, Worker("quant.worker", log) as worker:
             fresh = Path(work) / target.name
-            prepared = worker.ask(Prepare(fetched.path, str(fresh)))
+            prepared = worker.ask(Prepare(fetched.path, str(fresh)), told)
         if target.exists():
             target.rename(Path(work) / "old")
         fresh.rename(target)

@@ -11,7 +11,21 @@ from typing import Any
 
 from agent import serving
 from agent.errors import OutOfMemory, StateError, StorageError
-from agent.protocol import Answer, Check, Generate, Load, Loaded, Plan, Prepare, Save, Saved, Score, Train, Written
+from agent.protocol import (
+    Answer,
+    Check,
+    Generate,
+    Load,
+    Loaded,
+    Plan,
+    Prepare,
+    Save,
+    Saved,
+    Score,
+    Share,
+    Train,
+    Written,
+)
 from agent.serving import Emit
 from quant.chat import Encoded
 from quant.check import check
@@ -64,8 +78,8 @@ class Commands:
             raise StateError("no model is loaded: send Load first")
         return self._model
 
-    def _prepare(self, request: Prepare, _: Emit) -> Answer:
-        return prepare(Path(request.source), Path(request.target))
+    def _prepare(self, request: Prepare, emit: Emit) -> Answer:
+        return prepare(Path(request.source), Path(request.target), lambda done: emit(Share(round(done, 4))))
 
     def _plan(self, request: Plan, _: Emit) -> Answer:
         return peaks(request)

@@ -6,6 +6,7 @@ import importlib
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,11 @@ QUANTISATION = {
 """What transformers must read in config.json to load the file."""
 
 
-def prepare(source: Path, target: Path) -> Prepared:
+def prepare(source: Path, target: Path, told: Callable[[float], None] = lambda _: None) -> Prepared:
     """Quantise the model at `source`, a Hugging Face folder with safetensors or a .gguf file, into `target`.
 
-    The result is published whole or not at all. Raises BaseModelError if the source cannot be read.
+    `told` is called with the share that is done. The result is published whole or not at all. Raises BaseModelError if
+    the source cannot be read.
     """
     started = time.monotonic()
     work = target.with_name(f"{TEMPORARY}{target.name}")
@@ -41,7 +43,7 @@ def prepare(source: Path, target: Path) -> Prepared:
     work.mkdir(parents=True)
     try:
         with foreign_faults(f"cannot prepare {source}"):
-            kind, parameters = _prepared(source, work)
+            kind, parameters = _prepared(source, work, told)
     except BaseException:
         remove_tree(work)
         raise
@@ -51,7 +53,7 @@ def prepare(source: Path, target: Path) -> Prepared:
     return Prepared(kind, parameters, size, round(time.monotonic() - started, 1))
 
 
-def _prepared(source: Path, work: Path) -> tuple[str, int]:
+def _prepared(source: Path, work: Path, told: Callable[[float], None]) -> tuple[str, int]:
     """Fill the folder `work`; returns the kind of model and how many numbers it has."""
     is_gguf = source.suffix == ".gguf"
     config = _from_transformers().gguf_config(source) if is_gguf else json.loads((source / CONFIG).read_text())
@@ -64,7 +66,7 @@ def _prepared(source: Path, work: Path) -> tuple[str, int]:
     else:
         _copy_tokenizer(source, work)
     (work / CONFIG).write_text(json.dumps(config | {"quantization_config": QUANTISATION}, indent=2))
-    return arch.kind, convert(_tensors(source, arch), arch, work)
+    return arch.kind, convert(_tensors(source, arch), arch, work, told)
 
 
 def _tensors(source: Path, arch: Architecture) -> Folder | Gguf:

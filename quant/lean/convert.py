@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,26 +44,28 @@ class Entry:
         return size
 
 
-def convert(source: Source, arch: Architecture, folder: Path) -> int:
+def convert(source: Source, arch: Architecture, folder: Path, told: Callable[[float], None]) -> int:
     """Write model.safetensors into `folder`; returns how many numbers the model has.
 
-    Raises KeyError for a tensor that the source lacks.
+    `told` is called with the share of them that is done. Raises KeyError for a tensor that the source lacks.
     """
     matrices = [f"model.layers.{n}.{name}.weight" for n in range(arch.layers) for name in arch.linears]
-    plain = [name for name in source.shapes if name not in set(matrices) and not (arch.tied and "lm_head" in name)]
+    packed = set(matrices)
+    plain = [name for name in source.shapes if name not in packed and not (arch.tied and "lm_head" in name)]
     entries = [entry for name in matrices for entry in _packed_entries(name, source.shapes[name])]
     entries += [Entry(name, torch.bfloat16, source.shapes[name]) for name in plain]
     # Wide types first: every tensor then begins at a multiple of its type's size.
     entries.sort(key=lambda entry: -entry.dtype.itemsize)
     with (folder / WEIGHTS).open("wb") as file:
         places = _header(file, entries)
-        for name in plain:
-            _copy(file, places[name], source, name)
-        for name in matrices:
-            _pack(file, places, source, name)
+        numbers, done = sum(_count(source.shapes[name]) for name in (*matrices, *plain)), 0
+        for name in (*plain, *matrices):
+            _pack(file, places, source, name) if name in packed else _copy(file, places[name], source, name)
+            done += _count(source.shapes[name])
+            told(done / numbers)
         file.flush()
         os.fsync(file.fileno())
-    return sum(_count(source.shapes[name]) for name in (*matrices, *plain))
+    return numbers
 
 
 def _count(shape: tuple[int, ...]) -> int:
