@@ -12,6 +12,7 @@ from pathlib import Path
 
 from agent import (
     decision_commands,
+    export_commands,
     job_commands,
     offload_commands,
     service_commands,
@@ -46,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (
         _add_set_up, _add_data, _add_daemon, _add_jobs, _add_watch, _add_decisions, _add_versions, _add_generate,
-        _add_offload, _add_cache, _add_service,
+        _add_export, _add_offload, _add_cache, _add_service,
     ):  # fmt: skip
         add(_Adder(subparsers))
     return parser
@@ -182,6 +183,16 @@ def _add_versions(add: _Adder) -> None:
     promote = add("promote", version_commands.promote, "Make a version active (0: the base).", "nslora-agent promote 2")
     promote.add_argument("version", metavar="N", type=_count, help="a number from `nslora-agent versions`")
     add("rollback", version_commands.rollback, "Go back to what was active before.", "nslora-agent rollback")
+
+
+def _add_export(add: _Adder) -> None:
+    about = "Write a version in a form that other programs serve."
+    export = add("export", export_commands.export, about, "nslora-agent export 1 --to ollama -o my-model")
+    export.add_argument("version", metavar="N", type=_count, help="a number from `nslora-agent versions`")
+    forms = "; ".join(f"{name}: {what}" for name, what in export_commands.FORMS.items())
+    export.add_argument("--to", choices=list(export_commands.FORMS), required=True, help=forms)
+    export.add_argument("-o", "--output", metavar="DIR", help="folder to write [nslora-version-N-FORM]")
+    export.add_argument("--gguf", metavar="FILE", help="for ollama: a .gguf of the base, if it was not made from one")
 
 
 def _add_generate(add: _Adder) -> None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent import errors
+from agent.export_messages import Export, Template, Templated
 from agent.offload_messages import (
     CacheExport,
     CacheFigures,
@@ -300,13 +301,13 @@ class Checked:
 
 
 Request = (
-    Fetch | Prepare | Plan | Load | Score | Generate | Train | Save | Check
+    Fetch | Prepare | Plan | Load | Score | Generate | Train | Save | Export | Template | Check
     | Open | RewriteExample | ImprovePrompt | Preview | Ping
     | ReadLog | CacheStats | CacheExport | CacheImport | CachePrune
 )  # fmt: skip
 Event = Alive | Share | Note | Step | Checkpointed
 Answer = (
-    Fetched | Prepared | Peaks | Loaded | Written | Trained | Saved | Checked
+    Fetched | Prepared | Peaks | Loaded | Written | Trained | Saved | Templated | Checked
     | Opened | Rewritten | Previewed | Ponged | Listed | CacheFigures | Pruned
 )  # fmt: skip
 Message = Request | Event | Answer

@@ -50,7 +50,7 @@ class Encoder:
 
     def prompt(self, messages: Messages) -> list[int]:
         """Token ids of a conversation up to where the assistant's next answer starts."""
-        return self._tokens(self._render(messages, ask=True))[0]
+        return self._tokens(self.render(messages))[0]
 
     def example(self, id: str, messages: Messages, max_length: int, value: str | None = None) -> Encoded:
         """Token ids and targets of a conversation, cut to `max_length` tokens from the right.
@@ -68,6 +68,10 @@ class Encoder:
         values = _touched(offsets, _found(value, text, spans[-1:]))
         both = [is_target and is_value for is_target, is_value in zip(target, values, strict=True)]
         return Encoded(id, ids[:max_length], target[:max_length], both[:max_length], cut=len(ids) > max_length)
+
+    def render(self, messages: Messages) -> str:
+        """A conversation as text, up to where the assistant's next answer starts; raises BaseModelError."""
+        return self._render(messages, ask=True)
 
     def _conversation(self, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
         full = self._render(messages, ask=False).rstrip()

@@ -11,6 +11,7 @@ from typing import Any
 
 from agent import serving
 from agent.errors import OutOfMemory, StateError, StorageError
+from agent.export_messages import Export, Template
 from agent.protocol import (
     Answer,
     Check,
@@ -27,15 +28,18 @@ from agent.protocol import (
     Written,
 )
 from agent.serving import Emit
-from quant.chat import Encoded
+from quant.chat import Encoded, Encoder
 from quant.check import check
 from quant.corpus import Corpus
 from quant.devices import is_out_of_memory
 from quant.generate import greedy
+from quant.lean import export
+from quant.lean.tokens import Tokenizer
 from quant.loss import mean_losses
-from quant.model import Model, load
+from quant.model import Model, foreign_faults, load
 from quant.plan import peaks
 from quant.prepare import prepare
+from quant.templates import templated
 from quant.train import start, train, usable
 
 ROWS = 512
@@ -60,6 +64,8 @@ class Commands:
             Generate: self._generate,
             Train: self._train,
             Save: self._save,
+            Export: self._export,
+            Template: self._template,
             Check: self._check,
         }
         try:
@@ -146,6 +152,18 @@ class Commands:
         target = Path(request.target)
         self.model.save(target)
         return Saved(sum(p.stat().st_size for p in target.iterdir()))
+
+    def _export(self, request: Export, emit: Emit) -> Answer:
+        write = {"merged": export.merged, "gguf": export.gguf}[request.form]
+        target = Path(request.target)
+        with foreign_faults(f"cannot export {request.adapter}"):
+            write(Path(request.model), Path(request.adapter), target, lambda done: emit(Share(round(done, 4))))
+        files = [target] if target.is_file() else [path for path in target.iterdir() if path.is_file()]
+        return Saved(sum(path.stat().st_size for path in files))
+
+    def _template(self, request: Template, _: Emit) -> Answer:
+        with foreign_faults(f"{request.model} cannot be read"):
+            return templated(Encoder(Tokenizer(Path(request.model))))
 
     def _check(self, request: Check, _: Emit) -> Answer:
         return check(request.device)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 
@@ -19,29 +18,12 @@ from quant.lean.architecture import Architecture
 from quant.lean.nf4 import BLOCK, CODE, NESTED_BLOCK, dynamic_map, quantise_blockwise
 from quant.lean.sources import Source
 from quant.lean.store import STATE, WEIGHTS
+from quant.lean.writer import Entry, header, put
 
 ROWS_BYTES = 8 << 20
 """About how much of a matrix is worked on at a time, as float32."""
 STATE_BYTES = 256
 """Room for the JSON that tells how a matrix is packed; filled up with blanks."""
-TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.uint8: "U8"}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A tensor in the file."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        size = self.dtype.itemsize
-        for each in self.shape:
-            size *= each
-        return size
 
 
 def convert(source: Source, arch: Architecture, folder: Path, told: Callable[[float], None]) -> int:
@@ -57,7 +39,7 @@ def convert(source: Source, arch: Architecture, folder: Path, told: Callable[[fl
     # Wide types first: every tensor then begins at a multiple of its type's size.
     entries.sort(key=lambda entry: -entry.dtype.itemsize)
     with (folder / WEIGHTS).open("wb") as file:
-        places = _header(file, entries)
+        places = header(file, entries)
         numbers, done = sum(_count(source.shapes[name]) for name in (*matrices, *plain)), 0
         for name in (*plain, *matrices):
             _pack(file, places, source, name) if name in packed else _copy(file, places[name], source, name)
@@ -83,32 +65,6 @@ def _packed_entries(name: str, shape: tuple[int, ...]) -> Iterator[Entry]:
     yield Entry(f"{name}.{STATE}", torch.uint8, (STATE_BYTES,))
 
 
-def _header(file: BinaryIO, entries: list[Entry]) -> dict[str, int]:
-    """Write the header of a safetensors file; returns where each tensor begins in it."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    places, at = {}, 0
-    for entry in entries:
-        places[entry.name] = at
-        header[entry.name] = {
-            "dtype": TYPES[entry.dtype],
-            "shape": list(entry.shape),
-            "data_offsets": [at, at + entry.size],
-        }
-        at += entry.size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 64)
-    file.write(len(text).to_bytes(8, "little") + text)
-    file.truncate(8 + len(text) + at)
-    return {name: 8 + len(text) + place for name, place in places.items()}
-
-
-def _put(file: BinaryIO, place: int, tensor: torch.Tensor) -> int:
-    """Write a tensor at a place; returns the place behind it."""
-    file.seek(place)
-    file.write(tensor.contiguous().view(torch.uint8).numpy())
-    return file.tell()
-
-
 def _slices(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     """Ranges of rows of about ROWS_BYTES, each a whole number of blocks."""
     width = _count(shape[1:])
@@ -120,14 +76,14 @@ def _slices(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 
 def _copy(file: BinaryIO, place: int, source: Source, name: str) -> None:
     for start, end in _slices(source.shapes[name]):
-        place = _put(file, place, source.rows(name, start, end))
+        place = put(file, place, source.rows(name, start, end))
 
 
 def _pack(file: BinaryIO, places: dict[str, int], source: Source, name: str) -> None:
     shape, at, scales = source.shapes[name], places[name], []
     for start, end in _slices(shape):
         codes, found = nf4(source.rows(name, start, end))
-        at = _put(file, at, codes)
+        at = put(file, at, codes)
         scales.append(found)
     together = torch.cat(scales)
     offset = together.mean()
@@ -144,7 +100,7 @@ def _pack(file: BinaryIO, places: dict[str, int], source: Source, name: str) -> 
     text = json.dumps(state).encode().ljust(STATE_BYTES)
     parts = {"absmax": indices, "quant_map": CODE, "nested_absmax": nested, "nested_quant_map": dynamic_map()}
     for part, tensor in {**parts, STATE: torch.frombuffer(bytearray(text), dtype=torch.uint8)}.items():
-        _put(file, places[f"{name}.{part}"], tensor)
+        put(file, places[f"{name}.{part}"], tensor)
 
 
 def nf4(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,44 @@
+"""Messages between `export` and the training worker. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SYSTEM, QUESTION, ANSWER, SECOND = "(SYSTEM)", "(QUESTION)", "(ANSWER)", "(SECOND)"
+"""Marks in the conversations of `Templated`."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the adapter in folder `adapter` on the prepared base in folder `model` in a form that others serve.
+
+    `form` is merged (into the existing folder `target`) or gguf (into the new file `target`).
+    """
+
+    model: str
+    adapter: str
+    form: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Template:
+    """Tell how the prepared base in folder `model` writes conversations."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Templated:
+    """Conversations as the chat template writes them, with the marks below for what people say, and what ends a turn.
+
+    `question` is one alone, `system` one under a system prompt (None where the template refuses that), `answered` one
+    with its answer and a second question; each up to where the next answer starts. `bos` is the token that begins a
+    text, empty where there is none.
+    """
+
+    question: str
+    system: str | None
+    answered: str
+    stops: tuple[str, ...]
+    bos: str

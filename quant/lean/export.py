@@ -1,0 +1,146 @@
+"""A trained version in the forms that others serve: a merged model, or a LoRA adapter for llama.cpp.
+
+Both are written tensor by tensor; the base is what was trained on, that is, the 4-bit matrices as they unpack.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agent.errors import BaseModelError
+from quant.lean.adapter import Adapter, read
+from quant.lean.architecture import GEMMA, Architecture, architecture
+from quant.lean.sources import GGUF_NAMES
+from quant.lean.store import STATE, Store
+from quant.lean.writer import Entry, header, put
+
+SHARD = 2 << 30
+"""Bytes of a shard of a merged model."""
+DTYPE = torch.bfloat16
+BESIDE = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "generation_config.json",
+)  # fmt: skip
+GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", GEMMA: "gemma3"}
+"""Kinds of model by llama.cpp's names."""
+Told = Callable[[float], None]
+Cpu = torch.device("cpu")
+
+
+def opened(base: Path, adapter: Path) -> tuple[Architecture, Store, Adapter]:
+    """A prepared base model and an adapter on it; raises BaseModelError for one that the lean path does not know."""
+    arch = architecture(json.loads((base / "config.json").read_text()))
+    if arch is None:
+        raise BaseModelError(f"{base}: only models of the lean path can be exported so; take --to peft")
+    return arch, Store(base, Cpu), read(arch, adapter, Cpu)
+
+
+# ---- merged ----
+
+
+def merged(base: Path, adapter: Path, target: Path, told: Told) -> None:
+    """Write a Hugging Face folder in bfloat16 whose matrices have the adapter in them, shard by shard."""
+    _, store, tuned = opened(base, adapter)
+    entries = list(_entries(store))
+    shards = _shards(entries)
+    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    names = names if len(shards) > 1 else ["model.safetensors"]
+    whole, done = sum(entry.size for entry in entries), 0
+    for name, shard in zip(names, shards, strict=True):
+        with (target / name).open("wb") as file:
+            places = header(file, shard)
+            for entry in shard:
+                put(file, places[entry.name], _merged(store, tuned, entry.name))
+                done += entry.size
+                told(done / whole)
+    if len(shards) > 1:
+        of = {entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard}
+        index = {"metadata": {"total_size": whole}, "weight_map": of}
+        (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    _copy_beside(base, target)
+
+
+def _entries(store: Store) -> Iterator[Entry]:
+    """The tensors of the model as it was before it was packed."""
+    packed = {name.removesuffix(f".{STATE}") for name in store.names if name.endswith(f".{STATE}")}
+    for name in sorted(store.names):
+        if name in packed:
+            yield Entry(name, DTYPE, store.packed(name).shape)
+        elif f"{name.rpartition('.weight.')[0]}.weight" not in packed:
+            yield Entry(name, DTYPE, tuple(store.plain(name).shape))
+
+
+def _shards(entries: list[Entry]) -> list[list[Entry]]:
+    """Entries in order, so many in each that it stays below SHARD where one alone does."""
+    found: list[list[Entry]] = []
+    size = 0
+    for entry in entries:
+        if not found or size + entry.size > SHARD:
+            found.append([])
+            size = 0
+        found[-1].append(entry)
+        size += entry.size
+    return found
+
+
+def _merged(store: Store, tuned: Adapter, name: str) -> torch.Tensor:
+    """A tensor of the merged model in bfloat16; W + scale · B A for a matrix that is tuned."""
+    if f"{name}.{STATE}" not in store.names:
+        return store.plain(name).to(DTYPE)
+    packed = store.packed(name)
+    out = packed.unpack(torch.empty(packed.shape), torch.empty(packed.scales.numel()))
+    _, _, number, linear = name.removesuffix(".weight").split(".", 3)
+    lora = tuned.loras.get((int(number), linear))
+    if lora is not None:
+        out.addmm_(lora.b, lora.a, alpha=lora.scale)
+    return out.to(DTYPE)
+
+
+def _copy_beside(base: Path, target: Path) -> None:
+    """Tokenizer and configuration, without what says that the model is in 4 bits."""
+    for name in BESIDE:
+        if (base / name).exists():
+            shutil.copyfile(base / name, target / name)
+    config: dict[str, Any] = json.loads((base / "config.json").read_text())
+    config.pop("quantization_config", None)
+    about = {**config, "dtype": "bfloat16", "torch_dtype": "bfloat16"}
+    (target / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+# ---- GGUF ----
+
+
+def gguf(base: Path, adapter: Path, target: Path, told: Told) -> None:
+    """Write the adapter as llama.cpp reads it, float32, into the file `target`."""
+    from gguf import GGUFWriter  # noqa: PLC0415  numpy and a table of every model: only for those who export
+
+    arch, _, tuned = opened(base, adapter)
+    writer = GGUFWriter(target, GGUF_ARCHITECTURES[arch.kind])
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", float(tuned.alpha))
+    of = {name: stem for stem, name in GGUF_NAMES.items()}
+    for (number, linear), lora in tuned.loras.items():
+        name = f"blk.{number}.{of[linear]}.weight"
+        b = _interleaved(lora.b, arch, linear) if arch.kind in {"llama", "mistral"} else lora.b
+        writer.add_tensor(f"{name}.lora_a", lora.a.contiguous().numpy())
+        writer.add_tensor(f"{name}.lora_b", b.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    told(1.0)
+
+
+def _interleaved(b: torch.Tensor, arch: Architecture, linear: str) -> torch.Tensor:
+    """Rows of queries and keys as llama.cpp has them for Llama: the two halves of each head interleaved."""
+    heads = {"self_attn.q_proj": arch.heads, "self_attn.k_proj": arch.kv_heads}.get(linear)
+    if heads is None:
+        return b
+    return b.view(heads, 2, -1, b.shape[1]).transpose(1, 2).reshape(b.shape)

@@ -1,0 +1,54 @@
+"""A safetensors file written tensor by tensor: memory for one of them, whatever the file's size."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import torch
+
+TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in the file."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        size = self.dtype.itemsize
+        for each in self.shape:
+            size *= each
+        return size
+
+
+def header(file: BinaryIO, entries: list[Entry]) -> dict[str, int]:
+    """Write the header of a safetensors file; returns where each tensor begins in it."""
+    about: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    places, at = {}, 0
+    for entry in entries:
+        places[entry.name] = at
+        about[entry.name] = {
+            "dtype": TYPES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [at, at + entry.size],
+        }
+        at += entry.size
+    text = json.dumps(about, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 64)
+    file.write(len(text).to_bytes(8, "little") + text)
+    file.truncate(8 + len(text) + at)
+    return {name: 8 + len(text) + place for name, place in places.items()}
+
+
+def put(file: BinaryIO, place: int, tensor: torch.Tensor) -> int:
+    """Write a tensor at a place; returns the place behind it."""
+    file.seek(place)
+    file.write(tensor.contiguous().view(torch.uint8).numpy())
+    return file.tell()

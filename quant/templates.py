@@ -1,0 +1,22 @@
+"""How a chat template writes a conversation, for programs that have templates of another kind."""
+
+from __future__ import annotations
+
+from agent.errors import BaseModelError
+from agent.export_messages import ANSWER, QUESTION, SECOND, SYSTEM, Templated
+from quant.chat import Encoder
+
+Conversation = list[dict[str, str]]
+
+
+def templated(encoder: Encoder) -> Templated:
+    """Conversations of marks as the template writes them, each up to where the next answer starts."""
+    question = {"role": "user", "content": QUESTION}
+    answered = [question, {"role": "assistant", "content": ANSWER}, {"role": "user", "content": SECOND}]
+    try:
+        system: str | None = encoder.render([{"role": "system", "content": SYSTEM}, question])
+    except BaseModelError:
+        system = None
+    stops = tuple(encoder.tokenizer.decode([stop], skip_special_tokens=False) for stop in encoder.stop_ids)
+    bos = str(encoder.tokenizer.special.get("bos_token", ""))
+    return Templated(encoder.render([question]), system, encoder.render(answered), stops, bos)
