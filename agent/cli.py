@@ -172,6 +172,10 @@ def _add_decisions(add: _Adder) -> None:
     explain = add("explain", decision_commands.explain, about, "nslora-agent explain 1 line-12")
     explain.add_argument("job", metavar="JOB", type=_count, help="the id that enqueue printed")
     explain.add_argument("example", metavar="EXAMPLE", nargs="?", help='a row\'s id; without one of its own "line-N"')
+    about = "Write one HTML page about a job: what changed, why, and where the gain came from."
+    report = add("report", decision_commands.report, about, "nslora-agent report 1 -o report.html")
+    report.add_argument("job", metavar="JOB", type=_count, help="the id that enqueue printed")
+    report.add_argument("-o", "--output", metavar="FILE", help="file to write [report-JOB.html]")
     remade = add("remade", decision_commands.remade, "Write out the rows that a job remade.", "nslora-agent remade 1")
     remade.add_argument("job", metavar="JOB", type=_count, help="the id that enqueue printed")
     remade.add_argument("-o", "--output", metavar="FILE", default="-", help='file to write, "-" for stdout [-]')

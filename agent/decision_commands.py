@@ -252,3 +252,22 @@ def _write(path: Path, data: bytes) -> None:
         write_file(path.resolve(), data) if path.is_file() or not path.exists() else path.write_bytes(data)
     except OSError as fault:
         raise StorageError(f"cannot write {path}: {fault.strerror}; give another file with -o") from fault
+
+
+# ---- report ----
+
+
+def report(arguments: argparse.Namespace, home: Home) -> int:
+    """Write one HTML page about a job."""
+    from agent.report import collect, page  # noqa: PLC0415
+
+    with open_existing(home.database) as store:
+        found = collect(home, store, arguments.job)
+    target = Path(arguments.output or f"report-{arguments.job}.html")
+    text = page(found).encode()
+    _write(target, text)
+    if arguments.json:
+        print_json({"job": arguments.job, "file": str(target), "bytes": len(text)})
+    else:
+        say(f"{target}: {found.outcome[0]}")
+    return 0

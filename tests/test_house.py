@@ -173,7 +173,10 @@ def test_functions_are_short() -> None:
 def test_the_packages_are_listed_one_by_one() -> None:
     """Nothing is shipped because it happens to lie in the checkout."""
     found = pyproject()["tool"]["setuptools"]
-    assert found == {"packages": [*PACKAGES, "quant.lean"], "package-data": {"agent": ["prior.json", "units/*"]}}
+    assert found == {
+        "packages": [*PACKAGES, "quant.lean"],
+        "package-data": {"agent": ["prior.json", "units/*", "templates/*"]},
+    }
 
 
 def test_a_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> None:
@@ -187,6 +190,6 @@ def test_a_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> No
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {name for name in names if ".dist-info/" not in name}
-    units = {named(path) for path in (ROOT / "agent" / "units").iterdir()}
+    units = {named(path) for folder in ("units", "templates") for path in (ROOT / "agent" / folder).iterdir()}
     assert code == {"agent/prior.json", *units, *(named(path) for path in python_files(*PACKAGES))}
     assert any(name.endswith("licenses/LICENSE") for name in names)
