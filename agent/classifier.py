@@ -170,6 +170,10 @@ class Gains:
         """Whether the action pays at its optimistic end."""
         return self.hoped > self.cost
 
+    def at_most(self, gain: float) -> Gains:
+        """The same where no more than `gain` is to be had."""
+        return Gains(min(self.expected, gain), min(self.hoped, gain), self.cost)
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -210,11 +214,16 @@ class Classifier:
     rewrite: Belief
     tallies: Tallies
 
-    def choose(self, standing: Standing, costs: Costs) -> Choice:
-        """The choice for an example: nothing for one that is right, else each action that is worth its cost."""
+    def choose(self, standing: Standing, costs: Costs, *, seen: bool = True) -> Choice:
+        """The choice for an example: nothing for one that is right, else each action that is worth its cost.
+
+        No action gains more than there is to gain. `seen` is False where a rewrite is for a style that no check of ours
+        measures: then the reward cannot say how much that is.
+        """
         x = features(standing, self.tallies)
-        weights = self._gains(self.weights, x, costs.weights, costs.explore)
-        rewrite = self._gains(self.rewrite, x, costs.rewrite, costs.explore)
+        gap = x[FEATURES.index("reference_gap")] if seen else math.inf
+        weights = self._gains(self.weights, x, costs.weights, costs.explore).at_most(1 - standing.reward)
+        rewrite = self._gains(self.rewrite, x, costs.rewrite, costs.explore).at_most(gap)
         if standing.reward >= 1:
             return Choice("satisfied", x, weights, rewrite)
         states = {(1, 1): "both", (1, 0): "weights", (0, 1): "rewrite", (0, 0): "neither"}

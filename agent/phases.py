@@ -50,7 +50,7 @@ class Phases(Stages):
 
     def choose(self, row: Row, classifier: Classifier) -> Choice:
         """The choice for one row that was probed."""
-        return classifier.choose(row.standing, self.costs)
+        return classifier.choose(row.standing, self.costs, seen=not self.offload.style)
 
     def saved(self, progress: Progress) -> Progress:
         """The progress, after it was written down."""

@@ -219,8 +219,14 @@ def style() -> Iterator[Row]:
 
 
 def tuning() -> Iterator[Row]:
-    """Rows to choose settings by, for even.jsonl."""
-    yield from paired("tuning", (ALSO_STYLE,), obeying=range(5))
+    """Rows to choose settings by, for even.jsonl: pairings that neither it nor a held-out slice has, four of each."""
+    kinds = list(content.WORDINGS)
+    for place, fact in enumerate(facts()):
+        kind = kinds[(place + ALSO_STYLE) % len(kinds)]
+        wanted = {kind: _turn(content.ARGUMENTS[kind], place)}
+        for number in range(4):
+            question = worded(_turn(fact.phrasings, place + number), wanted, number)
+            yield row(fact, "tuning", number, question, wanted, obeys=True)
 
 
 FILES = {"even": even, "style": style, "held-out": held_out, "tuning": tuning}

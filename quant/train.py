@@ -29,11 +29,18 @@ from quant.model import Model
 from quant.optimizer import MOMENTS, AdamW
 
 
-def learning_rate(step: int, total: int, settings: Training) -> float:
-    """Linear warm-up, then half a cosine down to zero; `step` counts from 0."""
+def learning_rate(step: int, total: int, settings: Training, cooling: tuple[int, int] | None = None) -> float:
+    """Linear warm-up, then half a cosine down to zero; `step` counts from 0.
+
+    With `cooling` (end, steps) a plateau instead, and a straight line down over the last steps before that end: for
+    those who do not know yet when they will be done ("warmup-stable-decay", arXiv 2404.06395).
+    """
     warm = max(1, round(settings.warmup * total))
     if step < warm:
         return settings.learning_rate * (step + 1) / warm
+    if cooling is not None:
+        end, steps = cooling
+        return settings.learning_rate * min(1.0, (end - step) / (steps + 1))
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
@@ -48,6 +55,8 @@ class Run:
     tuned: Flat
     optimizer: AdamW
     done: Progress
+    cooling: tuple[int, int] | None = None
+    """Where the learning rate is to be zero, and over how many steps it falls; None for a cosine."""
 
     def rows(self, members: Sequence[int]) -> list[Row]:
         """The packed rows of one optimizer step."""
@@ -60,7 +69,7 @@ class Run:
         """One optimizer step; raises TrainingFailed if the loss or the gradient is not finite."""
         started = time.monotonic()
         index, total = self.done.step, self.schedule.total
-        rate = learning_rate(index, total, self.settings)
+        rate = learning_rate(index, total, self.settings, self.cooling)
         rows = self.rows(self.schedule.members(index))
         losses, norm = self._gradients(rows)
         self.optimizer.step(index + 1, rate)

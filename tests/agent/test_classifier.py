@@ -42,6 +42,8 @@ RIGHT = Standing(
 )
 WRONG = dataclasses.replace(RIGHT, content=0.0, likeness=0.5, loss=2.0)
 """An answer that says something else than its reference."""
+LACKING = dataclasses.replace(WRONG, style=0.0, reference_style=0.0, kinds=("case",))
+"""The same, and both break their one constraint."""
 UNSTYLED = dataclasses.replace(RIGHT, style=0.0, reference_style=0.0, kinds=("case",))
 """Answer and reference say what they should and break their one constraint."""
 
@@ -320,12 +322,12 @@ def test_doubt_stays_a_number_after_very_many_outcomes() -> None:
 )
 def test_each_bit_is_set_by_its_own_gain_and_cost(weights: float, rewrite: float, state: str) -> None:
     """Costs are 0.02 and 0.08: two bits, and neither knows of the other."""
-    choice = classifier(weights, rewrite).choose(WRONG, COSTS)
+    choice = classifier(weights, rewrite).choose(LACKING, COSTS)
     assert choice.state == state
     assert (choice.tune, choice.remake) == (weights > 0.02, rewrite > 0.08)
     assert (choice.weights.expected, choice.rewrite.expected) == (pytest.approx(weights), pytest.approx(rewrite))
     assert (choice.weights.cost, choice.rewrite.cost) == (0.02, 0.08)
-    assert choice.features == features(WRONG, {})
+    assert choice.features == features(LACKING, {})
 
 
 def test_a_gain_that_only_equals_its_cost_is_not_worth_it() -> None:
@@ -334,12 +336,19 @@ def test_a_gain_that_only_equals_its_cost_is_not_worth_it() -> None:
 
 
 def test_an_answer_that_is_right_needs_nothing() -> None:
-    """However much is hoped for; the gains are told all the same."""
+    """However much is hoped for; what is nearly right does."""
     choice = classifier(1.0, 1.0).choose(RIGHT, COSTS)
     assert (choice.state, choice.tune, choice.remake) == ("satisfied", False, False)
-    assert choice.weights.worth_it
-    for short in (changed(RIGHT, content=0.99), changed(RIGHT, style=0.99, reference_style=1.0)):
-        assert classifier(1.0, 1.0).choose(short, COSTS).state == "both"
+    for short in (changed(RIGHT, content=0.9), changed(RIGHT, style=0.9, reference_style=1.0)):
+        assert classifier(1.0, 1.0).choose(short, COSTS).state == "weights"
+
+
+def test_no_action_gains_more_than_there_is_to_gain() -> None:
+    """Where the reference obeys, a rewrite adds nothing, whatever is hoped; unless no check sees what it is for."""
+    assert classifier(9.0, 9.0).choose(WRONG, COSTS).state == "weights"
+    assert classifier(9.0, 9.0).choose(WRONG, COSTS, seen=False).state == "both"
+    choice = classifier(9.0, 9.0).choose(LACKING, COSTS)
+    assert (choice.weights.expected, choice.rewrite.expected) == (1.0, 0.5)
 
 
 @given(STANDINGS, st.floats(0, 3), st.floats(0, 3), st.integers(0, 2**16))
@@ -358,8 +367,8 @@ def test_exploring_only_ever_adds(standing: Standing, less: float, more: float, 
 
 def test_what_is_not_known_is_tried() -> None:
     """Without any outcome both actions are hoped to pay, and without exploring neither is."""
-    assert UNTAUGHT.choose(WRONG, COSTS).state == "both"
-    assert UNTAUGHT.choose(WRONG, dataclasses.replace(COSTS, explore=0.0)).state == "neither"
+    assert UNTAUGHT.choose(LACKING, COSTS).state == "both"
+    assert UNTAUGHT.choose(LACKING, dataclasses.replace(COSTS, explore=0.0)).state == "neither"
 
 
 def test_a_kind_that_is_always_refused_is_given_up_and_another_is_not() -> None:
