@@ -132,8 +132,7 @@ class Train:
     """Train the adapter on `data`, checkpoints into the folder `checkpoints`, going on from `resume` if given.
 
     `first` is the step after which this data took over: its order counts from there. `until` is the step to stop at,
-    0 for the end of the schedule. The learning rate falls with half a cosine over the whole schedule; where `cool` is
-    given it stays at its peak instead, until in the last `cool` steps before `until` it falls to zero.
+    0 for the end of the schedule.
     """
 
     data: str
@@ -142,7 +141,6 @@ class Train:
     resume: str | None = None
     first: int = 0
     until: int = 0
-    cool: int | None = None
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,9 @@ class Training:
     warmup: float = setting(0.06, "share of the steps in which the learning rate rises", low=0.0, high=1.0)
     weight_decay: float = setting(0.0, "AdamW weight decay of the adapter", low=0.0, high=1.0)
     clip: float = setting(1.0, "largest gradient norm; 0 means: no clipping", low=0.0, high=1000.0)
+    value_weight: float = setting(
+        2.0, "how many times as much the words of an answer's value count as its other words", low=0.01, high=100.0
+    )
     seed: int = setting(0, "seed of the split, the order and the adapter's start", low=0, high=2**31)
     optimizer: str = setting(
         "adamw", "adamw8bit keeps a quarter of AdamW's memory, rounded", choices=("adamw", "adamw8bit")

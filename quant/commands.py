@@ -128,8 +128,6 @@ class Commands:
         examples = self._examples(request, emit)
         resume = Path(request.resume) if request.resume else None
         run = start(self.model, examples, request.settings, resume, request.first)
-        if request.cool is not None:
-            run.cooling = (request.until or run.schedule.total, request.cool)
         return train(run, Path(request.checkpoints), emit, self._stopping, request.until)
 
     def _examples(self, request: Train, emit: Emit) -> Corpus:

@@ -49,8 +49,8 @@ class Model(Protocol):
         """Loss of each target of a packed row in nats, (N,) float32."""
         ...
 
-    def learn(self, row: Row, share: float) -> torch.Tensor:
-        """The same; adds the gradients of `share` times their sum to those of the adapter."""
+    def learn(self, row: Row, shares: torch.Tensor) -> torch.Tensor:
+        """The same; adds the gradients of their sum, each times its share (N,), to those of the adapter."""
         ...
 
     def answers(

@@ -38,11 +38,11 @@ class StockModel:
         self.network.eval()
         return self._losses(row)
 
-    def learn(self, row: Row, share: float) -> torch.Tensor:
-        """The same; adds the gradients of `share` times their sum to those of the adapter."""
+    def learn(self, row: Row, shares: torch.Tensor) -> torch.Tensor:
+        """The same; adds the gradients of their sum, each times its share (N,), to those of the adapter."""
         self.network.train()
         losses = self._losses(row)
-        (losses.sum() * share).backward()
+        (losses * shares).sum().backward()
         return losses.detach()
 
     def _losses(self, row: Row) -> torch.Tensor:

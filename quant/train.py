@@ -29,18 +29,11 @@ from quant.model import Model
 from quant.optimizer import MOMENTS, AdamW
 
 
-def learning_rate(step: int, total: int, settings: Training, cooling: tuple[int, int] | None = None) -> float:
-    """Linear warm-up, then half a cosine down to zero; `step` counts from 0.
-
-    With `cooling` (end, steps) a plateau instead, and a straight line down over the last steps before that end: for
-    those who do not know yet when they will be done ("warmup-stable-decay", arXiv 2404.06395).
-    """
+def learning_rate(step: int, total: int, settings: Training) -> float:
+    """Linear warm-up, then half a cosine down to zero; `step` counts from 0."""
     warm = max(1, round(settings.warmup * total))
     if step < warm:
         return settings.learning_rate * (step + 1) / warm
-    if cooling is not None:
-        end, steps = cooling
-        return settings.learning_rate * min(1.0, (end - step) / (steps + 1))
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
@@ -55,8 +48,6 @@ class Run:
     tuned: Flat
     optimizer: AdamW
     done: Progress
-    cooling: tuple[int, int] | None = None
-    """Where the learning rate is to be zero, and over how many steps it falls; None for a cosine."""
 
     def rows(self, members: Sequence[int]) -> list[Row]:
         """The packed rows of one optimizer step."""
@@ -69,7 +60,7 @@ class Run:
         """One optimizer step; raises TrainingFailed if the loss or the gradient is not finite."""
         started = time.monotonic()
         index, total = self.done.step, self.schedule.total
-        rate = learning_rate(index, total, self.settings, self.cooling)
+        rate = learning_rate(index, total, self.settings)
         rows = self.rows(self.schedule.members(index))
         losses, norm = self._gradients(rows)
         self.optimizer.step(index + 1, rate)
@@ -93,9 +84,11 @@ class Run:
         )
 
     def _gradients(self, rows: Sequence[Row]) -> tuple[torch.Tensor, float]:
-        """Accumulate gradients of the mean loss over all N targets of the step; returns losses (N,) and their norm."""
-        targets = sum(row.targets.numel() for row in rows)
-        losses = torch.cat([self.model.learn(row, 1 / targets) for row in rows])
+        """Accumulate gradients of the weighted mean loss over all N targets; returns losses (N,) and the norm."""
+        weights = [1.0 + (self.settings.value_weight - 1.0) * row.is_value for row in rows]
+        whole = torch.stack([each.sum() for each in weights]).sum()
+        shares = (each / whole for each in weights)
+        losses = torch.cat([self.model.learn(row, share) for row, share in zip(rows, shares, strict=True)])
         norm = self.tuned.clip(self.settings.clip or math.inf)
         if not math.isfinite(loss := float(losses.mean())) or not math.isfinite(norm):
             raise TrainingFailed(

@@ -76,14 +76,14 @@ class Decoder:
                 block.forward(hidden, rows)
             return self.head.losses(hidden.index_select(0, row.predict_at), row.targets)
 
-    def learn(self, row: Row, share: float) -> torch.Tensor:
-        """The same; adds the gradients of `share` times their sum to the adapter's."""
+    def learn(self, row: Row, shares: torch.Tensor) -> torch.Tensor:
+        """The same; adds the gradients of their sum, each times its share (N,), to the adapter's."""
         if self.adapter is None:
             raise ValueError("there is no adapter to learn")
         with self.arena.frame(), torch.no_grad():
-            return self._learn(row, share, self.rows(row), self.adapter.layers[0])
+            return self._learn(row, shares, self.rows(row), self.adapter.layers[0])
 
-    def _learn(self, row: Row, share: float, rows: Sequence[Rows], first: int) -> torch.Tensor:
+    def _learn(self, row: Row, shares: torch.Tensor, rows: Sequence[Rows], first: int) -> torch.Tensor:
         """Forward with an eye to the backward pass; blocks below `first` have no adapter and need no gradient."""
         hidden = self._below(row, first)
         top = len(self.blocks) - self.remembered
@@ -98,7 +98,7 @@ class Decoder:
                 self.blocks[number].forward(hidden, rows[number])
         predicting = hidden.index_select(0, row.predict_at)
         grads = torch.empty_like(predicting)
-        losses = self.head.learn(predicting, row.targets, share, grads)
+        losses = self.head.learn(predicting, row.targets, shares, grads)
         grad = hidden.zero_().index_copy_(0, row.predict_at, grads)
         for number in reversed(range(first, len(self.blocks))):
             block = self.blocks[number]

@@ -33,13 +33,15 @@ class Head:
             normed = self.norm.forward(hidden, self.arena.take(*hidden.shape))
             return self._pass(normed, targets, None)
 
-    def learn(self, hidden: torch.Tensor, targets: torch.Tensor, share: float, grad: torch.Tensor) -> torch.Tensor:
-        """The same; writes the gradient of `share` times their sum with respect to `hidden` into `grad`."""
+    def learn(
+        self, hidden: torch.Tensor, targets: torch.Tensor, shares: torch.Tensor, grad: torch.Tensor
+    ) -> torch.Tensor:
+        """The same; writes the gradient of their sum, each times its share (N,), by `hidden` into `grad`."""
         with self.arena.frame():
             normed = self.norm.forward(hidden, self.arena.take(*hidden.shape))
             losses = self._pass(normed, targets, grad)
             rows = torch.index_select(self.weight, 0, targets)
-            grad.sub_(rows).mul_(share)
+            grad.sub_(rows).mul_(shares[:, None])
             self.norm.backward(hidden, grad, grad, fresh=True)
         return losses
 

@@ -46,9 +46,9 @@ class LeanModel:
         """Loss of each target of a packed row in nats, (N,) float32."""
         return self.decoder.losses(row)
 
-    def learn(self, row: Row, share: float) -> torch.Tensor:
-        """The same; adds the gradients of `share` times their sum to those of the adapter."""
-        return self.decoder.learn(row, share)
+    def learn(self, row: Row, shares: torch.Tensor) -> torch.Tensor:
+        """The same; adds the gradients of their sum, each times its share (N,), to those of the adapter."""
+        return self.decoder.learn(row, shares)
 
     def answers(
         self, prompts: Sequence[list[int]], most: int, memory_budget: int = 0

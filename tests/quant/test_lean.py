@@ -41,6 +41,11 @@ def row() -> Row:
     return pack([example(21), example(5), example(12)], CPU)
 
 
+def shares(of: Row, mean: float) -> torch.Tensor:
+    """Every target counts differently."""
+    return torch.linspace(0.5, 1.5, len(of.targets)) * mean
+
+
 def both(base: Path, dtype: torch.dtype = torch.float32) -> tuple[LeanModel, StockModel]:
     """The same base and the same adapter, B not zero, in both ways."""
     lean, stock = open_model(base, None, CPU, dtype), open_stock(base, None, CPU, dtype)
@@ -74,7 +79,7 @@ def test_losses_and_every_gradient_are_those_of_the_stock_path(
     """In float32 to 1e-4 of each adapter matrix's gradient, whatever is kept and whatever is computed again."""
     lean, stock = both(tiny_base(architecture))
     lean.decoder.remembered = min(remembered, lean.decoder.arch.layers)
-    mine, theirs = lean.learn(row(), 0.1), stock.learn(row(), 0.1)
+    mine, theirs = lean.learn(row(), shares(row(), 0.1)), stock.learn(row(), shares(row(), 0.1))
     assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-5)
     assert torch.allclose(lean.losses(row()), theirs, rtol=1e-5, atol=1e-5)
     expected = gradients(stock)
@@ -94,13 +99,13 @@ def test_top_blocks_alone_learn_the_same_from_the_cached_prefix(
     settings = dataclasses.replace(SETTINGS, top_layers=0.5)
     lean.add_adapter(settings)
     assert lean.tuned
-    uncached = lean.learn(row(), 0.1)
+    uncached = lean.learn(row(), shares(row(), 0.1))
     expected = lean.tuned.grads.clone()
     lean.prepare_training(settings, tmp_path)
     assert lean.decoder.prefix
     for _ in range(2):
         lean.tuned.grads.zero_()
-        assert torch.allclose(lean.learn(row(), 0.1), uncached, rtol=1e-6)
+        assert torch.allclose(lean.learn(row(), shares(row(), 0.1)), uncached, rtol=1e-6)
         assert distance(lean.tuned.grads, expected) < 1e-6
     assert not list(tmp_path.iterdir())
     lean.decoder.prefix.close()
@@ -131,9 +136,9 @@ def test_gradients_add_up_over_rows(tiny_base: Base, architecture: str) -> None:
     """A second row adds to the first, and scratch that was used before changes nothing."""
     lean, _ = both(tiny_base(architecture))
     assert lean.tuned
-    lean.learn(row(), 0.1)
+    lean.learn(row(), shares(row(), 0.1))
     once = lean.tuned.grads.clone()
-    lean.learn(row(), 0.2)
+    lean.learn(row(), shares(row(), 0.2))
     assert distance(lean.tuned.grads, 3 * once) < 1e-5
 
 
@@ -142,8 +147,8 @@ def test_bfloat16_stays_within_its_rounding(tiny_base: Base, architecture: str) 
     """bfloat16 has 8 bits: both ways differ from float32 by so much, and from each other by no more."""
     exact, _ = both(tiny_base(architecture))
     lean, stock = both(tiny_base(architecture), torch.bfloat16)
-    truth = exact.learn(row(), 0.1)
-    mine, theirs = lean.learn(row(), 0.1), stock.learn(row(), 0.1)
+    truth = exact.learn(row(), shares(row(), 0.1))
+    mine, theirs = lean.learn(row(), shares(row(), 0.1)), stock.learn(row(), shares(row(), 0.1))
     assert torch.allclose(mine, truth, rtol=0.02, atol=0.02)
     assert torch.allclose(mine, theirs, rtol=0.02, atol=0.02)
     assert exact.tuned

@@ -38,7 +38,8 @@ def deepest(model: LeanModel, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(Arena, "take", take)
     ids = [5] * SETTINGS.sequence_length
     example = Encoded("x", ids, [False] + [True] * (len(ids) - 1), [False] * len(ids), cut=False)
-    model.learn(pack([example], torch.device("cpu")), 1.0)
+    row = pack([example], torch.device("cpu"))
+    model.learn(row, torch.ones_like(row.targets, dtype=torch.float32))
     return max(most)
 
 
@@ -86,12 +87,12 @@ def test_unpacked_matrices_change_no_number(tiny_base: Callable[[str], Path], un
     ids = list(range(5, 40))
     row = pack([Encoded("x", ids, [False] + [True] * 34, [False] * 35, cut=False)], torch.device("cpu"))
     assert model.tuned
-    before = model.learn(row, 1.0)
+    before = model.learn(row, torch.ones(len(row.targets)))
     grads = model.tuned.grads.clone()
     model.tuned.grads.zero_()
     model.decoder.apply(memory.Plan(unpacked=unpacked))
     assert model.decoder.held > 0
-    assert torch.equal(model.learn(row, 1.0), before)
+    assert torch.equal(model.learn(row, torch.ones(len(row.targets))), before)
     assert torch.equal(model.tuned.grads, grads)
     model.decoder.apply(memory.Plan())
     assert model.decoder.held == 0

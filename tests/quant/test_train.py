@@ -214,3 +214,21 @@ def test_steps_tell_the_loss_of_values_from_that_of_their_form(
     _, events = phase(model, examples(model)[:4], tmp_path / "plain", None, 0, 1)
     (step,) = [e for e in events if isinstance(e, Step)]
     assert (step.value_loss, step.form_loss) == (None, pytest.approx(step.loss))
+
+
+def test_values_count_more_where_they_are_known(tiny_base: Callable[[str], Path]) -> None:
+    """The gradient is that of the weighted mean; the losses that are told are not weighted."""
+    model = load(tiny_base("llama"), None, "cpu", "float32")
+    rows = [model.encoder.example(str(i), row, 512, str(i * 37)) for i, row in enumerate(ROWS[:4])]
+    made = start(model, rows, dataclasses.replace(SETTINGS, value_weight=3.0, clip=0.0), None)
+    (row,) = made.rows([0, 1, 2, 3])
+    told, _ = made._gradients([row])  # noqa: SLF001
+    weighted, values = made.tuned.grads.clone(), row.is_value
+    of_part = {}
+    for name, part in (("values", values), ("others", ~values)):
+        made.tuned.grads.zero_()
+        losses = model.learn(row, part.float())
+        of_part[name] = made.tuned.grads.clone()
+    whole = 3 * float(values.sum()) + float((~values).sum())
+    assert torch.allclose(weighted, (3 * of_part["values"] + of_part["others"]) / whole, atol=1e-7)
+    assert torch.equal(told, losses)
