@@ -222,7 +222,7 @@ def test_values_count_more_where_they_are_known(tiny_base: Callable[[str], Path]
     rows = [model.encoder.example(str(i), row, 512, str(i * 37)) for i, row in enumerate(ROWS[:4])]
     made = start(model, rows, dataclasses.replace(SETTINGS, value_weight=3.0, clip=0.0), None)
     (row,) = made.rows([0, 1, 2, 3])
-    told, _ = made._gradients([row])  # noqa: SLF001
+    told, _ = made._gradients([row])
     weighted, values = made.tuned.grads.clone(), row.is_value
     of_part = {}
     for name, part in (("values", values), ("others", ~values)):
