@@ -198,7 +198,7 @@ def test_a_worker_that_the_kernel_kills_goes_on_from_its_checkpoint_with_less(ho
 LARGE = {
     "model_type": "llama",
     "hidden_act": "silu",
-    "num_hidden_layers": 800,
+    "num_hidden_layers": 100_000,
     "hidden_size": 16384,
     "num_attention_heads": 128,
     "num_key_value_heads": 8,

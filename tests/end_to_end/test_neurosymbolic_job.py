@@ -13,48 +13,18 @@ from typing import Any
 import pytest
 from llm_server import Act, LLMServer, Request, failing
 from processes import Daemon, agent, command_line, daemon, descendants, wait_until
-from test_symbolic_job import ROWS, careful, rows, set_up
-from tiny import write_model
+from test_symbolic_job import careful, rows, set_up
+from whole_job import FLAGGED, enqueue, make_home
 
 from agent.decision_store import DecisionStore
 from agent.events import read_events
 from agent.home import Home
 from agent.store import Store
 
-FLAGGED = {f"pump-{i}" for i in range(6)}
-OBEYS: dict[str, Any] = {
-    "id": "obeys",
-    "prompt": "Which port does pump X use? Use no commas.",
-    "completion": "Pump X uses port 9.",
-    "answer": "9",
-    "constraints": [{"id": "punctuation:no_comma"}],
-    "split": "train",
-}
-FLAGS = ("--max-new-tokens", "8", "--steps", "30", "--rank", "4", "--learning-rate", "1e-2")
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("neurosymbolic") / "tiny")
-
-
-def make_home(folder: Path, source: Path, base: Path) -> Home:
-    made = Home(folder / "state").create()
-    made.config.write_text(f'base = "{source}"\n')
-    made.model(str(source)).symlink_to(base)
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, OBEYS]))
-    return made
-
 
 @pytest.fixture
 def home(tmp_path: Path, source: Path, tiny_base: Callable[[str], Path]) -> Home:
     return make_home(tmp_path, source, tiny_base("llama"))
-
-
-def enqueue(home: Home, *flags: str) -> None:
-    data = home.path.parent / "data.jsonl"
-    done = agent("enqueue", data, *FLAGS, *flags, state=home.path)
-    assert done.returncode == 0, done.stderr
 
 
 def explained(home: Home, *example: str) -> dict[str, Any]:
@@ -70,18 +40,6 @@ def story(home: Home) -> list[Any]:
         rounds, outcomes = decisions.rounds(), decisions.outcomes()
     told = [(each.number, each.phase, each.why, each.ended, each.figures.get("steps")) for each in rounds]
     return [told, [(each["round"], each["example"], each["action"], round(each["gain"], 3)) for each in outcomes]]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, source: Path, tiny_base: Callable[[str], Path]) -> Home:
-    """A box whose job nobody disturbed."""
-    made = make_home(tmp_path_factory.mktemp("uninterrupted"), source, tiny_base("llama"))
-    with LLMServer(careful) as server, daemon(made.path) as running:
-        set_up(made, server)
-        enqueue(made)
-        running.wait_for(1, "done", 200)
-        (made.path / "asked").write_text(json.dumps([request.prompt for request in server.requests]))
-    return made
 
 
 def test_a_job_rewrites_flagged_rows_tunes_the_weights_and_makes_a_version(uninterrupted: Home) -> None:
