@@ -22,6 +22,7 @@ from agent import (
 )
 from agent.config import add_flags
 from agent.errors import AgentError
+from agent.faults import os_fault
 from agent.home import Home
 from agent.jobs import State
 from agent.service_commands import DEFAULT_TARGET
@@ -265,8 +266,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as fault:
-        message = f"{fault.strerror or fault}: {fault.filename or 'standard output'}"
-        return _fail(message, "StorageError", 74, as_json=arguments.json)
+        known = os_fault("standard output", fault)
+        return _fail(str(known), type(known).__name__, known.exit_code, as_json=arguments.json)
 
 
 def _mend_streams() -> None:

@@ -22,7 +22,8 @@ def _sqlite_fault(path: Path, fault: sqlite3.Error) -> AgentError:
     return StateError(f"{path} cannot be read ({text}); move it away or restore it from a backup")
 
 
-def _os_fault(path: Path, fault: OSError) -> AgentError:
+def os_fault(path: Path | str, fault: OSError) -> AgentError:
+    """What the system says of a file, `path` where it names none itself."""
     where = f"{fault.filename or path}: {fault.strerror}"
     if fault.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
         return StorageError(f"{where}; free some space or check the disk")
@@ -35,7 +36,7 @@ def disk_faults(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as fault:
-        raise _os_fault(path, fault) from fault
+        raise os_fault(path, fault) from fault
     except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
         raise
     except sqlite3.DatabaseError as fault:
