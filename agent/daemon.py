@@ -231,19 +231,20 @@ def serve(home: Home, store: Store, report: Report, *, drain: bool) -> None:
     daemon = Daemon(home, store, report, Governed(home.config))
     daemon.initialize()
     while not stopping:
-        _tick(daemon)
-        if drain and daemon.idle:
+        if _tick(daemon) and drain and daemon.idle:
             break
         if select.select([wake], [], [], POLL)[0]:
             os.read(wake, 4096)
     daemon.shutdown()
 
 
-def _tick(daemon: Daemon) -> None:
-    """One turn; a full disk or a locked database is said and tried again, not died of."""
+def _tick(daemon: Daemon) -> bool:
+    """One turn; a full disk or a locked database is said and tried again, not died of: False then."""
     try:
         daemon.tick(time.monotonic())
     except AgentError as fault:
         if not fault.retryable:
             raise
         hint(f"nslora-agent: {fault}; trying again")
+        return False
+    return True

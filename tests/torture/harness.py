@@ -185,6 +185,8 @@ def outcome(folder: Path) -> Outcome:
         jobs = store.list()
         assert [job.id for job in jobs] == [1], "an acknowledged job is lost, or there is one more"
         registry = Registry(home.path, store)
+        if jobs[0].state is not State.DONE:
+            registry.reconcile()  # as the next daemon does when it starts
         versions = registry.versions()
         assert all(version.whole for version in versions), "half a version can be seen"
         assert all(folder_fault(home.versions / str(version.number)) is None for version in versions)
@@ -193,9 +195,11 @@ def outcome(folder: Path) -> Outcome:
         made = [version for version in versions if version.number]
         steps = made[-1].about["figures"]["steps"] if made else 0
         adapter = _digest(home.versions / str(made[-1].number)) if made else ""
-    left = [path for path in home.path.rglob(f"{TEMPORARY}*") if path.parent != home.models]
-    assert not left, f"half-written: {left}"
     job = jobs[0]
+    # A job that can still be retried keeps its folder as it is; the next attempt sweeps it.
+    kept = home.models if job.state is State.DONE else home.runs
+    left = [path for path in home.path.rglob(f"{TEMPORARY}*") if kept not in path.parents]
+    assert not left, f"half-written: {left}"
     return Outcome(State(job.state).value, str(job.reason), len(made), adapter, registry.active(), stack, steps)
 
 
