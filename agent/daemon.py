@@ -178,12 +178,15 @@ class Daemon:
         """Note how the process ended; one that did not finish its job has died."""
         status = running.process.wait()
         job = self._store.get(running.job.id)
-        if job.token == running.token:
+        died = job.token == running.token
+        if died:
             ended = running.killed_because or f"{how_it_ended(status)}{last_words(running.log)}"
             reason = f"the job's process {ended}"
             job = self._died_unless_cancelled(job, running.token, reason, counts=counts)
         self._running = None
         self._report("ended", job)
+        if died:  # it may have been about to publish a version
+            Registry(self._home.path, self._store).reconcile()
 
     def _died_unless_cancelled(self, job: Job, token: str, reason: str, *, counts: bool) -> Job:
         try:
