@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent import (
+    config_commands,
     decision_commands,
     export_commands,
     job_commands,
@@ -48,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (
         _add_set_up, _add_data, _add_daemon, _add_jobs, _add_watch, _add_decisions, _add_versions, _add_generate,
-        _add_export, _add_offload, _add_cache, _add_service,
+        _add_export, _add_offload, _add_cache, _add_config, _add_service,
     ):  # fmt: skip
         add(_Adder(subparsers))
     return parser
@@ -127,6 +128,16 @@ def _add_data(add: _Adder) -> None:
 def _add_daemon(add: _Adder) -> None:
     run = add("run", job_commands.run, "Run the daemon in the foreground.", "nslora-agent run --drain")
     run.add_argument("--drain", action="store_true", help="stop when the queue is empty")
+
+
+def _add_config(add: _Adder) -> None:
+    under = add.group("config", "Show and check config.toml.")
+    about = "List every setting with its value; with --origin also where that comes from."
+    show = under("show", config_commands.show, about, "nslora-agent config show --origin")
+    show.add_argument("name", metavar="NAME", nargs="?", help="only settings whose name begins so, such as training")
+    show.add_argument("--origin", action="store_true", help="the line of config.toml, or default")
+    about = "Say whether config.toml can be used; lists every fault with its line."
+    under("check", config_commands.check, about, "nslora-agent config check")
 
 
 def _add_service(add: _Adder) -> None:

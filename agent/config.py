@@ -15,7 +15,7 @@ from agent.durable import write_file
 from agent.errors import ConfigError
 from agent.home import resolve
 from agent.jsonl import Limits
-from agent.settings import Decision, Governor, Offload, Retention, Training, setting
+from agent.settings import Decision, Governor, Metrics, Offload, Retention, Training, setting
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,7 +25,7 @@ else:
 DEFAULT_BASE = "smollm2-135m-instruct"
 GROUPS: dict[str, type[Any]] = {
     "training": Training, "decision": Decision, "offload": Offload, "governor": Governor,
-    "retention": Retention, "limits": Limits,
+    "retention": Retention, "metrics": Metrics, "limits": Limits,
 }  # fmt: skip
 """The tables of config.toml."""
 
@@ -40,45 +40,75 @@ class Config:
     offload: Offload = field(default_factory=Offload)
     governor: Governor = field(default_factory=Governor)
     retention: Retention = field(default_factory=Retention)
+    metrics: Metrics = field(default_factory=Metrics)
     limits: Limits = field(default_factory=Limits)
+
+
+RETIRED = {"training.checkpointing": "memory_budget decides what is computed again"}
+"""Settings of earlier versions, and what became of them: in an old config.toml they are passed over."""
+Faults = list[tuple[str, str]]
+"""Names of settings, and what is wrong with each."""
 
 
 def read_config(path: Path) -> Config:
     """The settings in a file, or the defaults where there is none; raises ConfigError with every fault in it."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
     except FileNotFoundError:
         return Config()
     except (OSError, ValueError, RecursionError) as fault:
         raise ConfigError(f"{path}: {fault}") from fault
-    faults: list[str] = []
+    faults: Faults = []
     config: Config = _build(Config, table, "", faults)
-    if faults:
-        raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
+    _raise_all(path, text, faults)
     return dataclasses.replace(config, base=resolve(config.base, path.absolute().parent))
 
 
-def _build(cls: type[Any], table: dict[str, Any], prefix: str, faults: list[str]) -> Any:
+def _raise_all(path: Path, text: str, faults: Faults) -> None:
+    """Raise ConfigError with all faults, each with its line, if there are any."""
+    lines = set_in(text)
+    told = [f"{path}{f', line {lines[name]}' if name in lines else ''}: {fault}" for name, fault in faults]
+    if told:
+        raise ConfigError("\n".join(told))
+
+
+def set_in(text: str) -> dict[str, int]:
+    """The line in which each setting of a config.toml stands, by its full name; a table by its heading."""
+    found, prefix = {}, ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if heading := re.match(r"\s*\[\s*([\w.-]+)\s*\]", line):
+            prefix = f"{heading[1]}."
+            found[heading[1]] = number
+        elif name := re.match(r"""\s*["']?([\w-]+)["']?\s*=""", line):
+            found.setdefault(f"{prefix}{name[1]}", number)
+    return found
+
+
+def _build(cls: type[Any], table: dict[str, Any], prefix: str, faults: Faults) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     values = {}
     for name, value in table.items():
         known = fields.get(name)
+        if f"{prefix}{name}" in RETIRED:
+            continue
         if known is None:
             near = difflib.get_close_matches(name, fields, 1)
-            faults.append(f"unknown setting {prefix}{name}" + (f"; did you mean {prefix}{near[0]}?" if near else ""))
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            faults.append((f"{prefix}{name}", f"unknown setting {prefix}{name}{hint}"))
         elif "help" not in known.metadata:
             values[name] = _subtable(known, value, faults)
         elif fault := value_fault(known, value):
-            faults.append(f"{prefix}{name} {fault}")
+            faults.append((f"{prefix}{name}", f"{prefix}{name} {fault}"))
         else:
             values[name] = _typed(known, value)
     return cls(**values)
 
 
-def _subtable(known: dataclasses.Field[Any], value: object, faults: list[str]) -> Any:
+def _subtable(known: dataclasses.Field[Any], value: object, faults: Faults) -> Any:
     if isinstance(value, dict):
         return _build(GROUPS[known.name], value, f"{known.name}.", faults)
-    faults.append(f"{known.name} must be a table: [{known.name}]")
+    faults.append((known.name, f"{known.name} must be a table: [{known.name}]"))
     return None
 
 
@@ -147,10 +177,9 @@ def write_settings(path: Path, group: str, values: dict[str, Any]) -> None:
     except (TOMLKitError, AttributeError) as fault:
         raise ConfigError(f"{path}: {fault}") from fault
     changed = tomlkit.dumps(document)
-    faults: list[str] = []
+    faults: Faults = []
     _build(Config, tomllib.loads(changed), "", faults)
-    if faults:
-        raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
+    _raise_all(path, changed, faults)
     write_file(path, changed.encode())
 
 

@@ -16,9 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent import systemd
+from agent import metrics, systemd
+from agent.config import read_config
 from agent.durable import locked, sweep_temporaries
-from agent.errors import AgentError, Busy, StaleAttempt
+from agent.errors import AgentError, Busy, StaleAttempt, StateError
 from agent.governed import Governed
 from agent.governor import Hold
 from agent.home import Home
@@ -66,11 +67,19 @@ class Running:
 class Daemon:
     """`initialize`, then `tick(now)` as often as wanted, then `shutdown`; `now` is a monotonic clock in seconds.
 
-    `governed` says what holds training back.
+    `governed` says what holds training back; `textfile` is where metrics go, if anywhere.
     """
 
-    def __init__(self, home: Home, store: Store, report: Report, governed: Callable[[float], Hold | None]) -> None:
+    def __init__(
+        self,
+        home: Home,
+        store: Store,
+        report: Report,
+        governed: Callable[[float], Hold | None],
+        textfile: Path | None = None,
+    ) -> None:
         self._home, self._store, self._report, self._governed = home, store, report, governed
+        self._textfile, self._measured = textfile, -math.inf
         self._running: Running | None = None
         self._hold: Hold | None = None
         self._sensed = -math.inf
@@ -102,6 +111,9 @@ class Daemon:
         if not self._running:
             self._claim(now)
         self._tell_systemd()
+        if self._textfile and now - self._measured >= metrics.EVERY:
+            self._measured = now
+            self._measure(self._textfile)
 
     def shutdown(self) -> None:
         """Let the running job checkpoint and go back into the queue; however it ends, that counts as no death."""
@@ -194,6 +206,28 @@ class Daemon:
         except StaleAttempt:
             return self._store.get(job.id)
 
+    def _measure(self, path: Path) -> None:
+        running = self._store.get(self._running.job.id) if self._running else None
+        told = metrics.samples(
+            self._store.counts(),
+            running,
+            self._store.remote(),
+            paused=self._hold is not None,
+            active=self._active(),
+            now=time.time(),
+        )
+        try:
+            metrics.write(path, metrics.exposition(told))
+        except OSError as fault:
+            self._textfile = None
+            hint(f"nslora-agent: no metrics are written any more: {path}: {fault.strerror}")
+
+    def _active(self) -> int | None:
+        try:
+            return Registry(self._home.path, self._store).active()
+        except StateError:  # a link that leads nowhere: `versions` tells
+            return None
+
     def _tell_systemd(self) -> None:
         running = self._running
         status = f"job {running.job.id}: {running.job.file}" if running else "idle"
@@ -231,7 +265,8 @@ def serve(home: Home, store: Store, report: Report, *, drain: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda caught, _: stopping.append(caught))
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    daemon = Daemon(home, store, report, Governed(home.config))
+    textfile = read_config(home.config).metrics.textfile
+    daemon = Daemon(home, store, report, Governed(home.config), Path(textfile) if textfile else None)
     daemon.initialize()
     while not stopping:
         if _tick(daemon) and drain and daemon.idle:

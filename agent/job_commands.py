@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent import output
+from agent import output, systemd
 from agent.config import Config, job_settings, read_config
 from agent.durable import locked
 from agent.errors import ConfigError, DataError
@@ -138,12 +138,14 @@ def _report_json(what: str, job: Job) -> None:
 
 
 def _in_lines() -> Tell:
-    """A line whenever something has changed."""
+    """A line whenever something has changed; under systemd an entry of the journal."""
     said = [""]
 
     def report(what: str, job: Job) -> None:
         text = _told(what, job)
-        if text != said[0]:
+        went_wrong = job.state in {State.FAILED, State.DEAD}
+        priority = systemd.WARNING if went_wrong else systemd.INFO
+        if text != said[0] and not systemd.journal(text, priority, NSLORA_JOB=job.id, NSLORA_STATE=job.state):
             say(f"{time.strftime('%H:%M:%S')} {text}")
         said[0] = text
 

@@ -161,3 +161,12 @@ class Retention:
         5, "failed, dead or cancelled jobs whose checkpoints are kept for a retry", low=0, high=1_000_000
     )
     versions: int = setting(20, "versions kept besides those in use", low=0, high=1_000_000)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What is told to monitoring; the only definition of each of these settings."""
+
+    textfile: str = setting(
+        "", "file for Prometheus's node exporter, such as /var/lib/node_exporter/nslora.prom; empty: none"
+    )

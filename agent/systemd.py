@@ -1,10 +1,16 @@
-"""What a service tells systemd, without a dependency: sd_notify(3) and sd_watchdog_enabled(3)."""
+"""What a service tells systemd, without a dependency: sd_notify(3), sd_watchdog_enabled(3), and journal entries.
+
+Those are sent as systemd's "native journal protocol" has them, so that `journalctl NSLORA_JOB=3` finds a job's.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
 
+JOURNAL = "/run/systemd/journal/socket"
+INFO, WARNING = 6, 4
+"""Priorities of syslog."""
 PATIENCE = 2.0
 """Seconds to wait for room in the service manager's queue; a full one must not hold up the daemon."""
 
@@ -18,13 +24,23 @@ def notify(state: str) -> bool:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return False
-    if address.startswith("@"):
-        address = "\0" + address[1:]
+    return _send("\0" + address[1:] if address.startswith("@") else address, state)
+
+
+def journal(message: str, priority: int, **fields: object) -> bool:
+    """Write an entry with fields of its own (names in capitals) where stdout is the journal; False elsewhere."""
+    if "JOURNAL_STREAM" not in os.environ:
+        return False
+    told = {"MESSAGE": message, "PRIORITY": priority, "SYSLOG_IDENTIFIER": "nslora-agent", **fields}
+    return _send(JOURNAL, "".join(f"{name}={' '.join(str(value).split())}\n" for name, value in told.items()))
+
+
+def _send(address: str, text: str) -> bool:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
             connection.settimeout(PATIENCE)
             connection.connect(address)
-            connection.sendall(state.encode())
+            connection.sendall(text.encode())
     except OSError:
         return False
     return True

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import re
 from pathlib import Path
 
 import pytest
+from processes import agent, failed
 
 from agent.config import (
     DEFAULT_BASE,
@@ -20,7 +22,7 @@ from agent.config import (
 )
 from agent.errors import ConfigError
 from agent.jsonl import Limits
-from agent.settings import Decision, Governor, Offload, Retention, Training, part_of
+from agent.settings import Decision, Governor, Metrics, Offload, Retention, Training, part_of
 
 
 @pytest.fixture
@@ -29,13 +31,13 @@ def path(tmp_path: Path) -> Path:
 
 
 def faults(path: Path, text: str | bytes) -> list[str]:
-    """Every fault of a file, without its name."""
+    """Every fault of a file, without its name and line."""
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError) as found:
         read_config(path)
     lines = str(found.value).split("\n")
-    assert all(line.startswith(f"{path}: ") for line in lines)
-    return [line.removeprefix(f"{path}: ") for line in lines]
+    assert all(line.startswith(str(path)) for line in lines)
+    return [re.sub(r"^(, line \d+)?: ", "", line.removeprefix(str(path))) for line in lines]
 
 
 # ---- the file ----
@@ -222,3 +224,39 @@ def test_every_wrong_flag_is_reported_at_once() -> None:
         "--device must be one of auto, cpu, cuda, not 'tpu'",
         "--rounds must be between 1 and 1000, not 0",
     ]
+
+
+def test_each_fault_names_its_line(path: Path) -> None:
+    """Whether the setting stands at the top, in a table, or is a table that should be none."""
+    path.write_text("bass = 'x'\n\n[training]\n# rank = 1\nrank = 0\n[limits]\n  max_lines = 'many'\n")
+    with pytest.raises(ConfigError) as found:
+        read_config(path)
+    lines = [int(number) for number in re.findall(r"config\.toml, line (\d+): ", str(found.value))]
+    assert lines == [1, 5, 7]
+
+
+def test_a_setting_of_an_earlier_version_is_passed_over(path: Path) -> None:
+    """An upgrade must not keep a box from starting."""
+    path.write_text("[training]\ncheckpointing = true\nrank = 8\n")
+    assert read_config(path).training == Training(rank=8)
+
+
+def test_what_holds_is_shown_with_where_it_comes_from(tmp_path: Path) -> None:
+    """Every setting, by its full name; a part of the name is enough to find it."""
+    (tmp_path / "config.toml").write_text('base = "tiny"\n[training]\nrank = 8\n')
+    shown = agent("config", "show", "training", "--origin", state=tmp_path).stdout
+    assert re.search(rf"training.rank +8 +{tmp_path}/config.toml, line 3\n", shown)
+    assert re.search(r"training.alpha +32 +default\n", shown)
+    assert "offload" not in shown
+    told = json.loads(agent("config", "show", "--json", state=tmp_path).stdout)
+    assert {"setting": "base", "value": "tiny", "origin": f"{tmp_path}/config.toml, line 1"}.items() <= told[0].items()
+    assert len(told) > 60
+    assert all(row["meaning"] for row in told)
+
+
+def test_a_config_is_checked_without_using_it(tmp_path: Path) -> None:
+    """Exit code 78 with every fault, as for any command."""
+    (tmp_path / "config.toml").write_text("[training]\nrank = 8\n")
+    assert "every setting is fine" in agent("config", "check", state=tmp_path).stdout
+    (tmp_path / "config.toml").write_text("[training]\nrnak = 8\nalpha = 'x'\n")
+    failed(agent("config", "check", state=tmp_path), 78, "line 2: unknown setting", "did you mean", "line 3: ")

@@ -75,3 +75,26 @@ def test_the_watchdog_is_read_from_the_environment(
         if value is not None:
             monkeypatch.setenv(name, value)
     assert watchdog_seconds() == seconds
+
+
+def test_an_entry_of_the_journal_has_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Message, priority and fields, a line each; a line break in a text cannot forge another field."""
+    monkeypatch.setattr(systemd, "JOURNAL", str(tmp_path / "journal"))
+    with listening(str(tmp_path / "journal")) as manager:
+        assert not systemd.journal("job 3 failed", systemd.WARNING, NSLORA_JOB=3)
+        monkeypatch.setenv("JOURNAL_STREAM", "8:4711")
+        assert systemd.journal("job 3 failed:\nPRIORITY=0", systemd.WARNING, NSLORA_JOB=3)
+        lines = manager.recv(4096).decode().splitlines()
+    assert lines == [
+        "MESSAGE=job 3 failed: PRIORITY=0",
+        "PRIORITY=4",
+        "SYSLOG_IDENTIFIER=nslora-agent",
+        "NSLORA_JOB=3",
+    ]
+
+
+def test_without_a_journal_the_line_goes_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """False: the caller prints it."""
+    monkeypatch.setenv("JOURNAL_STREAM", "8:4711")
+    monkeypatch.setattr(systemd, "JOURNAL", "/nowhere/journal")
+    assert systemd.journal("text", systemd.INFO) is False

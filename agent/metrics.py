@@ -1,0 +1,91 @@
+"""What Prometheus's node exporter reads from its textfile folder: one file, replaced as a whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from agent.jobs import Job, State
+
+EVERY = 15.0
+"""Seconds between two versions of the file."""
+Sample = tuple[str, dict[str, str], float]
+"""Name, labels, value."""
+MEANINGS = {
+    "nslora_jobs": ("gauge", "Jobs by state."),
+    "nslora_job_step": ("gauge", "Optimizer step of the running job."),
+    "nslora_job_steps": ("gauge", "Optimizer steps the running job has planned."),
+    "nslora_job_loss": ("gauge", "Loss of the running job's last step, nats per token."),
+    "nslora_job_tokens_per_second": ("gauge", "Speed of the running job's last step."),
+    "nslora_job_memory_bytes": ("gauge", "Resident memory of the training worker."),
+    "nslora_job_heartbeat_timestamp_seconds": ("gauge", "When the running job was last heard of."),
+    "nslora_paused": ("gauge", "1 while the governor lets no job run."),
+    "nslora_active_version": ("gauge", "The active version, 0 for the base model."),
+    "nslora_remote_requests_today": ("gauge", "Requests to the remote LLM on the day it was last asked (UTC)."),
+    "nslora_remote_tokens_today": ("gauge", "Tokens of the remote LLM on that day."),
+    "nslora_remote_open": ("gauge", "1 while the remote LLM is left alone after failures."),
+    "nslora_updated_timestamp_seconds": ("gauge", "When this file was written."),
+}
+"""Kind and meaning of each metric."""
+
+
+def samples(
+    counts: dict[State, int], running: Job | None, remote: dict[str, Any] | None, *, paused: bool, active: int | None, now: float
+) -> Iterator[Sample]:
+    """Everything there is to tell of a box at one moment."""
+    for state, count in counts.items():
+        yield "nslora_jobs", {"state": state.value}, count
+    yield from _of_job(running) if running else ()
+    yield "nslora_paused", {}, paused
+    if active is not None:
+        yield "nslora_active_version", {}, active
+    if remote:
+        yield "nslora_remote_requests_today", {}, remote["requests_today"]
+        yield "nslora_remote_tokens_today", {}, remote["tokens_today"]
+        yield "nslora_remote_open", {}, remote["breaker"] != "closed"
+    yield "nslora_updated_timestamp_seconds", {}, round(now, 3)
+
+
+def _of_job(job: Job) -> Iterator[Sample]:
+    labels = {"job": str(job.id), "mode": job.mode}
+    names = {"step": "step", "steps": "steps", "loss": "loss", "tokens_per_s": "tokens_per_second"}
+    for field, name in names.items():
+        if field in job.progress:
+            yield f"nslora_job_{name}", labels, job.progress[field]
+    if "rss_mb" in job.progress:
+        yield "nslora_job_memory_bytes", labels, job.progress["rss_mb"] * 1e6
+    if job.heartbeat is not None:
+        yield "nslora_job_heartbeat_timestamp_seconds", labels, round(job.heartbeat, 3)
+
+
+def exposition(told: Iterator[Sample]) -> str:
+    """Samples in Prometheus's text format, each metric with its meaning once."""
+    lines, last = [], ""
+    for name, labels, value in told:
+        if name != last:
+            kind, meaning = MEANINGS[name]
+            lines += [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}"]
+            last = name
+        shown = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+        lines.append(f"{name}{{{shown}}} {float(value):g}" if shown else f"{name} {float(value):.15g}")
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Replace the file in one rename; not flushed, for it is old in a quarter of a minute. Raises OSError."""
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        temporary.chmod(0o644)
+        temporary.rename(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
