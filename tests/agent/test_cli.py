@@ -10,6 +10,7 @@ from pathlib import Path
 
 import make_cli
 import pytest
+from checkout import pyproject
 from processes import AGENT, Daemon, agent, daemon, failed
 from tiny import write_model
 
@@ -48,7 +49,7 @@ def test_the_command_line_names_all_commands_and_its_version() -> None:
     shown = subprocess.run([AGENT, "--help"], capture_output=True, text=True, check=True).stdout
     assert all(f"    {command.split()[0]} " in shown for command in COMMANDS)
     shown = subprocess.run([AGENT, "--version"], capture_output=True, text=True, check=True).stdout
-    assert shown == "0.1.0\n"
+    assert shown == f"{pyproject()['project']['version']}\n"
     assert subprocess.run([AGENT], capture_output=True, check=False).returncode == 2
 
 

@@ -23,7 +23,7 @@ from agent.protocol import Alive, Envelope, Ping, encode
 from agent.store import Store
 from agent.workers import MOST_WAITING, Connection
 
-SAMPLE = 24
+SAMPLE = 12
 """Failed calls that CI tries."""
 FAILING = ("write", "pwrite64", "fsync", "fdatasync", "rename", "mkdir", "unlink")
 
