@@ -48,5 +48,7 @@ def _shown(value: Any) -> str:
 def check(arguments: argparse.Namespace, home: Home) -> int:
     """Say whether config.toml can be used; ConfigError lists every fault with its line."""
     read_config(home.config)
-    print_json({"config": str(home.config), "ok": True}) if arguments.json else say(f"{home.config}: every setting is fine")
+    print_json({"config": str(home.config), "ok": True}) if arguments.json else say(
+        f"{home.config}: every setting is fine"
+    )
     return 0

@@ -33,7 +33,13 @@ MEANINGS = {
 
 
 def samples(
-    counts: dict[State, int], running: Job | None, remote: dict[str, Any] | None, *, paused: bool, active: int | None, now: float
+    counts: dict[State, int],
+    running: Job | None,
+    remote: dict[str, Any] | None,
+    *,
+    paused: bool,
+    active: int | None,
+    now: float,
 ) -> Iterator[Sample]:
     """Everything there is to tell of a box at one moment."""
     for state, count in counts.items():

@@ -21,8 +21,7 @@ from agent.config import (
     write_base,
 )
 from agent.errors import ConfigError
-from agent.jsonl import Limits
-from agent.settings import Decision, Governor, Metrics, Offload, Retention, Training, part_of
+from agent.settings import Decision, Training, part_of
 
 
 @pytest.fixture
@@ -45,9 +44,7 @@ def faults(path: Path, text: str | bytes) -> list[str]:
 
 def test_without_a_file_everything_has_its_default(path: Path) -> None:
     """A fresh box needs no config.toml."""
-    assert read_config(path) == Config(
-        DEFAULT_BASE, Training(), Decision(), Offload(), Governor(), Retention(), Limits()
-    )
+    assert read_config(path) == Config() == Config(DEFAULT_BASE, Training())
 
 
 def test_the_written_file_gives_the_defaults_as_it_is_and_with_every_line_uncommented(path: Path) -> None:
