@@ -87,13 +87,16 @@ def _peft(version: Version, folder: Path, told: Told, arguments: argparse.Namesp
     del told, arguments
     for path in version.adapter.glob("adapter_*"):
         shutil.copyfile(path, folder / path.name)
-    if version.system:
-        (folder / "system_prompt.txt").write_text(version.system)
+    _add_system_prompt(version, folder)
 
 
 def _merged(version: Version, folder: Path, told: Told, arguments: argparse.Namespace) -> None:
     del arguments
     _written(version, "merged", folder, told)
+    _add_system_prompt(version, folder)
+
+
+def _add_system_prompt(version: Version, folder: Path) -> None:
     if version.system:
         (folder / "system_prompt.txt").write_text(version.system)
 

@@ -75,6 +75,11 @@ def step_down(run: Path, given: Training, lower: Rung) -> None:
     before = Rung.of(run)
     if lower != before:
         if not ladder.keeps_checkpoint(before.settings(given), lower.settings(given)):
-            for path in [run / PROGRESS, *run.glob("attempt-*")]:
-                remove_tree(path)
+            start_over(run)
         write_json(run / PLAN, dataclasses.asdict(lower))
+
+
+def start_over(run: Path) -> None:
+    """Delete what a run's next attempt would go on from."""
+    for path in [run / PROGRESS, *run.glob("attempt-*")]:
+        remove_tree(path)

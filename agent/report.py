@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.charts import Chart, Line, Shade
+from agent.classifier import joint
 from agent.decision_store import DecisionStore, Round
 from agent.durable import read_manifest
 from agent.errors import AgentError
@@ -178,16 +179,12 @@ def _answers(version: Path | None, examples: dict[str, Example]) -> list[Row]:
 
 
 def _answer(example: Example, before: str, after: str) -> Row:
-    was, is_ = (_joint(*rewards(example, text)) for text in (before, after))
+    was, is_ = (joint(*rewards(example, text)) for text in (before, after))
     asked = example.prompt[-1].content if example.prompt else ""
     return {
         "id": example.id, "asked": asked, "reference": example.reference, "before": before, "after": after,
         "was": was, "is": is_, "gain": round(is_ - was, 4),
     }  # fmt: skip
-
-
-def _joint(content: float, style: float | None) -> float:
-    return content if style is None else (content + style) / 2
 
 
 def _gains(outcomes: list[Row]) -> list[Row]:

@@ -10,6 +10,7 @@ from agent.decision_store import DecisionStore
 from agent.durable import remove_tree
 from agent.home import Home
 from agent.jobs import ENDED, Job, State
+from agent.memory_plan import start_over
 from agent.registry import Registry
 from agent.settings import Retention
 from agent.store import Store
@@ -43,6 +44,5 @@ def _forget(home: Home, store: Store, job: Job) -> list[str]:
 def _without_checkpoints(home: Home, job: Job) -> list[str]:
     """Delete what a retry would have gone on from; it starts again then."""
     paths = [path for path in home.run(job.id).glob("attempt-*") if path.is_dir()]
-    for path in [*paths, home.run(job.id) / "progress.json"]:
-        remove_tree(path)
+    start_over(home.run(job.id))
     return [str(path.relative_to(home.path)) for path in paths]

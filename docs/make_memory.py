@@ -45,12 +45,6 @@ def architecture(shape: Shape) -> Architecture:
     )
 
 
-def numbers(arch: Architecture, rank: int = RANK, layers: float = 1.0) -> int:
-    """Parameters of an adapter."""
-    blocks = max(1, round(layers * arch.layers))
-    return blocks * rank * sum(outputs + inputs for outputs, inputs in arch.linears.values())
-
-
 def mapped(arch: Architecture) -> tuple[float, float]:
     """MiB of the 4-bit matrices and of the embeddings in the file."""
     matrices = arch.layers * sum(outputs * inputs for outputs, inputs in arch.linears.values())
@@ -63,7 +57,7 @@ def step(
     """MiB of anonymous memory that a step takes with everything computed again."""
     blocks = max(1, round(layers * arch.layers))
     inputs = blocks * memory.block_input(arch, tokens)
-    return (a_number * numbers(arch, rank, layers) + inputs + memory.scratch(arch, tokens)) / MIB
+    return (a_number * memory.parameters(arch, rank, layers) + inputs + memory.scratch(arch, tokens)) / MIB
 
 
 def where() -> str:
@@ -75,7 +69,13 @@ def where() -> str:
     for name, shape in SHAPES.items():
         arch = architecture(shape)
         inputs = arch.layers * memory.block_input(arch, TOKENS) / MIB
-        cells = (*mapped(arch), 16 * numbers(arch) / MIB, inputs, memory.scratch(arch, TOKENS) / MIB, step(arch))
+        cells = (
+            *mapped(arch),
+            16 * memory.parameters(arch, RANK, 1.0) / MIB,
+            inputs,
+            memory.scratch(arch, TOKENS) / MIB,
+            step(arch),
+        )
         rows.append(f"| {name} | " + " | ".join(f"{cell:.0f}" for cell in cells) + " |")
     return "\n".join(rows)
 

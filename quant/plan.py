@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from agent.protocol import Peaks, Plan
 from agent.serving import rss_mb
 from quant.devices import choose
 from quant.lean import memory
-from quant.lean.architecture import Architecture, architecture
+from quant.lean.architecture import architecture
 
 SAVED = 2
 """Copies of an adapter while it is written."""
@@ -26,7 +27,7 @@ def peaks(request: Plan) -> Peaks:
     BaseModelError if one differs from what was prepared.
     """
     folder, settings = Path(request.model), request.settings
-    fault = folder_fault(folder)
+    fault = _fault(folder)
     if fault:
         raise BaseModelError(f"the base model is damaged: {fault}; run `nslora-agent init --again`")
     arch = architecture(json.loads((folder / "config.json").read_text()))
@@ -39,7 +40,7 @@ def peaks(request: Plan) -> Peaks:
         return Peaks(known=False, free_mb=free / 1e6, now_mb=now)
     held = now + file / 1e6
     budget = memory.budget(settings.memory_budget, compute.device, 0)
-    tuned = _parameters(arch, settings.rank, settings.top_layers)
+    tuned = memory.parameters(arch, settings.rank, settings.top_layers)
     answering = memory.answering(arch, compute.dtype, budget)
     state = memory.a_number(settings) * tuned / 1e6
     return Peaks(
@@ -53,6 +54,7 @@ def peaks(request: Plan) -> Peaks:
     )
 
 
-def _parameters(arch: Architecture, rank: int, share: float) -> int:
-    blocks = max(1, round(share * arch.layers))
-    return blocks * rank * sum(outputs + inputs for outputs, inputs in arch.linears.values())
+@functools.cache
+def _fault(folder: Path) -> str | None:
+    """What is wrong with a model's files; read once a process, for every rung of the ladder asks."""
+    return folder_fault(folder)

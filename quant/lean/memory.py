@@ -56,6 +56,12 @@ def unpacked_block(arch: Architecture, dtype: torch.dtype) -> int:
     return dtype.itemsize * sum(outputs * inputs for outputs, inputs in arch.linears.values())
 
 
+def parameters(arch: Architecture, rank: int, share: float) -> int:
+    """How many numbers an adapter on that share of the blocks has."""
+    blocks = max(1, round(share * arch.layers))
+    return blocks * rank * sum(outputs + inputs for outputs, inputs in arch.linears.values())
+
+
 def a_number(settings: Training) -> int:
     """Bytes for each parameter of an adapter: itself, its gradient and two moments."""
     return 2 * NUMBER + (2 if settings.optimizer == "adamw8bit" else 2 * NUMBER)
