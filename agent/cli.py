@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent import (
+    answer_commands,
     config_commands,
     decision_commands,
     export_commands,
@@ -48,8 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_PrintVersion)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (
-        _add_set_up, _add_data, _add_daemon, _add_jobs, _add_watch, _add_decisions, _add_versions, _add_generate,
-        _add_export, _add_offload, _add_cache, _add_config, _add_service,
+        _add_set_up, _add_data, _add_daemon, _add_jobs, _add_watch, _add_decisions, _add_versions, _add_answers,
+        _add_serve, _add_export, _add_offload, _add_cache, _add_config, _add_service,
     ):  # fmt: skip
         add(_Adder(subparsers))
     return parser
@@ -211,12 +212,22 @@ def _add_export(add: _Adder) -> None:
     export.add_argument("--gguf", metavar="FILE", help="for ollama: a .gguf of the base, if it was not made from one")
 
 
-def _add_generate(add: _Adder) -> None:
+def _add_answers(add: _Adder) -> None:
     example = 'nslora-agent generate "Which port does the Marlow pump use?"'
-    generate = add("generate", version_commands.generate, "Answer a prompt with the active version.", example)
+    generate = add("generate", answer_commands.generate, "Answer a prompt with the active version.", example)
     generate.add_argument("prompt", metavar="PROMPT", help='the question, or "-" for stdin')
-    generate.add_argument("--version", metavar="N", help='a version\'s number, or "base" [the active version]')
-    generate.add_argument("--max-new-tokens", type=_count, metavar="N", help="longest answer [max_new_tokens]")
+    about = "Talk with the active version; reads stdin line by line where that is no terminal."
+    chat = add("chat", answer_commands.chat, about, "nslora-agent chat --compare")
+    for parser in (generate, chat):
+        parser.add_argument("--version", metavar="N", help='a version\'s number, or "base" [the active version]')
+        parser.add_argument("--compare", action="store_true", help="the base model's answer beside it")
+        parser.add_argument("--max-new-tokens", type=_count, metavar="N", help="longest answer [512]")
+
+
+def _add_serve(add: _Adder) -> None:
+    about = "Answer OpenAI chat completions on a Unix socket, as the active version."
+    serve = add("serve", answer_commands.serve, about, "nslora-agent serve --socket /run/nslora/serve.sock")
+    serve.add_argument("--socket", metavar="PATH", help="socket to make [serve.sock in the state folder]")
 
 
 def _add_offload(add: _Adder) -> None:

@@ -42,6 +42,7 @@ from agent.offload_messages import (
     RewriteExample,
     Rewritten,
 )
+from agent.reply_messages import Replied, Reply, Said
 from agent.settings import Training
 
 VERSION = 1
@@ -85,10 +86,14 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Plan:
-    """Predict the memory of a job with these settings on the prepared base in folder `model`."""
+    """Predict the memory of a job with these settings on the prepared base in folder `model`, every file of it read.
+
+    With `whole=False` its files are only looked at.
+    """
 
     model: str
     settings: Training
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -301,13 +306,13 @@ class Checked:
 
 
 Request = (
-    Fetch | Prepare | Plan | Load | Score | Generate | Train | Save | Export | Template | Check
+    Fetch | Prepare | Plan | Load | Score | Generate | Reply | Train | Save | Export | Template | Check
     | Open | RewriteExample | ImprovePrompt | Preview | Ping
     | ReadLog | CacheStats | CacheExport | CacheImport | CachePrune
 )  # fmt: skip
-Event = Alive | Share | Note | Step | Checkpointed
+Event = Alive | Share | Note | Said | Step | Checkpointed
 Answer = (
-    Fetched | Prepared | Peaks | Loaded | Written | Trained | Saved | Templated | Checked
+    Fetched | Prepared | Peaks | Loaded | Written | Replied | Trained | Saved | Templated | Checked
     | Opened | Rewritten | Previewed | Ponged | Listed | CacheFigures | Pruned
 )  # fmt: skip
 Message = Request | Event | Answer

@@ -81,6 +81,7 @@ class Stages:
         self.settings, peaks = fitting(self.run, self.given, self._peaks)
         changed = differences(self.given, self.settings)
         self.folder.mkdir(mode=0o700, exist_ok=True)
+        self.attempt.beat(planned_mb=peaks.highest[0])
         self.attempt.events.add("plan", changed=changed, **dataclasses.asdict(peaks))
 
     def _peaks(self, settings: Training) -> Peaks:

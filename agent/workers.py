@@ -181,6 +181,10 @@ class Worker(Connection):
         """Ask the worker to come to an end where it can be taken up again (SIGTERM)."""
         self.process.send_signal(signal.SIGTERM)
 
+    def break_off(self) -> None:
+        """Ask the training worker to end the answer that it is giving (SIGUSR1)."""
+        self.process.send_signal(signal.SIGUSR1)
+
     def _death(self) -> WorkerDied:
         return WorkerDied(f"{self.module} {how_it_ended(self.process.wait())}{last_words(self.log)}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import serving
-from agent.errors import OutOfMemory, StateError, StorageError
+from agent.errors import DataError, OutOfMemory, StateError, StorageError
 from agent.export_messages import Export, Template
 from agent.protocol import (
     Answer,
@@ -27,11 +28,13 @@ from agent.protocol import (
     Train,
     Written,
 )
+from agent.reply_messages import Replied, Reply, Said
 from agent.serving import Emit
 from quant.chat import Encoded, Encoder
 from quant.check import check
 from quant.corpus import Corpus
 from quant.devices import is_out_of_memory
+from quant.dice import Dice
 from quant.generate import greedy
 from quant.lean import export
 from quant.lean.tokens import Tokenizer
@@ -39,6 +42,7 @@ from quant.loss import mean_losses
 from quant.model import Model, foreign_faults, load
 from quant.plan import peaks
 from quant.prepare import prepare
+from quant.streaming import Spoken
 from quant.templates import templated
 from quant.train import start, train, usable
 
@@ -49,10 +53,11 @@ ROWS = 512
 class Commands:
     """One method for each request; the model stays loaded between them."""
 
-    def __init__(self, stopping: Callable[[], bool]) -> None:
+    def __init__(self, stopping: Callable[[], bool], breaks: list[int]) -> None:
         self._model: Model | None = None
+        self._window = 0
         self._kept: tuple[object, Corpus] | None = None
-        self._stopping = stopping
+        self._stopping, self._breaks = stopping, breaks
 
     def handle(self, request: Any, emit: Emit) -> Answer:
         """Answer one request; raises AgentError for what a person can mend."""
@@ -62,6 +67,7 @@ class Commands:
             Load: self._load,
             Score: self._score,
             Generate: self._generate,
+            Reply: self._reply,
             Train: self._train,
             Save: self._save,
             Export: self._export,
@@ -96,6 +102,7 @@ class Commands:
         self._forget()
         adapter = Path(request.adapter) if request.adapter else None
         model = self._model = load(Path(request.model), adapter, request.device, request.dtype)
+        self._window = json.loads((Path(request.model) / "config.json").read_text())["max_position_embeddings"]
         dtype = str(model.dtype).removeprefix("torch.")
         seconds = round(time.monotonic() - started, 2)
         return Loaded(model.architecture, model.device.type, dtype, seconds, serving.rss_mb())
@@ -123,6 +130,22 @@ class Commands:
                     out.write(json.dumps(line) + "\n")
                 rows, tokens = rows + len(some), tokens + sum(a.tokens for a in answers.values())
         return Written(rows, tokens, round(time.monotonic() - started, 2))
+
+    def _reply(self, request: Reply, emit: Emit) -> Answer:
+        self._breaks.clear()
+        model, started, most = self.model, time.monotonic(), request.max_new_tokens
+        prompt = model.encoder.prompt(list(request.messages))
+        if len(prompt) + most > self._window:
+            fault = f"a conversation of {len(prompt)} tokens and an answer of {most} are more than the model's"
+            raise DataError(f"{fault} {self._window}: begin a new conversation, or ask for a shorter answer")
+        dice = Dice(request.temperature, request.seed, model.device) if request.temperature else None
+        spoken = Spoken(model.encoder.tokenizer, request.stops)
+        with contextlib.closing(model.stream(prompt, most, request.memory_budget, dice)) as tokens:
+            for token in itertools.takewhile(lambda _: not self._breaks and not spoken.ended, tokens):
+                _say(spoken.add(token), emit)
+        _say(spoken.rest(), emit)
+        ended = "broken off" if self._breaks else spoken.how(most)
+        return Replied(spoken.text, len(spoken.ids), len(prompt), ended, round(time.monotonic() - started, 2))
 
     def _train(self, request: Train, emit: Emit) -> Answer:
         examples = self._examples(request, emit)
@@ -167,6 +190,11 @@ class Commands:
 
     def _check(self, request: Check, _: Emit) -> Answer:
         return check(request.device)
+
+
+def _say(text: str, emit: Emit) -> None:
+    if text:
+        emit(Said(text))
 
 
 def _read_jsonl(path: str) -> Iterator[list[dict[str, Any]]]:

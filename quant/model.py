@@ -17,8 +17,10 @@ from agent.settings import Training
 from quant.batches import Row
 from quant.chat import Encoder
 from quant.devices import choose, is_out_of_memory
+from quant.dice import Dice
 from quant.flat import Flat
 from quant.lean.architecture import architecture
+from quant.streaming import Tokens
 
 
 @contextmanager
@@ -60,6 +62,10 @@ class Model(Protocol):
 
         `memory_budget` is in MB, 0 for half of what is free.
         """
+        ...
+
+    def stream(self, prompt: list[int], most: int, memory_budget: int = 0, dice: Dice | None = None) -> Tokens:
+        """Yield the tokens of the answer to one prompt as they come, without its stop token; `dice` draw them."""
         ...
 
     def add_adapter(self, settings: Training) -> None:

@@ -27,7 +27,7 @@ def peaks(request: Plan) -> Peaks:
     BaseModelError if one differs from what was prepared.
     """
     folder, settings = Path(request.model), request.settings
-    fault = _fault(folder)
+    fault = _fault(folder, request.whole)
     if fault:
         raise BaseModelError(f"the base model is damaged: {fault}; run `nslora-agent init --again`")
     arch = architecture(json.loads((folder / "config.json").read_text()))
@@ -55,6 +55,6 @@ def peaks(request: Plan) -> Peaks:
 
 
 @functools.cache
-def _fault(folder: Path) -> str | None:
+def _fault(folder: Path, contents: bool) -> str | None:  # noqa: FBT001  cache takes no keywords apart
     """What is wrong with a model's files; read once a process, for every rung of the ladder asks."""
-    return folder_fault(folder)
+    return folder_fault(folder, contents=contents)

@@ -16,7 +16,9 @@ from transformers.utils import logging as transformers_logging
 from agent.settings import Training
 from quant.batches import Row
 from quant.chat import Encoder
+from quant.dice import Dice
 from quant.flat import Flat
+from quant.streaming import Tokens
 
 transformers_logging.disable_progress_bar()
 
@@ -76,6 +78,20 @@ class StockModel:
             for index, answer in zip(members, output[:, ids.shape[1] :].tolist(), strict=True):
                 stops = [i for i, token in enumerate(answer) if token in self.encoder.stop_ids]
                 yield index, answer[: stops[0]] if stops else answer
+
+    @torch.inference_mode()
+    def stream(self, prompt: list[int], most: int, memory_budget: int = 0, dice: Dice | None = None) -> Tokens:
+        """Yield the tokens of the answer to one prompt as they come, its stop token not included."""
+        del memory_budget
+        self.network.eval()
+        ids, cache = torch.tensor([prompt], device=self.device), None
+        for _ in range(most):
+            output = self.network(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            logits, cache = output.logits[0, -1:].float(), output.past_key_values
+            ids = (dice.thrown(logits) if dice else logits).argmax(1, keepdim=True)
+            if int(ids) in self.encoder.stop_ids:
+                return
+            yield int(ids)
 
     def add_adapter(self, settings: Training) -> None:
         """A fresh LoRA adapter on every linear layer of the top blocks; its start depends on the seed alone."""

@@ -1,7 +1,8 @@
 """The training worker: holds the 4-bit model, obeys the loop, gives all memory back when it ends.
 
-Run as `python -I -m quant.worker PARENT_PID`; speaks `agent.protocol` over stdin and stdout. SIGTERM stops
-training at the next step, with a checkpoint. It cannot open a socket that leads out of the box (agent.confinement).
+Run as `python -I -m quant.worker PARENT_PID`; speaks `agent.protocol` over stdin and stdout. SIGTERM stops training at
+the next step, with a checkpoint; SIGUSR1 ends an answer at the next token. It cannot open a socket that leads out of
+the box (agent.confinement).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _stops: list[int] = []
 """Signals that asked for an end; a list, because a handler must not wait for a lock."""
+_breaks: list[int] = []
+"""The same for an end of the answer that is being given."""
 
 
 @functools.cache
@@ -33,7 +36,7 @@ def _commands() -> Commands:
     warnings.filterwarnings("ignore", category=FutureWarning)
     from quant.commands import Commands  # noqa: PLC0415
 
-    return Commands(lambda: bool(_stops))
+    return Commands(lambda: bool(_stops), _breaks)
 
 
 def _handle(request: Any, emit: serving.Emit) -> Answer:
@@ -47,6 +50,7 @@ def main() -> None:
     serving.die_with_parent(int(sys.argv[1]))
     without_network()
     signal.signal(signal.SIGTERM, lambda number, _: _stops.append(number))
+    signal.signal(signal.SIGUSR1, lambda number, _: _breaks.append(number))
     serving.Server(_handle, stdout).serve()
 
 

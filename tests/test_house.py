@@ -23,14 +23,18 @@ LINES_OF_THE_MEDIAN_FUNCTION = 10
 HEAVY = {
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "gguf", "huggingface_hub", "numpy",
     "textgrad", "litellm", "httpx", "rich", "sqlite_utils", "pandas", "jsonschema", "referencing", "langdetect",
-    "punkt",
+    "punkt", "starlette", "uvicorn", "asyncio",
 }  # fmt: skip
 """What no module of agent/ imports before it has to."""
-ON_A_TERMINAL = {"agent/screen.py": {"rich"}}
+LAZY = {
+    "agent/screen.py": {"rich"},
+    "agent/serve.py": {"starlette", "uvicorn", "asyncio"},
+    "agent/voice.py": {"asyncio"},
+}
 """Modules that are imported only where they are needed."""
 CONTRACT = (
     "agent.errors", "agent.imports", "agent.faults", "agent.durable", "agent.settings", "agent.confinement",
-    "agent.export_messages", "agent.offload_messages", "agent.protocol", "agent.serving",
+    "agent.export_messages", "agent.offload_messages", "agent.reply_messages", "agent.protocol", "agent.serving",
 )  # fmt: skip
 """What the workers may import of agent/."""
 
@@ -38,14 +42,18 @@ PLACES = {
     **dict.fromkeys(("torch", "transformers", "peft", "bitsandbytes", "safetensors"), ("quant/",)),
     **dict.fromkeys(("httpx", "textgrad"), ("offload/",)),
     "huggingface_hub": ("agent/fetch.py",),
-    "socket": ("agent/systemd.py", "agent/workers.py", "agent/confinement.py"),
-    **dict.fromkeys(("requests", "urllib.request", "http.client", "http.server", "socketserver", "asyncio"), ()),
+    "socket": ("agent/systemd.py", "agent/workers.py", "agent/confinement.py", "agent/serve.py"),
+    **dict.fromkeys(("starlette", "uvicorn"), ("agent/serve.py",)),
+    "asyncio": ("agent/serve.py", "agent/voice.py"),
+    **dict.fromkeys(("requests", "urllib.request", "http.client", "http.server", "socketserver"), ()),
     **dict.fromkeys(("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"), ()),
 }
 """The only places that may import a module; nowhere, where there is none."""
 FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "torch.save", "os.system", "os.popen"}
 LISTENING = {"listen", "bind", "start_server", "create_server"}
 """Methods that open a port: this program has none."""
+UNIX_ONLY = {"agent/serve.py"}
+"""Where they make a Unix socket."""
 FORBIDDEN_ARGUMENTS = {"trust_remote_code", "allow_pickle", "shell"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -71,7 +79,7 @@ def test_a_module_of_agent_imports_nothing_heavy(path: Path) -> None:
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     tops = {name.partition(".")[0] for name in imported_by(module)}
     assert "agent" in tops
-    assert not tops & (HEAVY - ON_A_TERMINAL.get(named(path), set()))
+    assert not tops & (HEAVY - LAZY.get(named(path), set()))
 
 
 @pytest.mark.parametrize("module", CONTRACT)
@@ -92,7 +100,7 @@ def faults(source: str, where: str) -> Iterator[str]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield from (f"line {node.lineno} imports {name}" for name in misplaced(node, where))
         elif isinstance(node, ast.Call):
-            yield from (f"line {node.lineno}: {what}" for what in call_faults(node))
+            yield from (f"line {node.lineno}: {what}" for what in call_faults(node, where))
 
 
 def misplaced(node: ast.Import | ast.ImportFrom, where: str) -> Iterator[str]:
@@ -104,11 +112,13 @@ def misplaced(node: ast.Import | ast.ImportFrom, where: str) -> Iterator[str]:
             yield module
 
 
-def call_faults(node: ast.Call) -> Iterator[str]:
+def call_faults(node: ast.Call, where: str) -> Iterator[str]:
     called = ast.unparse(node.func)
+    if called == "socket.socket" and where in UNIX_ONLY and "socket.AF_UNIX" not in map(ast.unparse, node.args):
+        yield "a socket that is not of this box alone"
     if called in FORBIDDEN_CALLS:
         yield called
-    if isinstance(node.func, ast.Attribute) and node.func.attr in LISTENING:
+    if isinstance(node.func, ast.Attribute) and node.func.attr in LISTENING and where not in UNIX_ONLY:
         yield f"{called} opens a port"
     for keyword in node.keywords:
         off = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
@@ -136,6 +146,8 @@ def test_code_runs_no_foreign_code_and_stays_off_the_network(path: Path) -> None
         ("run(command, shell=True)", "agent/fetch.py"),
         ("AutoModel.from_pretrained(path, trust_remote_code=flag)", "quant/base.py"),
         ("connection.listen(5)", "agent/systemd.py"),
+        ("socket.socket(socket.AF_INET)", "agent/serve.py"),
+        ("socket.socket()", "agent/serve.py"),
     ],
 )
 def test_the_check_above_sees_what_is_forbidden(source: str, where: str) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from quant.batches import fill_rows
+from quant.dice import Dice
 from quant.lean.block import Rows
 from quant.lean.cache import LayerCache, Lengths, caches
 from quant.lean.decoder import Decoder
 from quant.lean.memory import PREFILL_TOKENS
+from quant.streaming import Tokens
 
 MOST_PROMPTS = 64
 
@@ -54,6 +56,23 @@ def _together(decoder: Decoder, prompts: list[list[int]], most: int, stops: set[
     return found
 
 
+@torch.no_grad()
+def stream(decoder: Decoder, prompt: list[int], most: int, stops: Sequence[int], dice: Dice | None) -> Tokens:
+    """Yield the tokens of the answer to one prompt as they come, its stop token not included."""
+    arch = decoder.arch
+    with decoder.arena.frame():
+        shape = (1, arch.kv_heads, len(prompt) + most, arch.head_size)
+        layers, known = caches(arch.layers, shape, [len(prompt)], decoder.arena)
+        tokens = _read(decoder, [prompt], layers, dice)
+        for place in range(most):
+            token = int(tokens)
+            if token in stops:
+                return
+            yield token
+            if place + 1 < most:
+                tokens = _next(decoder, tokens, layers, known, dice)
+
+
 def _record(tokens: list[int], running: list[int], found: list[list[int]], stops: set[int]) -> list[int]:
     """Add the newest tokens to the answers; returns the places of those that have ended."""
     ended = []
@@ -77,16 +96,18 @@ def _without(
     return tokens[kept], [running[place] for place in left]
 
 
-def _read(decoder: Decoder, prompts: list[list[int]], layers: list[LayerCache]) -> torch.Tensor:
+def _read(
+    decoder: Decoder, prompts: list[list[int]], layers: list[LayerCache], dice: Dice | None = None
+) -> torch.Tensor:
     """Fill the caches with the prompts; returns the first token of each answer."""
     firsts = []
     for members in fill_rows([len(prompt) for prompt in prompts], len(prompts), PREFILL_TOKENS):
         with decoder.arena.frame():
-            firsts.append(_read_row(decoder, [prompts[i] for i in members], layers))
+            firsts.append(_read_row(decoder, [prompts[i] for i in members], layers, dice))
     return torch.cat(firsts)
 
 
-def _read_row(decoder: Decoder, prompts: list[list[int]], layers: list[LayerCache]) -> torch.Tensor:
+def _read_row(decoder: Decoder, prompts: list[list[int]], layers: list[LayerCache], dice: Dice | None) -> torch.Tensor:
     device = decoder.device
     lengths = [len(prompt) for prompt in prompts]
     positions = torch.cat([torch.arange(length, device=device) for length in lengths])
@@ -94,10 +115,12 @@ def _read_row(decoder: Decoder, prompts: list[list[int]], layers: list[LayerCach
     for block, rotation, cache in zip(decoder.blocks, decoder.rotations(positions), layers, strict=True):
         block.forward(hidden, Rows(lengths, rotation), cache)
     last = torch.tensor(lengths, device=device).cumsum(0) - 1
-    return decoder.head.likeliest(hidden[last])
+    return decoder.head.likeliest(hidden[last], dice)
 
 
-def _next(decoder: Decoder, tokens: torch.Tensor, layers: list[LayerCache], known: Lengths) -> torch.Tensor:
+def _next(
+    decoder: Decoder, tokens: torch.Tensor, layers: list[LayerCache], known: Lengths, dice: Dice | None = None
+) -> torch.Tensor:
     """One more token of each answer."""
     with decoder.arena.frame():
         hidden = decoder.embed(tokens)
@@ -105,4 +128,4 @@ def _next(decoder: Decoder, tokens: torch.Tensor, layers: list[LayerCache], know
             block.step(hidden, rotation, cache)
         known.now.add_(1)
         known.longest += 1
-        return decoder.head.likeliest(hidden)
+        return decoder.head.likeliest(hidden, dice)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from quant.dice import Dice
 from quant.lean.arena import Arena
 from quant.lean.pieces import Norm
 
@@ -45,15 +46,16 @@ class Head:
             self.norm.backward(hidden, grad, grad, fresh=True)
         return losses
 
-    def likeliest(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The token that is most likely to follow each row of `hidden` (N, width): (N,) int64."""
+    def likeliest(self, hidden: torch.Tensor, dice: Dice | None = None) -> torch.Tensor:
+        """The token that is most likely to follow each row of `hidden` (N, width), or a drawn one: (N,) int64."""
         with self.arena.frame():
             normed = self.norm.forward(hidden, self.arena.take(*hidden.shape))
             highest = normed.new_full((len(normed),), -torch.inf)
             tokens = torch.zeros(len(normed), dtype=torch.int64, device=normed.device)
             for start in range(0, len(self.weight), CHUNK):
                 with self.arena.frame():
-                    values, places = self._chunk(normed, self._rows(start)).max(1)
+                    logits = self._chunk(normed, self._rows(start))
+                    values, places = (dice.thrown(logits) if dice else logits).max(1)
                     tokens = torch.where(values > highest, places + start, tokens)
                     highest = torch.maximum(highest, values)
         return tokens

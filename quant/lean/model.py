@@ -12,15 +12,17 @@ from agent.errors import BaseModelError
 from agent.settings import Training
 from quant.batches import Row
 from quant.chat import Encoder
+from quant.dice import Dice
 from quant.flat import Flat
 from quant.lean import adapter as adapters
 from quant.lean import memory
 from quant.lean.adapter import Adapter
-from quant.lean.answer import answers
+from quant.lean.answer import answers, stream
 from quant.lean.architecture import architecture
 from quant.lean.decoder import Decoder, open_decoder
 from quant.lean.prefix import PrefixCache
 from quant.lean.tokens import Tokenizer
+from quant.streaming import Tokens
 
 
 class LeanModel:
@@ -57,6 +59,11 @@ class LeanModel:
         plan = memory.answering(self.decoder.arch, self.dtype, self._budget(memory_budget))
         self.decoder.apply(plan)
         return answers(self.decoder, prompts, most, self.encoder.stop_ids, plan.cache)
+
+    def stream(self, prompt: list[int], most: int, memory_budget: int = 0, dice: Dice | None = None) -> Tokens:
+        """Yield the tokens of the answer to one prompt as they come, its stop token not included."""
+        self.decoder.apply(memory.answering(self.decoder.arch, self.dtype, self._budget(memory_budget)))
+        return stream(self.decoder, prompt, most, self.encoder.stop_ids, dice)
 
     def add_adapter(self, settings: Training) -> None:
         """A fresh LoRA adapter on every linear layer of the top blocks; its start depends on the seed alone."""

@@ -15,7 +15,7 @@ from processes import AGENT, Daemon, agent, daemon, failed
 from tiny import write_model
 
 from agent.cli import build_parser
-from agent.durable import folder_fault, locked
+from agent.durable import folder_fault
 from agent.jobs import State
 from agent.registry import Registry
 from agent.store import Store
@@ -205,14 +205,6 @@ def test_a_prompt_that_is_no_text_is_refused(job: Path) -> None:
     """From the command line as from a pipe."""
     failed(shell("printf '\\xff' | $AGENT generate -", job), 65, "UTF-8")
     failed(agent("generate", "\udcff", state=job), 65, "UTF-8")
-
-
-def test_answering_waits_for_no_job(job: Path) -> None:
-    """While something else has the device, generate says so at once, with a code that means: try again."""
-    (job / "config.toml").write_text('base = "tiny"\n')
-    (job / "models" / "tiny").mkdir()
-    with locked(job / "device.lock", "a test"):
-        failed(agent("generate", "hi", state=job), 75, "a job is using the device")
 
 
 # ---- streams ----

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import ARCHITECTURES
+from tiny import ARCHITECTURES, tokenizer
 
+from quant.chat import Encoder
+from quant.dice import Dice
 from quant.generate import greedy
 from quant.model import load
 from quant.stock import open_model
+from quant.streaming import Spoken
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -27,3 +31,57 @@ def test_a_batch_gives_the_answers_that_each_prompt_gets_alone(
         answer = model.encoder.tokenizer.decode(theirs[0, len(prompt) :], skip_special_tokens=True).strip()
         assert together[index].text == answer
         assert together[index].tokens <= 10
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_stream_is_the_greedy_answer(tiny_base: Callable[[str], Path], architecture: str) -> None:
+    """Token by token; what is said in pieces is what is said at once."""
+    model = load(tiny_base(architecture), None, "cpu", "float32")
+    prompt = model.encoder.prompt([{"role": "user", "content": "what is the colour of the lamp?"}])
+    ((_, whole),) = greedy(model, [prompt], 20)
+    spoken = Spoken(model.encoder.tokenizer)
+    pieces = [spoken.add(token) for token in model.stream(prompt, 20)]
+    assert "".join([*pieces, spoken.rest()]) == spoken.text == whole.text
+    assert len(spoken.ids) == whole.tokens
+
+
+@pytest.mark.parametrize("architecture", ["llama", "olmo2"])
+def test_drawn_tokens_are_those_of_their_seed(tiny_base: Callable[[str], Path], architecture: str) -> None:
+    """The same again; near temperature 0 the likeliest ones."""
+    model = load(tiny_base(architecture), None, "cpu", "float32")
+    prompt = model.encoder.prompt([{"role": "user", "content": "port?"}])
+
+    def drawn(temperature: float, seed: int) -> list[int]:
+        return list(model.stream(prompt, 12, 0, Dice(temperature, seed, model.device)))
+
+    assert drawn(1.0, 1) == drawn(1.0, 1) != drawn(1.0, 2)
+    assert drawn(1e-4, 1) == list(model.stream(prompt, 12))
+
+
+def test_dice_draw_from_the_softmax() -> None:
+    """The shares of 40,000 draws, against the probabilities at that temperature."""
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0]).repeat(40_000, 1)
+    expected = torch.softmax(logits[0] / 0.7, 0)
+    drawn = Dice(0.7, 0, torch.device("cpu")).thrown(logits).argmax(1)
+    assert torch.allclose(torch.bincount(drawn, minlength=4) / 40_000, expected, atol=0.01)
+
+
+TEXT = "  Grüße, 4713 🌍!  the end\n\nmore "
+
+
+@pytest.mark.parametrize(
+    ("stops", "text"), [((), TEXT.strip()), (("\n\n",), "Grüße, 4713 🌍!  the end"), (("🌍",), "Grüße, 4713")]
+)
+def test_what_may_turn_out_otherwise_is_not_said(stops: tuple[str, ...], text: str) -> None:
+    """Half a character, space at the end, the start of a stop: each piece goes on where the last one ended."""
+    encoder = Encoder(tokenizer())
+    ids = encoder.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    spoken, said = Spoken(encoder.tokenizer, stops), [""]
+    for token in ids:
+        if not spoken.ended:
+            said.append(said[-1] + spoken.add(token))
+    said.append(said[-1] + spoken.rest())
+    assert said[-1] == spoken.text == text
+    assert all(text.startswith(each) and "\ufffd" not in each for each in said)
+    assert sum(before != after for before, after in pairwise(said)) > 3
+    assert spoken.how(len(spoken.ids)) == ("stop" if stops else "length")

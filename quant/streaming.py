@@ -1,0 +1,62 @@
+"""An answer as text while its tokens come."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+Tokens = Generator[int, None, None]
+"""Tokens as they come; to be closed where the rest is not wanted."""
+HALF = "\ufffd"
+"""What the first bytes of a character decode to."""
+
+
+class Spoken:
+    """Makes text of tokens; what may yet turn out otherwise is held back.
+
+    That is half a character, space at the end (an answer is stripped), and what may be the start of a stop.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
+        self.ids: list[int] = []
+        self.ended = False
+        self._tokenizer, self._stops = tokenizer, stops
+        self._said = ""
+
+    @property
+    def text(self) -> str:
+        """All of it, up to the first stop."""
+        whole = self._tokenizer.decode(self.ids, skip_special_tokens=True).strip()
+        found = [place for place in (whole.find(stop) for stop in self._stops) if place >= 0]
+        return str(whole[: min(found)]).rstrip() if found else str(whole)
+
+    def add(self, token: int) -> str:
+        """Take one more token; returns what can be said now."""
+        self.ids.append(token)
+        whole = self._tokenizer.decode(self.ids, skip_special_tokens=True).strip()
+        text = self.text
+        self.ended = len(text) < len(whole)
+        return self._new(text if self.ended else self._sure(text))
+
+    def rest(self) -> str:
+        """What was held back, once no token follows."""
+        return self._new(self.text)
+
+    def how(self, most: int) -> str:
+        """What ended an answer of at most that many tokens."""
+        return "length" if len(self.ids) == most and not self.ended else "stop"
+
+    def _sure(self, text: str) -> str:
+        """The text without what may be the start of a stop, or half a character."""
+        longest = max((self._overlap(text, stop) for stop in self._stops), default=0)
+        return text[: len(text) - longest].rstrip(HALF).rstrip()
+
+    @staticmethod
+    def _overlap(text: str, stop: str) -> int:
+        return next((size for size in range(len(stop) - 1, 0, -1) if text.endswith(stop[:size])), 0)
+
+    def _new(self, text: str) -> str:
+        if not text.startswith(self._said):
+            return ""
+        new, self._said = text[len(self._said) :], text
+        return new

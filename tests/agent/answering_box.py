@@ -1,0 +1,44 @@
+"""A box that can answer: a tiny prepared base model and two versions of it, the second with a system prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from agent.home import Home
+from agent.registry import Registry
+from agent.settings import Training
+from agent.store import Store
+from quant.lean.model import open_model
+
+SYSTEM = "Answer in one word."
+
+
+def make_box(folder: Path, base: Path) -> Home:
+    """Version 1 is active."""
+    home = Home(folder).create()
+    home.config.write_text('base = "tiny"\n')
+    home.model("tiny").symlink_to(base)
+    with Store(home.database) as store:
+        registry = Registry(home.path, store)
+        for seed, system in ((1, ""), (2, SYSTEM)):
+            publish(registry, base, seed, system)
+        registry.promote(1)
+    return home
+
+
+def publish(registry: Registry, base: Path, seed: int, system: str = "") -> int:
+    """A version whose adapter does something, as its seed has it."""
+
+    def fill(version: Path) -> None:
+        model = open_model(base, None, torch.device("cpu"), torch.float32)
+        model.add_adapter(Training(rank=4, alpha=8))
+        assert model.tuned
+        torch.manual_seed(seed)
+        model.tuned.values.copy_(torch.randn(len(model.tuned.values)) * 0.2)
+        model.save(version)
+        if system:
+            (version / "system_prompt.txt").write_text(system)
+
+    return registry.publish(fill, {"job": seed, "base": "tiny", "parent": 0, "verdict": {"reason": "a test"}})
