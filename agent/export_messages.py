@@ -33,8 +33,8 @@ class Templated:
     """Conversations as the chat template writes them, with the marks below for what people say, and what ends a turn.
 
     `question` is one alone, `system` one under a system prompt (None where the template refuses that), `answered` one
-    with its answer and a second question; each up to where the next answer starts. `bos` is the token that begins a
-    text, empty where there is none.
+    with its answer and a second question; each up to where the next answer starts. `bos` is what the tokenizer
+    itself, and so whoever serves the model, puts before a text, empty where that is nothing.
     """
 
     question: str

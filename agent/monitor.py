@@ -24,6 +24,9 @@ from typing import Any
 
 STEPS_A_WINDOW = 10
 """Optimizer steps averaged: the gradient norm of single steps swings by more than an order of magnitude."""
+LEAST_STEPS = 5
+"""The same where a pass over all rows of the phase is shorter: few rows are learned soon, and more steps on them are
+only paid for."""
 REQUESTS_A_WINDOW = 12
 """Requests to the remote LLM, at least, that a symbolic window sums over."""
 FLAT = 0.02

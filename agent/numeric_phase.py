@@ -75,7 +75,8 @@ class NumericPhases(Phases):
     def _numeric_window(self, progress: Progress, data: Path) -> Progress:
         passes = progress.first + self.steps_for(len(progress.members))
         budget = self.steps_left_by(progress)
-        until = min(progress.step + STEPS_A_WINDOW, budget, passes)
+        window = self.schedule.steps_a_window(self.steps_a_pass(len(progress.members)))
+        until = min(progress.step + window, budget, passes)
         started, steps = time.monotonic(), list[Step]()
         trained = self.train_until(progress, data, until, steps)
         state, verdict = self.schedule.advance(progress.monitor, numeric_window(steps))

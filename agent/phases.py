@@ -35,8 +35,11 @@ class Phases(Stages):
 
     def steps_for(self, rows: int) -> int:
         """Optimizer steps for `epochs` passes over some rows."""
-        a_step = self.settings.micro_batch * self.settings.accumulation
-        return math.ceil(self.settings.epochs * math.ceil(rows / a_step))
+        return math.ceil(self.settings.epochs * self.steps_a_pass(rows))
+
+    def steps_a_pass(self, rows: int) -> int:
+        """Optimizer steps for one pass over some rows."""
+        return math.ceil(rows / (self.settings.micro_batch * self.settings.accumulation))
 
     def steps_left_by(self, progress: Progress) -> int:
         """The step up to which the numeric side may go: rows that wait for the remote are to be learned too."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agent import monitor
-from agent.monitor import REQUESTS_A_WINDOW, STEPS_A_WINDOW, Monitor, Phase, Verdict, Window, Work
+from agent.monitor import LEAST_STEPS, REQUESTS_A_WINDOW, STEPS_A_WINDOW, Monitor, Phase, Verdict, Window, Work
 
 
 class Monitored:
     """A phase lasts until the signal says that its side has saturated."""
+
+    def steps_a_window(self, steps_a_pass: int) -> int:
+        """Optimizer steps of a window: a pass over all rows, within bounds."""
+        return max(LEAST_STEPS, min(STEPS_A_WINDOW, steps_a_pass))
 
     def advance(self, state: Monitor, window: Window) -> tuple[Monitor, Verdict]:
         """The state after one more window, and whether the phase is over."""
@@ -28,6 +32,11 @@ class Alternating:
 
     steps: int
     requests: int
+
+    def steps_a_window(self, steps_a_pass: int) -> int:
+        """Always the same."""
+        del steps_a_pass
+        return STEPS_A_WINDOW
 
     def advance(self, state: Monitor, window: Window) -> tuple[Monitor, Verdict]:
         """The phase is over after its fixed number of windows."""

@@ -18,5 +18,13 @@ def templated(encoder: Encoder) -> Templated:
     except BaseModelError:
         system = None
     stops = tuple(encoder.tokenizer.decode([stop], skip_special_tokens=False) for stop in encoder.stop_ids)
-    bos = str(encoder.tokenizer.special.get("bos_token", ""))
-    return Templated(encoder.render([question]), system, encoder.render(answered), stops, bos)
+    return Templated(encoder.render([question]), system, encoder.render(answered), stops, _put_before(encoder))
+
+
+def _put_before(encoder: Encoder) -> str:
+    """What the tokenizer itself puts before a text; a beginning-of-text token that only the template writes is none."""
+    plain, whole = (
+        encoder.tokenizer("a", add_special_tokens=special, return_offsets_mapping=False)["input_ids"]
+        for special in (False, True)
+    )
+    return str(encoder.tokenizer.decode(whole[: whole.index(plain[0])], skip_special_tokens=False))

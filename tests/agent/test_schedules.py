@@ -48,6 +48,13 @@ def test_a_monitored_job_changes_sides_as_the_monitor_says(last: Phase | None, f
         assert Monitored().next_phase(last, numeric, symbolic, flat) == expected
 
 
+@pytest.mark.parametrize(("steps_a_pass", "steps"), [(1, 5), (5, 5), (7, 7), (10, 10), (500, 10)])
+def test_a_window_is_a_pass_within_bounds(steps_a_pass: int, steps: int) -> None:
+    """Few rows are judged sooner; turns of fixed length are counted in windows that never change."""
+    assert Monitored().steps_a_window(steps_a_pass) == steps
+    assert Alternating(40, 10).steps_a_window(steps_a_pass) == STEPS_A_WINDOW
+
+
 # ---- in turns ----
 
 
