@@ -88,7 +88,7 @@ def of_transformers(folder: Path, adapter: Path | None) -> Answer:
     return answer
 
 
-def of_llama(model: Path, adapter: Path, stops: list[str]) -> tuple[Answer, Callable[[str], str]]:
+def of_llama(model: Path, adapter: Path, stops: list[str], longest: int = LONGEST) -> tuple[Answer, Callable[[str], str]]:
     """A .gguf file with a LoRA adapter in llama.cpp: by its own chat template, and for rendered text."""
     import xllamacpp  # noqa: PLC0415
 
@@ -100,11 +100,11 @@ def of_llama(model: Path, adapter: Path, stops: list[str]) -> tuple[Answer, Call
     greedily = {"temperature": 0, "repeat_penalty": 1.0, "cache_prompt": False, "stop": stops}
 
     def chat(messages: list[dict[str, str]]) -> str:
-        told = server.handle_chat_completions({"messages": messages, "max_tokens": LONGEST, **greedily})
+        told = server.handle_chat_completions({"messages": messages, "max_tokens": longest, **greedily})
         return str(told["choices"][0]["message"]["content"]).strip()
 
     def complete(text: str) -> str:
-        told = server.handle_completions({"prompt": text, "n_predict": LONGEST, **greedily})
+        told = server.handle_completions({"prompt": text, "n_predict": longest, **greedily})
         return str(told["choices"][0]["text"]).strip()
 
     return chat, complete
