@@ -99,7 +99,8 @@ def collect(home: Home, store: Store, number: int) -> Report:
     about = (read_manifest(version) or {}) if version else {}
     examples = _examples(home, job)
     following = Following(home.run(number) / "events.jsonl").refresh()
-    rounds, outcomes, choices = decisions.rounds(), decisions.outcomes(), decisions.last_choices()
+    rounds, outcomes = decisions.rounds(), decisions.outcomes()
+    left = [row for row in decisions.last_choices() if row["state"] == "neither"]
     return Report(
         job=job,
         moves=store.moves(number),
@@ -107,8 +108,8 @@ def collect(home: Home, store: Store, number: int) -> Report:
         rounds=rounds,
         charts=dict(_charts(following, rounds)),
         answers=_answers(version, examples),
-        gains=_gains(outcomes),
-        left_alone=[row for row in choices if row["state"] == "neither"][:SHOWN],
+        gains=list(_gains(outcomes, rounds, len(left))),
+        left_alone=left[:SHOWN],
         remade=list(_remade(home, job, examples)),
         following=following,
     )
@@ -125,7 +126,7 @@ def _examples(home: Home, job: Job) -> dict[str, Example]:
 
 
 def _charts(following: Following, rounds: list[Round]) -> Iterator[tuple[str, str]]:
-    steps = following.steps
+    steps = _that_count(following.steps)
     shades = list(_phases(following))
     lines = [Line("mean loss", "loss", [(step["step"], step["loss"]) for step in steps])]
     for name, css in (("value_loss", "value"), ("form_loss", "form")):
@@ -139,6 +140,16 @@ def _charts(following: Following, rounds: list[Round]) -> Iterator[tuple[str, st
     planned = (plan["train_mb"], "planned") if plan and plan["known"] else None
     chart = Chart("Memory of the training worker", "step", "MB", [Line("resident", "loss", memory)], level=planned)
     yield "memory", chart.svg()
+
+
+def _that_count(steps: list[Row]) -> list[Row]:
+    """Without steps that were undone, or taken once more after a death."""
+    kept: list[Row] = []
+    for step in steps:
+        while kept and kept[-1]["step"] >= step["step"]:
+            kept.pop()
+        kept.append(step)
+    return kept
 
 
 def _phases(following: Following) -> Iterator[Shade]:
@@ -187,18 +198,18 @@ def _answer(example: Example, before: str, after: str) -> Row:
     }  # fmt: skip
 
 
-def _gains(outcomes: list[Row]) -> list[Row]:
-    """Where the reward came from: tried and gained by action."""
-    names = {"weights": "tuning weights", "rewrite": "rewriting"}
-    found = []
-    for action, name in names.items():
-        chosen = [row for row in outcomes if row["action"] == action]
-        if chosen:
-            gained = sum(row["gain"] for row in chosen)
-            helped = sum(row["gain"] > 0 for row in chosen)
-            hurt = sum(row["gain"] < 0 for row in chosen)
-            found.append({"name": name, "tried": len(chosen), "helped": helped, "hurt": hurt, "gained": gained})
-    return found
+def _gains(outcomes: list[Row], rounds: list[Round], left: int) -> Iterator[Row]:
+    """Where the reward came from: tried, gained and spent by action."""
+    spent = {name: sum(each.figures.get(name, 0) for each in rounds) for name in ("steps", "requests_here")}
+    costs = {"weights": f"{spent['steps']} steps", "rewrite": f"{spent['requests_here']} requests"}
+    for action, name in (("weights", "tuning weights"), ("rewrite", "rewriting")):
+        gains = [row["gain"] for row in outcomes if row["action"] == action]
+        if gains:
+            helped, hurt = (sum(sign * gain > 0 for gain in gains) for sign in (1, -1))
+            told = {"name": name, "tried": len(gains), "helped": helped, "hurt": hurt, "gained": sum(gains)}
+            yield {**told, "cost": costs[action]}
+    if left:
+        yield {"name": "neither", "tried": left, "helped": 0, "hurt": 0, "gained": 0.0, "cost": "nothing"}
 
 
 def _remade(home: Home, job: Job, examples: dict[str, Example]) -> Iterator[Row]:

@@ -88,7 +88,9 @@ def of_transformers(folder: Path, adapter: Path | None) -> Answer:
     return answer
 
 
-def of_llama(model: Path, adapter: Path, stops: list[str], longest: int = LONGEST) -> tuple[Answer, Callable[[str], str]]:
+def of_llama(
+    model: Path, adapter: Path, stops: list[str], longest: int = LONGEST
+) -> tuple[Answer, Callable[[str], str]]:
     """A .gguf file with a LoRA adapter in llama.cpp: by its own chat template, and for rendered text."""
     import xllamacpp  # noqa: PLC0415
 

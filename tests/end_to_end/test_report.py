@@ -13,6 +13,7 @@ import pytest
 from needs import needs
 from processes import agent, failed
 
+from agent import report as report_module
 from agent.charts import Chart, Line, Shade, ticks
 from agent.home import Home
 
@@ -69,6 +70,9 @@ def test_a_browser_shows_what_happened_and_why(report: Path) -> None:
     rounds = re.search(r"<ol>(.*?)</ol>", tree, re.DOTALL)
     assert rounds
     assert "because" in rounds[1]
+    steps, requests = (re.search(rf"\d+ {what}</td>", tree) for what in ("steps", "requests"))
+    assert steps
+    assert requests
 
 
 @pytest.mark.parametrize("width", [390, 1100])
@@ -115,6 +119,13 @@ def test_a_job_without_figures_has_a_report_too(tmp_path: Path) -> None:
 
 
 # ---- charts ----
+
+
+def test_steps_that_were_undone_are_not_drawn() -> None:
+    """Those of a phase that lost more than it gained, and those after a checkpoint that was gone back to."""
+    numbers = [1, 2, 3, 4, 3, 4, 5, 2, 3]
+    kept = report_module._that_count([{"step": step, "at": at} for at, step in enumerate(numbers)])
+    assert [(step["step"], step["at"]) for step in kept] == [(1, 0), (2, 7), (3, 8)]
 
 
 @pytest.mark.parametrize(
