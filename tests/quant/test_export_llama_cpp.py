@@ -1,4 +1,4 @@
-"""An exported adapter in llama.cpp itself, beside the base model as it unpacks: the answers are those of the version."""
+"""An exported adapter in llama.cpp itself, beside the base model as it unpacks: it answers as the version does."""
 
 from __future__ import annotations
 
