@@ -15,7 +15,7 @@ from benchmarks.bars import FREE, LEAST, of_footprint, of_latency, of_memory, ov
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-README, MEMORY = ROOT / "README.md", ROOT / "docs" / "memory.md"
+README, MEMORY, SERVING = ROOT / "README.md", ROOT / "docs" / "memory.md", ROOT / "docs" / "serving.md"
 Figures = dict[str, Any]
 ARMS = (
     "base", "system prompt", "fact in the prompt", "numeric only", "+ rewritten answers", "rewrite everything",
@@ -135,9 +135,23 @@ def plans() -> str:
     return "\n".join(rows)
 
 
+def exports() -> str:
+    """How exported versions answer elsewhere."""
+    found = kept("exports")
+    if found is None:
+        return ""
+    rows = [
+        f"| {found['prompts']} held-out questions | the same answer as `generate` | content reward |",
+        "| --- | --- | --- |",
+    ]
+    rows += [f"| {name} | {told['equal']:.0%} | {told['content']:.3f} |" for name, told in found["forms"].items()]
+    return "\n".join(rows)
+
+
 TABLES = {
     README: {"measured": measured, "decision": decision},
     MEMORY: {"contenders": contenders, "bars": bars, "plans": plans},
+    SERVING: {"exports": exports},
 }
 
 
