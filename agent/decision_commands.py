@@ -113,9 +113,9 @@ def _say_flagged(job: Job, choices: Rows, outcomes: Rows) -> None:
     kept = Counter(row["state"] for row in flagged if row["example"] not in offered)
     so_far = " so far" if job.state in OPEN else ""
     text = f"{len(flagged)} examples were flagged, that is, their reference breaks a constraint or lacks the style."
-    text += f" {sum(kept.values())} of them were never sent{so_far}, which saved as many rewrites"
     by_state = ", ".join(f"{kept[state]} {state}" for state in STATES if kept[state])
-    say("\n" + wrapped(f"{text}: now {by_state}." if kept else f"{text}."))
+    saved = f" {sum(kept.values())} of them were never sent{so_far}, which saved as many rewrites: now {by_state}."
+    say("\n" + wrapped(text + saved if kept else text))
 
 
 def _say_left_alone(left: Rows) -> None:

@@ -51,7 +51,7 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
             if not progress.step:
                 return f"No version was made: {progress.why}.", None
             made = self._make(before, progress)
-        return f"{self.registry.get(made).about['figures']['rewrites']} {self.promote(made)}", made
+        return f"{self.promote(made)} {self.registry.get(made).about['figures']['rewrites']}", made
 
     def learn(self) -> Progress:
         """All rounds that are left; returns the state after the last. Raises Parked."""

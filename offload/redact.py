@@ -172,6 +172,13 @@ def _not_a_word(value: str) -> int:
     return size if size >= 4 and not value[:size].isalpha() else 0
 
 
+def _letters_and_digits(value: str) -> int:
+    """For `password amber77`, with nothing between: `manager` and `2024` are no passwords."""
+    size = _unquoted(value)
+    kinds = {character.isdigit() for character in value[:size] if character.isalnum()}
+    return size if size >= REPEATED_SECRET and len(kinds) == 2 else 0
+
+
 def _with_digit(value: str) -> int:
     return len(value) if any(map(str.isdigit, value)) else 0
 
@@ -334,6 +341,7 @@ RULES = (
         + r"\b[^\n:=]{0,30}?\b(?:is|was|are|to|ist|lautet)\b:?\s{1,3}[\"'`*]{0,3}([^\s\"'`<>]+)",
         _not_a_word,
     ),
+    _labelled("SECRET", _PASSWORDS, _SURE_NAMES + r"\s{1,3}[\"'`*]{0,3}([^\s\"'`<>]+)", _letters_and_digits),
     _labelled("EMAIL", ("@",), r"(?<![\w.%+-])[\w.%+-]+@(?:[\w-]+\.)+(?:xn--[\w-]+|[^\W\d_]{2,})"),
     _rule("IP", r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?!\w|\.\w)"),
     _rule("IP", r"(?<![\w:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,8}(?!\w)", _ipv6),

@@ -133,11 +133,12 @@ class Commands:
 
     def _reply(self, request: Reply, emit: Emit) -> Answer:
         self._breaks.clear()
-        model, started, most = self.model, time.monotonic(), request.max_new_tokens
+        model, started = self.model, time.monotonic()
         prompt = model.encoder.prompt(list(request.messages))
-        if len(prompt) + most > self._window:
-            fault = f"a conversation of {len(prompt)} tokens and an answer of {most} are more than the model's"
-            raise DataError(f"{fault} {self._window}: begin a new conversation, or ask for a shorter answer")
+        most = min(request.max_new_tokens, self._window - len(prompt))
+        if most < 1:
+            fault = f"the conversation has {len(prompt)} tokens, the model takes {self._window}"
+            raise DataError(f"{fault}: begin a new conversation, or ask something shorter")
         dice = Dice(request.temperature, request.seed, model.device) if request.temperature else None
         spoken = Spoken(model.encoder.tokenizer, request.stops)
         with contextlib.closing(model.stream(prompt, most, request.memory_budget, dice)) as tokens:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import make_cli
 import make_memory
 import pytest
-from checkout import ROOT, pyproject
+from checkout import PACKAGES, ROOT, pyproject, python_files
 
-from agent import errors
+from agent import constraints, errors
 from agent.cli import build_parser
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
@@ -44,11 +46,12 @@ def table_rows(text: str, columns: int) -> list[list[str]]:
     return [row for row in rows if len(row) == columns]
 
 
-def test_the_tables_of_memory_are_what_the_worker_plans_with() -> None:
+@pytest.mark.parametrize(("target", "tables"), list(zip(make_memory.TARGETS, (3, 1), strict=True)))
+def test_the_tables_of_memory_are_what_the_worker_plans_with(target: Path, tables: int) -> None:
     """After a change of the formulas `make docs` has been run."""
-    text = make_memory.TARGET.read_text()
+    text = target.read_text()
     assert make_memory.page(text) == text, "run `make docs`"
-    assert text.count("<!-- end -->") == 3
+    assert text.count("<!-- end -->") == tables
 
 
 def test_every_test_that_the_threat_model_names_is_there() -> None:
@@ -99,6 +102,49 @@ def test_the_readme_has_every_exit_code_and_no_other() -> None:
         assert word in listed[code], code
 
 
+def raised() -> Iterator[tuple[str, str]]:
+    """Names of what the shipped code raises, and the texts in each such statement."""
+    for path in python_files(*PACKAGES):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                yield ast.unparse(node.exc.func).rpartition(".")[2], "\0".join(texts(node))
+
+
+def texts(node: ast.AST) -> list[str]:
+    """All constant texts below a node."""
+    return [each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+
+
+def symptoms() -> list[tuple[list[str], str]]:
+    """The lines of the program that troubleshooting lists, cut at what differs, and the exit code beside each."""
+    rows = table_rows((ROOT / "docs" / "troubleshooting.md").read_text(), 3)
+    cut = [(re.findall(r"(`+) ?(.+?) ?\1", said), code) for said, _, code in rows if said.startswith("`")]
+    return [
+        ([part.strip() for _, line in lines for part in line.split("…") if part.strip()], code) for lines, code in cut
+    ]
+
+
+def test_troubleshooting_lists_lines_that_the_program_prints() -> None:
+    """Word for word where they do not differ from case to case, and with the exit code of the error that says so."""
+    known = [text for path in python_files(*PACKAGES) for text in texts(ast.parse(path.read_text()))]
+    statements = list(raised())
+    assert len(symptoms()) > 50
+    unsaid = [parts for parts, _ in symptoms() if not all(any(part in text for text in known) for part in parts)]
+    assert unsaid == []
+    for parts, code in symptoms():
+        names = {name for name, said in statements if all(part in said for part in parts)} & errors.BY_NAME.keys()
+        assert not names or code in {str(errors.BY_NAME[name].exit_code) for name in names}, (parts, code)
+
+
+def test_the_constraints_in_the_documents_are_those_that_can_be_checked() -> None:
+    """Each id has a row, and the row names its arguments."""
+    rows = table_rows(sections((ROOT / "docs" / "data.md").read_text())["Constraints"], 2)
+    told = {name: arguments for ids, arguments in rows for name in re.findall(r"`([a-z_]+:[a-z_]+)`", ids)}
+    assert told.keys() == constraints._CHECKS.keys()
+    for name, check in constraints._CHECKS.items():
+        assert all(f"`{argument}`" in told[name] for argument in check.arguments), name
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 def test_relative_links_lead_to_files(document: Path) -> None:
     """A link within the checkout leads somewhere."""
@@ -107,12 +153,36 @@ def test_relative_links_lead_to_files(document: Path) -> None:
     assert not broken
 
 
+def headings(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_anchors_lead_to_headings(document: Path) -> None:
+    """Also after a section was renamed or moved."""
+    links = re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", document.read_text())
+    assert [
+        f"{to}#{anchor}" for to, anchor in links if anchor not in headings(document.parent / to if to else document)
+    ] == []
+
+
+def commands_in(text: str) -> Iterator[list[str]]:
+    """The arguments of every call of the program in blocks of commands and in the text, cut at what is the shell's."""
+    fences = r"^```(\w*)\n(.*?)^```"
+    blocks = re.findall(fences, text, re.MULTILINE | re.DOTALL)
+    lines = "".join(body if kind == "sh" else "" for kind, body in blocks)
+    lines += "".join(re.findall(r"^\$ (.*\n)", "".join(body for _, body in blocks), re.MULTILINE))
+    lines += "\n".join(re.findall(r"`([^`\n]+)`", re.sub(fences, "", text, flags=re.MULTILINE | re.DOTALL)))
+    for line in re.findall(r"^(?:sudo )?(?:\S*/)?nslora-agent ([a-z].+)$", lines, re.MULTILINE):
+        yield shlex.split(re.split(r" (?:&&|[|<>]) ", line)[0], comments=True)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 def test_commands_in_the_documents_exist(document: Path) -> None:
-    """Lines that call the program parse, as they stand or, with words in capitals, with a 1 in their place."""
-    blocks = "".join(re.findall(r"^```(?:sh|console)\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL))
-    for line in re.findall(r"^(?:\$ )?(?:sudo )?(?:\S*/)?nslora-agent (.+)$", blocks, re.MULTILINE):
-        arguments = shlex.split(line.partition(" && ")[0], comments=True)
+    """Calls of the program parse, as they stand or, with words in capitals, with a 1 in their place."""
+    for arguments in commands_in(document.read_text()):
         parsed = build_parser().parse_args(["1" if re.fullmatch("[A-Z]+", word) else word for word in arguments])
         assert parsed.command in {name.split()[0] for name in COMMANDS}
 

@@ -78,7 +78,7 @@ def test_an_answer_can_do_nothing_to_a_terminal() -> None:
 
 def test_what_does_not_fit_the_model_is_refused(home: Home) -> None:
     """The tiny model was made for 512 tokens."""
-    failed(agent("generate", "port? " * 200, state=home.path), 65, "512", "begin a new conversation")
+    failed(agent("generate", "port? " * 600, state=home.path), 65, "512", "begin a new conversation")
     long = "x" * (1 << 20)
     failed(agent("generate", "-", state=home.path, input=long), 65, "too long")
 

@@ -135,6 +135,18 @@ def test_flagged_examples_that_were_never_sent_are_counted_by_what_became_of_the
     assert "2 of them were never sent, which saved as many rewrites: now 2 satisfied." in said
 
 
+def test_a_job_that_sent_every_flagged_example_claims_no_saving(state: Path, run: Run) -> None:
+    """How many were flagged is all there is to say."""
+
+    def sent(job: Job, decisions: DecisionStore) -> None:
+        decisions.choose(token(job), 1, choices(PUMP))
+        decisions.finish(token(job), SYMBOLIC, [offered("pump")])
+
+    fill(state, sent)
+    said = " ".join(run("explain", 1).out.split())
+    assert said.endswith("1 examples were flagged, that is, their reference breaks a constraint or lacks the style.")
+
+
 def test_a_job_without_a_flagged_example_says_so(state: Path, run: Run) -> None:
     """No rewrite was saved where none was needed."""
     plain = row(Example("a", (Message("user", "q"), Message("assistant", "b c")), None, None, (), 1), "d")

@@ -32,6 +32,7 @@ from agent.store import Store
 from agent.voice import Turn, Voice
 
 QUESTION: list[Any] = [{"role": "user", "content": "port?"}]
+LONG = [{"role": "user", "content": "port? " * 600}]
 
 
 @contextmanager
@@ -130,7 +131,7 @@ def test_an_answer_ends_before_a_stop(http: httpx.Client) -> None:
         ("POST", "/v1/chat/completions", b"{", 400, "not JSON"),
         ("POST", "/v1/chat/completions", b'{"messages": []}', 400, "messages"),
         ("POST", "/v1/chat/completions", b" " * (2 << 20), 400, "longer than 1024 kB"),
-        ("POST", "/v1/chat/completions", json.dumps({"messages": QUESTION, "max_tokens": 9999}).encode(), 400, "512"),
+        ("POST", "/v1/chat/completions", json.dumps({"messages": LONG}).encode(), 400, "the model takes 512"),
         ("POST", "/v1/completions", b"{}", 404, "are what is served"),
         ("GET", "/v1/chat/completions", b"", 405, "are what is served"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -91,6 +92,12 @@ def test_the_log_speaks_in_words(uninterrupted: Home) -> None:
     """No event of such a job is printed as raw JSON."""
     shown = agent("logs", "1", state=uninterrupted.path).stdout
     assert '{"' not in shown
+
+
+def test_the_list_of_jobs_has_room_for_the_verdict(uninterrupted: Home) -> None:
+    """Its line is cut short: first comes whether the version was promoted, then what became of the rewrites."""
+    assert re.search(r"version 1: (P|Not p)romoted: the loss", agent("ls", state=uninterrupted.path).stdout)
+    assert "examples offered for a rewrite" in agent("show", "1", state=uninterrupted.path).stdout
 
 
 # ---- death ----
