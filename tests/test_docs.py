@@ -176,7 +176,7 @@ def commands_in(text: str) -> Iterator[list[str]]:
     lines += "".join(re.findall(r"^\$ (.*\n)", "".join(body for _, body in blocks), re.MULTILINE))
     lines += "\n".join(re.findall(r"`([^`\n]+)`", re.sub(fences, "", text, flags=re.MULTILINE | re.DOTALL)))
     for line in re.findall(r"^(?:sudo )?(?:\S*/)?nslora-agent ([a-z].+)$", lines, re.MULTILINE):
-        yield shlex.split(re.split(r" (?:&&|[|<>]) ", line)[0], comments=True)
+        yield shlex.split(re.split(r" (?:&&?|[|<>])(?: |$)", line)[0], comments=True)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
