@@ -12,6 +12,7 @@ or requests leaves the whole state on the disk; with the same seed and the same 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -120,7 +121,7 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         self.attempt.beat(round=number)
         begun = replace(progress, round=number, phase=phase, why=why, monitor=Monitor(phase), members=tuple(members))
         fresh = replace(begun, outcomes=(), ended="", finished=False, cut="")
-        fresh = replace(fresh, first=progress.step, requests_before=progress.requests)
+        fresh = replace(fresh, first=progress.step, requests_before=progress.requests, reward_before=progress.reward)
         start_tokens = progress.tokens - progress.undone
         return self.saved(replace(fresh, start=progress.checkpoint, start_tokens=start_tokens))
 
@@ -150,7 +151,7 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         if progress.phase is Phase.NUMERIC:
             for outcome in progress.outcomes:
                 classifier = outcome.taught(classifier)
-        gained = 0.0 if progress.is_undone else sum(outcome.gain for outcome in progress.outcomes)
+        gained = self._gained(progress)
         figures = {
             "examples": len(progress.outcomes),
             "gained": round(gained, 4),
@@ -169,6 +170,12 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
         saved = self.saved(replace(progress, classifier=classifier, flat=flat, finished=True))
         self.sweep_checkpoints(saved)
         return saved
+
+    def _gained(self, progress: Progress) -> float:
+        """The reward that a phase gained: of rewriting in references, of tuning in answers, what was unlearned off."""
+        if progress.phase is Phase.NUMERIC:
+            return (progress.reward - progress.reward_before) * len(progress.rows)
+        return math.fsum(outcome.gain for outcome in progress.outcomes)
 
     def _flat(self, progress: Progress, gained: float) -> tuple[Phase, ...]:
         """The sides that gain nothing: less than they cost. What reopens one is a gain of the other."""

@@ -63,6 +63,8 @@ class Progress:
     """Requests to the remote LLM, recorded answers included."""
     requests_before: int = 0
     """The same when this phase began."""
+    reward_before: float = 0.0
+    """Mean reward when this phase began."""
     cut: str = ""
     """Why this symbolic phase could not go on, where that is not its own doing."""
     deferred: symbolic.Outcome | None = None
@@ -83,11 +85,6 @@ class Progress:
         }
         # No indent, for json's fast encoder: a job with thousands of rows writes this after every window.
         write_file(path, json.dumps(record, allow_nan=False).encode())
-
-    @property
-    def is_undone(self) -> bool:
-        """Whether a numeric phase that is over left the adapter as it was."""
-        return self.phase is Phase.NUMERIC and bool(self.ended) and self.checkpoint == self.start
 
     @property
     def reward(self) -> float:
