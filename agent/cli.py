@@ -25,11 +25,9 @@ from agent.config import add_flags
 from agent.errors import AgentError
 from agent.faults import os_fault
 from agent.home import Home
-from agent.jobs import State
+from agent.jobs import MODES, State
 from agent.service_commands import DEFAULT_TARGET
 
-MODES = ("neurosymbolic", "numeric", "symbolic", "alternate")
-"""What a job can do, the default first."""
 Command = Callable[[argparse.Namespace, Home], int]
 
 
