@@ -23,7 +23,7 @@ LINES_OF_THE_MEDIAN_FUNCTION = 10
 HEAVY = {
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "gguf", "huggingface_hub", "numpy",
     "textgrad", "litellm", "httpx", "rich", "sqlite_utils", "pandas", "jsonschema", "referencing", "langdetect",
-    "punkt",
+    "punkt", "argcomplete",
 }  # fmt: skip
 """What no module of agent/ imports before it has to."""
 ON_A_TERMINAL = {"agent/screen.py": {"rich"}}
