@@ -178,7 +178,7 @@ def test_the_packages_are_listed_one_by_one() -> None:
     found = pyproject()["tool"]["setuptools"]
     assert found == {
         "packages": [*PACKAGES, "quant.lean"],
-        "package-data": {"agent": ["prior.json", "units/*", "templates/*"]},
+        "package-data": {"agent": ["prior.json", "py.typed", "units/*", "templates/*"]},
         "data-files": {"share/man/man1": ["docs/nslora-agent.1"]},
     }
 
@@ -202,7 +202,7 @@ def test_a_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     shipped = {re.sub(r"^[^/]+\.data/data/", "", name) for name in names if ".dist-info/" not in name}
     units = {named(path) for folder in ("units", "templates") for path in (ROOT / "agent" / folder).iterdir()}
-    code = {"agent/prior.json", *units, *(named(path) for path in python_files(*PACKAGES))}
+    code = {"agent/prior.json", "agent/py.typed", *units, *(named(path) for path in python_files(*PACKAGES))}
     assert shipped == code | {"share/man/man1/nslora-agent.1"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
