@@ -10,6 +10,8 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) --editable .
+	mkdir -p .venv/share/man/man1
+	ln -sf ../../../../docs/nslora-agent.1 .venv/share/man/man1/
 	touch $@
 
 .venv/installed-test: .venv/installed
@@ -37,6 +39,7 @@ audit: install
 
 docs: install
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_man.py
 	$(BIN)/python -m docs.make_memory
 	$(BIN)/python -m docs.make_results
 

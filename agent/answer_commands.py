@@ -21,7 +21,8 @@ from agent.settings import Training
 from agent.spoken import shown
 
 if TYPE_CHECKING:
-    from agent.answering import Message, Version
+    from agent.answering import Version
+    from agent.reply_messages import Message
 
 NEW, END = "/new", "/end"
 """What can be typed in `chat` besides questions."""
@@ -146,7 +147,7 @@ class _Talk:
 
 def _longest(asked: int | None) -> int:
     """Most tokens of an answer, as asked or as usual; raises ConfigError for a wrong number."""
-    from agent.answering import ANSWER_TOKENS  # noqa: PLC0415
+    from agent.reply_messages import ANSWER_TOKENS  # noqa: PLC0415
 
     if asked is None:
         return ANSWER_TOKENS

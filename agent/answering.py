@@ -20,9 +20,6 @@ from agent.reply_messages import Replied, Reply, Said
 from agent.store import Store, open_existing
 from agent.workers import Worker
 
-ANSWER_TOKENS = 512
-"""Longest answer in tokens where nobody says otherwise."""
-Message = dict[str, str]
 Hear = Callable[[str], None]
 """Takes what is new of an answer."""
 

@@ -6,9 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from agent.answering import ANSWER_TOKENS, Message
 from agent.errors import DataError
-from agent.reply_messages import Replied, Reply
+from agent.reply_messages import ANSWER_TOKENS, Message, Replied, Reply
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """Roles of messages, and what they are for a chat template."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from agent import (
     answer_commands,
+    completion,
     config_commands,
     decision_commands,
     export_commands,
@@ -26,11 +27,9 @@ from agent.config import add_flags
 from agent.errors import AgentError
 from agent.faults import os_fault
 from agent.home import Home
-from agent.jobs import State
+from agent.jobs import MODES, State
 from agent.service_commands import DEFAULT_TARGET
 
-MODES = ("neurosymbolic", "numeric", "symbolic", "alternate")
-"""What a job can do, the default first."""
 Command = Callable[[argparse.Namespace, Home], int]
 
 
@@ -50,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for add in (
         _add_set_up, _add_data, _add_daemon, _add_jobs, _add_watch, _add_decisions, _add_versions, _add_answers,
-        _add_serve, _add_export, _add_offload, _add_cache, _add_config, _add_service,
+        _add_serve, _add_export, _add_offload, _add_cache, _add_config, _add_service, _add_completion,
     ):  # fmt: skip
         add(_Adder(subparsers))
     return parser
@@ -259,6 +258,16 @@ def _add_cache(add: _Adder) -> None:
     prune.add_argument("--older-than", type=_span, required=True, metavar="AGE", help="such as 12h or 30d")
 
 
+def _add_completion(add: _Adder) -> None:
+    about = "Print the script that completes commands, flags, files, jobs and versions at TAB."
+    command = add("completion", completion.completion, about, "nslora-agent completion bash")
+    about = (
+        'bash: eval "$(nslora-agent completion bash)" in ~/.bashrc; zsh: the same after compinit in ~/.zshrc; '
+        "fish: nslora-agent completion fish > ~/.config/fish/completions/nslora-agent.fish"
+    )
+    command.add_argument("shell", metavar="SHELL", choices=completion.SHELLS, help=about)
+
+
 def _span(text: str) -> float:
     """A flag's span of time in seconds: a number and s, m, h or d."""
     units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -276,7 +285,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = argparse.Namespace(json=False)
     try:
         try:
-            arguments = build_parser().parse_args(argv)
+            parser = build_parser()
+            if completion.ASKED in os.environ:
+                completion.answer(parser)
+            arguments = parser.parse_args(argv)
             run: Command = arguments.run
             return run(arguments, Home.find(arguments.state))
         finally:

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import re
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,9 +94,7 @@ def _build(cls: type[Any], table: dict[str, Any], prefix: str, faults: Faults) -
         if f"{prefix}{name}" in RETIRED:
             continue
         if known is None:
-            near = difflib.get_close_matches(name, fields, 1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
-            faults.append((f"{prefix}{name}", f"unknown setting {prefix}{name}{hint}"))
+            faults.append((f"{prefix}{name}", _unknown(name, fields, prefix)))
         elif "help" not in known.metadata:
             values[name] = _subtable(known, value, faults)
         elif fault := value_fault(known, value):
@@ -103,6 +102,11 @@ def _build(cls: type[Any], table: dict[str, Any], prefix: str, faults: Faults) -
         else:
             values[name] = _typed(known, value)
     return cls(**values)
+
+
+def _unknown(name: str, known: Iterable[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"unknown setting {prefix}{name}" + (f"; did you mean {prefix}{near[0]}?" if near else "")
 
 
 def _subtable(known: dataclasses.Field[Any], value: object, faults: Faults) -> Any:
@@ -230,6 +234,17 @@ def given_flags(arguments: argparse.Namespace, *groups: str) -> dict[str, Any]:
     return {known.name: value for known, value in changes}
 
 
-def job_settings(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
-    """A job's settings: those of config.toml with the given flags on top; raises ConfigError with every fault."""
-    return {**vars(config.training), **vars(config.decision), **given_flags(arguments, "training", "decision")}
+def named_settings(values: Mapping[str, Any], *groups: str) -> dict[str, Any]:
+    """Settings of some tables as Python code names them; raises ConfigError with every fault."""
+    fields = {known.name: known for group in groups for known in dataclasses.fields(GROUPS[group])}
+    faults = [_unknown(name, fields) for name in values if name not in fields]
+    found = {name: value_fault(fields[name], value) for name, value in values.items() if name in fields}
+    faults += [f"{name} {fault}" for name, fault in found.items() if fault]
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return {name: _typed(fields[name], value) for name, value in values.items()}
+
+
+def job_settings(given: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """A job's settings: those of config.toml with the given ones on top."""
+    return {**vars(config.training), **vars(config.decision), **given}

@@ -9,13 +9,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from agent import api
 from agent.classifier import joint
-from agent.decision_store import DecisionStore, Round
+from agent.decision_store import Round
 from agent.durable import write_file
 from agent.errors import NotFound, StorageError
-from agent.explaining import MEANINGS, STATES, WIDTH, shortened, wrapped
+from agent.explaining import LONGEST_ID, MEANINGS, STATES, WIDTH, Explanation, shortened, wrapped
 from agent.home import Home
-from agent.jobs import Job, State
+from agent.jobs import ENDED, Job
 from agent.output import hint, print_json, print_table, say
 from agent.remade import REMADE
 from agent.rows import OWN_ANSWER
@@ -23,22 +24,14 @@ from agent.store import Rows, open_existing
 
 LISTED = 10
 """Examples of a kind that `explain` lists; --json has all of them."""
-LONGEST_ID = 40
-"""Characters of an example's id in a table."""
-OPEN = {State.QUEUED, State.RUNNING, State.PAUSED, State.PARKED}
-"""States in which a job may still decide something."""
 
 
 def explain(arguments: argparse.Namespace, home: Home) -> int:
     """Why a job did what it did; or one example of it."""
-    with open_existing(home.database) as store:
-        job = store.get(arguments.job)
-        decisions = DecisionStore(store, job.id)
-        if arguments.example is not None:
-            return _explain_example(arguments, decisions, job)
-        rounds, choices, outcomes = decisions.rounds(), decisions.last_choices(), decisions.outcomes()
-    if not choices:
-        raise NotFound(_nothing_decided(job))
+    found = api.explain(arguments.job, arguments.example, state=home.path)
+    if arguments.example is not None:
+        return _explain_example(arguments, found)
+    job, rounds, choices, outcomes = found.job, found.rounds, found.choices, found.outcomes
     if arguments.json:
         told = [_without(row, "job") for row in outcomes]
         head = {"job": job.id, "mode": job.mode, "state": job.state}
@@ -50,13 +43,6 @@ def explain(arguments: argparse.Namespace, home: Home) -> int:
     _say_flagged(job, choices, outcomes)
     _say_left_alone([row for row in choices if row["state"] == "neither"])
     return 0
-
-
-def _nothing_decided(job: Job) -> str:
-    if job.mode in {"numeric", "symbolic"}:
-        return f"job {job.id} is {job.mode}, which decides nothing: see nslora-agent show {job.id}"
-    yet = " yet" if job.state in OPEN else ""
-    return f"job {job.id} ({job.mode}, {job.state}) has decided nothing{yet}: see nslora-agent show {job.id}"
 
 
 # ---- a job ----
@@ -75,7 +61,7 @@ def _say_rounds(job: Job, rounds: list[Round]) -> None:
         say(wrapped(each.why, f"{each.number} {each.phase}", indent=2, labels=13))
         if each.ended:
             say(wrapped(f"until: {each.ended}", indent=2, labels=13))
-    if job.state in OPEN and (not rounds or rounds[-1].figures):
+    if job.state not in ENDED and (not rounds or rounds[-1].figures):
         say(f"\nRound {len(rounds) + 1} is not over yet.")
 
 
@@ -111,7 +97,7 @@ def _say_flagged(job: Job, choices: Rows, outcomes: Rows) -> None:
         say("\nNo reference breaks a constraint, so there was nothing to rewrite.")
         return
     kept = Counter(row["state"] for row in flagged if row["example"] not in offered)
-    so_far = " so far" if job.state in OPEN else ""
+    so_far = "" if job.state in ENDED else " so far"
     text = f"{len(flagged)} examples were flagged, that is, their reference breaks a constraint or lacks the style."
     by_state = ", ".join(f"{kept[state]} {state}" for state in STATES if kept[state])
     saved = f" {sum(kept.values())} of them were never sent{so_far}, which saved as many rewrites: now {by_state}."
@@ -145,11 +131,8 @@ def _reward(standing: dict[str, Any], prefix: str) -> float:
 # ---- an example ----
 
 
-def _explain_example(arguments: argparse.Namespace, decisions: DecisionStore, job: Job) -> int:
-    name = arguments.example
-    choices, outcomes = decisions.choices(name), decisions.outcomes(name)
-    if not choices:
-        raise NotFound(_unknown_example(name, decisions, job))
+def _explain_example(arguments: argparse.Namespace, found: Explanation) -> int:
+    name, job, choices, outcomes = arguments.example, found.job, found.choices, found.outcomes
     if arguments.json:
         told = [_without(row, "job", "id", "example") for row in outcomes]
         seen = [_without(row, "job", "example") for row in choices]
@@ -165,14 +148,6 @@ def _explain_example(arguments: argparse.Namespace, decisions: DecisionStore, jo
         here = [outcome for outcome in outcomes if choice["round"] <= outcome["round"] < end]
         _say_outcomes(choice["state"], here)
     return 0
-
-
-def _unknown_example(name: str, decisions: DecisionStore, job: Job) -> str:
-    known = [shortened(row["example"], LONGEST_ID) for row in decisions.last_choices()[:3]]
-    if not known:
-        return _nothing_decided(job)
-    like = f"its training examples are called {', '.join(known)}, ...; held-out ones are only measured"
-    return f"job {job.id} has decided nothing about {shortened(name, LONGEST_ID)!r}: {like}"
 
 
 def _say_rewards(standing: dict[str, Any]) -> None:
@@ -228,7 +203,7 @@ def remade(arguments: argparse.Namespace, home: Home) -> int:
         job = store.get(arguments.job)
     path = home.run(job.id) / REMADE
     if not path.exists():
-        yet = " yet; it is written when the job ends" if job.state in OPEN and job.mode != "numeric" else ""
+        yet = " yet; it is written when the job ends" if job.state not in ENDED and job.mode != "numeric" else ""
         raise NotFound(f"job {job.id} ({job.mode}, {job.state}) has no remade data{yet}")
     lines = path.read_bytes().splitlines(keepends=True)
     chosen = lines if arguments.all else [line for line in lines if "remade" in json.loads(line)]

@@ -78,6 +78,7 @@ def model_card(about: dict[str, Any]) -> str:
     rows = "\n".join(
         f"| {label} | {_show(figures['before'][key])} | {_show(figures['after'][key])} |" for key, label in metrics
     )
+    libraries = ", ".join(f"{name} {number}" for name, number in about["libraries"].items())
     made = {"numeric": _numeric, "symbolic": _symbolic}.get(about["mode"], _neurosymbolic)
     return f"""---
 base_model: {about["base"]}
@@ -86,7 +87,8 @@ tags: [lora, qlora, nslora-agent]
 ---
 # Version for {about["base"]}
 
-Made by nslora-agent {about["software"]} from `{about["file"]}` (job {about["job"]}, parent version {about["parent"]}).
+Made by nslora-agent {about["software"]} from `{about["file"]}` (job {about["job"]}, parent version {about["parent"]}),
+with {libraries}.
 
 {about["verdict"]["reason"]}
 

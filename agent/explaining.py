@@ -1,16 +1,21 @@
-"""Decisions in words: the reason stored with a choice, and the texts that `explain` prints."""
+"""Decisions as they are told: the reason stored with a choice, what `explain` shows, and the words it uses."""
 
 from __future__ import annotations
 
 import textwrap
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from agent.classifier import FEATURES, Choice, Gains
-from agent.decision_store import Chosen
+from agent.decision_store import Chosen, DecisionStore, Round
+from agent.errors import NotFound
+from agent.jobs import ENDED, Job
 from agent.rows import Row
+from agent.store import Rows, Store
 
 WIDTH = 100
 """Columns of a screen of `explain`."""
+LONGEST_ID = 40
+"""Characters of an example's id in a line or a table."""
 STATES = {
     "satisfied": "the model answers it right",
     "weights": "tune the weights on it",
@@ -32,6 +37,47 @@ MEANINGS = {
     "likely_rewrite": "the part of the gap that rewrites of such constraints have closed",
 }
 """What the features measure; "one" is the same for all examples."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a job decided and why, or what it decided about one example.
+
+    Attributes:
+        rounds: the rounds of the job that are over, in order.
+        choices: the last choice for each example in the order of the file, or each choice for the one example.
+        outcomes: what came of the actions, in order.
+    """
+
+    job: Job
+    rounds: list[Round]
+    choices: Rows
+    outcomes: Rows
+
+
+def explained(store: Store, job_id: int, example: str | None = None) -> Explanation:
+    """Why a job did what it did, or one example of it. Raises NotFound where nothing was decided."""
+    job = store.get(job_id)
+    decisions = DecisionStore(store, job_id)
+    choices = decisions.last_choices() if example is None else decisions.choices(example)
+    if not choices:
+        raise NotFound(_nothing_decided(job) if example is None else _unknown_example(example, decisions, job))
+    return Explanation(job, decisions.rounds(), choices, decisions.outcomes(example))
+
+
+def _nothing_decided(job: Job) -> str:
+    if job.mode in {"numeric", "symbolic"}:
+        return f"job {job.id} is {job.mode}, which decides nothing: see nslora-agent show {job.id}"
+    yet = "" if job.state in ENDED else " yet"
+    return f"job {job.id} ({job.mode}, {job.state}) has decided nothing{yet}: see nslora-agent show {job.id}"
+
+
+def _unknown_example(name: str, decisions: DecisionStore, job: Job) -> str:
+    known = [shortened(row["example"], LONGEST_ID) for row in decisions.last_choices()[:3]]
+    if not known:
+        return _nothing_decided(job)
+    like = f"its training examples are called {', '.join(known)}, ...; held-out ones are only measured"
+    return f"job {job.id} has decided nothing about {shortened(name, LONGEST_ID)!r}: {like}"
 
 
 def chosen(row: Row, choice: Choice, *, waits: bool, flagged: bool) -> Chosen:

@@ -6,16 +6,15 @@ import argparse
 import dataclasses
 import sys
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent import output, systemd
-from agent.config import Config, job_settings, read_config
+from agent import api, output, systemd
+from agent.config import given_flags
 from agent.durable import locked
-from agent.errors import ConfigError, DataError
+from agent.errors import DataError
 from agent.home import Home
 from agent.jobs import Job, State, describe
 from agent.output import hint, print_json, print_table, say
@@ -33,11 +32,7 @@ REASON_SHOWN = 70
 
 def validate(arguments: argparse.Namespace, home: Home) -> int:
     """Report on a training file; exit code 65 if a line is bad."""
-    from agent.dataset import open_source  # noqa: PLC0415
-    from agent.dataset import validate as check  # noqa: PLC0415
-
-    with open_source(arguments.file) as source:
-        report = check(source, read_config(home.config).limits)
+    report = api.validate(arguments.file, state=home.path)
     if arguments.json:
         bad = [{"line": b.line, "problem": b.problem, "fix": b.fix} for b in report.bad]
         print_json({**dataclasses.asdict(report), "bad": bad})
@@ -60,47 +55,16 @@ def _say_report(report: Report) -> None:
 
 def enqueue(arguments: argparse.Namespace, home: Home) -> int:
     """Copy a file into the spool, then queue it."""
-    from agent.dataset import open_source  # noqa: PLC0415
-    from agent.spool import spool  # noqa: PLC0415
-
-    config = read_config(home.config)
-    settings = job_settings(arguments, config)
-    _check_offload(arguments.mode, config)
-    home.create()
-    with open_source(arguments.file) as source:
-        kept = spool(source, home.spool, uuid.uuid4().hex, config.limits, skip_bad=arguments.skip_bad)
-    shown = "stdin" if arguments.file == "-" else _shown(Path(arguments.file))
-    with Store(home.database) as store:
-        job = store.add(
-            file=shown,
-            spool=kept.path.stem,
-            rows=kept.rows,
-            bad_rows=kept.bad,
-            sha256=kept.sha256,
-            settings=settings,
-            base=config.base,
-            mode=arguments.mode,
-        )
+    given = given_flags(arguments, "training", "decision")
+    job = api.enqueue(arguments.file, state=home.path, mode=arguments.mode, skip_bad=arguments.skip_bad, **given)
     if arguments.json:
         print_json(_job_json(job))
     else:
-        say(f"job {job.id}: {kept.rows} rows queued")
-        if kept.bad:
-            hint(f"{kept.bad} bad lines were left out; they are in {kept.bad_path}")
+        say(f"job {job.id}: {job.rows} rows queued")
+        if job.bad_rows:
+            hint(f"{job.bad_rows} bad lines were left out; they are in {home.spool / f'{job.spool}.bad.jsonl'}")
         _say_if_nobody_works(home)
     return 0
-
-
-def _check_offload(mode: str, config: Config) -> None:
-    """Raise ConfigError for a job that needs a remote LLM on a box that has none set."""
-    offload = config.offload
-    if mode == "symbolic" and offload.mode == "remote" and not (offload.base_url and offload.model):
-        raise ConfigError("a symbolic job needs a remote LLM: nslora-agent offload set --base-url URL --model NAME")
-
-
-def _shown(path: Path) -> str:
-    """A file's name for people: bytes that are not UTF-8, which SQLite refuses, become escapes."""
-    return str(path.absolute()).encode(errors="backslashreplace").decode()
 
 
 def _say_if_nobody_works(home: Home) -> None:
@@ -271,16 +235,12 @@ def logs(arguments: argparse.Namespace, home: Home) -> int:
 
 def cancel(arguments: argparse.Namespace, home: Home) -> int:
     """Cancel a job; its processes are killed by the daemon within a second."""
-    with open_existing(home.database) as store:
-        job = store.cancel(arguments.job, "cancelled by a person")
-    return _tell(arguments, job)
+    return _tell(arguments, api.cancel(arguments.job, state=home.path))
 
 
 def retry(arguments: argparse.Namespace, home: Home) -> int:
     """Queue a job again."""
-    with open_existing(home.database) as store:
-        job = store.retry(arguments.job)
-    return _tell(arguments, job)
+    return _tell(arguments, api.retry(arguments.job, state=home.path))
 
 
 def _tell(arguments: argparse.Namespace, job: Job) -> int:

@@ -10,6 +10,8 @@ from typing import Any
 
 from agent.errors import IllegalMove
 
+MODES = ("neurosymbolic", "numeric", "symbolic", "alternate")
+"""What a job can do, the default first."""
 MAX_DEATHS = 3
 """Process deaths after which a job is taken for the cause and no longer started by itself."""
 

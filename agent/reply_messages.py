@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-Conversation = tuple[dict[str, str], ...]
-"""Messages of {"role", "content"}."""
+ANSWER_TOKENS = 512
+"""Longest answer in tokens where nobody says otherwise."""
+Message = dict[str, str]
+"""Who says what: {"role", "content"}."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class Reply:
     answer also ends before the first of `stops`. `memory_budget` is in MB, 0 for half of what is free.
     """
 
-    messages: Conversation
+    messages: tuple[Message, ...]
     max_new_tokens: int
     memory_budget: int = 0
     temperature: float = 0.0

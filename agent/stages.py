@@ -31,7 +31,7 @@ from agent.settings import Decision, Training, part_of
 from agent.shapes import Example, Message
 from agent.spool import load_spool
 from agent.stylometry import Stylometry
-from agent.version import version_string
+from agent.version import libraries, version_string
 
 EARLIER_ROWS = 40
 """Held-out rows of earlier jobs that a new version is measured on, at most half of them of one job."""
@@ -234,6 +234,7 @@ class Stages:
             "base_files": base_manifest.get("files"),
             "created": time.time(),
             "software": version_string(),
+            "libraries": libraries(),
             "settings": self.job.settings,
             "verdict": dataclasses.asdict(verdict),
             "figures": {"before": before.means, "after": after.means, **rows, **figures},

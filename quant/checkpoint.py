@@ -62,8 +62,13 @@ def restore(folder: Path, tuned: Flat, optimizer: AdamW) -> Progress:
         for name, parameter in tuned.views(tuned.values).items():
             parameter.copy_(adapter[name])
         for name, tensor in optimizer.moments.tensors().items():
-            tensor.copy_(state[name])
+            tensor.copy_(state[name] if name in state else _joined(state, name, tuned))
     torch.set_rng_state(state["rng/cpu"])
     if "rng/cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["rng/cuda"])
     return Progress(**json.loads((folder / "progress.json").read_text()))
+
+
+def _joined(state: dict[str, torch.Tensor], moment: str, tuned: Flat) -> torch.Tensor:
+    """A moment in a checkpoint of 0.1.0, which kept that of each parameter apart."""
+    return torch.cat([state[f"{moment}/{name}"].flatten() for name in tuned.shapes])

@@ -5,14 +5,17 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import make_cli
+import make_man
 import make_memory
 import pytest
 from checkout import PACKAGES, ROOT, pyproject, python_files
+from needs import needs
 
 from agent import constraints, errors
 from agent.cli import build_parser
@@ -91,6 +94,27 @@ def test_the_help_of_each_command_ends_in_an_example_that_parses(name: str) -> N
     program, *arguments = shlex.split(text.partition("\nexample:\n")[2])
     assert program == "nslora-agent"
     assert build_parser().parse_args(arguments).command == name.split(maxsplit=1)[0]
+
+
+def test_the_manual_page_is_what_the_parser_the_errors_and_the_readme_say() -> None:
+    """After a change of any `make docs` has been run."""
+    text = make_man.TARGET.read_text()
+    assert text == make_man.page(), "run `make docs`"
+    assert set(re.findall(r"^\\fB(\d+)\\fR$", text, re.MULTILINE)) == {str(code) for code in EXIT_CODES | NOT_OURS}
+    flags = {flag for parser in COMMANDS.values() for action in parser._actions for flag in action.option_strings}
+    assert all(f"\\fB{make_man.escaped(flag)}\\fR" in text for flag in flags)
+    assert text.count(".SS ") == len(COMMANDS)
+
+
+def test_the_manual_page_reads_well() -> None:
+    """There is nothing that groff warns of, and no line begins with what it would take for a request."""
+    command = [needs("groff", "man-db"), "-man", "-ww", "-Tutf8", str(make_man.TARGET)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    shown = re.sub(r"\x1b\[[0-9;]*m|.\x08", "", done.stdout)
+    assert "--no-allow-http" in shown
+    assert "\N{DEGREE SIGN}" not in make_man.TARGET.read_text()
+    assert make_man.lines(".request 'and more") == "\\&.request 'and more"
 
 
 def test_the_readme_has_every_exit_code_and_no_other() -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
+import re
 import shutil
 import statistics
 import subprocess
 import sys
+import venv
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from checkout import PACKAGES, ROOT, pyproject, python_files
+from needs import needs
 
 LINES_OF_A_FILE = 400
 LINES_OF_MOST_FUNCTIONS = 35
@@ -23,7 +26,7 @@ LINES_OF_THE_MEDIAN_FUNCTION = 10
 HEAVY = {
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "gguf", "huggingface_hub", "numpy",
     "textgrad", "litellm", "httpx", "rich", "sqlite_utils", "pandas", "jsonschema", "referencing", "langdetect",
-    "punkt", "starlette", "uvicorn", "asyncio",
+    "punkt", "starlette", "uvicorn", "asyncio", "argcomplete",
 }  # fmt: skip
 """What no module of agent/ imports before it has to."""
 LAZY = {
@@ -187,21 +190,52 @@ def test_the_packages_are_listed_one_by_one() -> None:
     found = pyproject()["tool"]["setuptools"]
     assert found == {
         "packages": [*PACKAGES, "quant.lean"],
-        "package-data": {"agent": ["prior.json", "units/*", "templates/*"]},
+        "package-data": {"agent": ["prior.json", "py.typed", "units/*", "templates/*"]},
+        "data-files": {"share/man/man1": ["docs/nslora-agent.1"]},
     }
 
 
-def test_a_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> None:
-    """No test, benchmark or example is shipped; every module, the classifier's prior and the licence are."""
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is shipped, built from a copy of the checkout."""
     if importlib.util.find_spec("setuptools") is None and os.environ.get("CI") != "true":
         pytest.skip("setuptools is not installed: pip install setuptools")
-    copy = tmp_path / "checkout"
+    folder = tmp_path_factory.mktemp("wheel")
+    copy = folder / "checkout"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__"))
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", tmp_path, copy], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([*command, "--wheel-dir", folder, copy], check=True, capture_output=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_a_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
+    """No test, benchmark or example is shipped; every module, the classifier's prior, page and licence are."""
     names = set(zipfile.ZipFile(wheel).namelist())
-    code = {name for name in names if ".dist-info/" not in name}
+    shipped = {re.sub(r"^[^/]+\.data/data/", "", name) for name in names if ".dist-info/" not in name}
     units = {named(path) for folder in ("units", "templates") for path in (ROOT / "agent" / folder).iterdir()}
-    assert code == {"agent/prior.json", *units, *(named(path) for path in python_files(*PACKAGES))}
+    code = {"agent/prior.json", "agent/py.typed", *units, *(named(path) for path in python_files(*PACKAGES))}
+    assert shipped == code | {"share/man/man1/nslora-agent.1"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_man_finds_the_page_where_the_program_is_installed(wheel: Path, tmp_path: Path) -> None:
+    """By the path alone, as in an environment that is activated."""
+    venv.create(tmp_path / "env", with_pip=False)  # one of its own: pip would take the tests' program away
+    bin_ = tmp_path / "env" / "bin"
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        bin_ / "python",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+    ]
+    subprocess.run([*command, "--no-compile", wheel], check=True, capture_output=True)
+    environment = {"PATH": f"{bin_}:/usr/bin:/bin", "HOME": str(tmp_path), "LANG": "C.UTF-8"}
+    command = [needs("man", "man-db"), "nslora-agent"]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "adapts a 4-bit language model" in shown

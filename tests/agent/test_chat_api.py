@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import chat_api
-from agent.answering import ANSWER_TOKENS
 from agent.errors import DataError
-from agent.reply_messages import Replied, Reply
+from agent.reply_messages import ANSWER_TOKENS, Replied, Reply
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 

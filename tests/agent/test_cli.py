@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def test_every_command_explains_itself_with_an_example(command: str, state: Path
 def test_the_command_line_names_all_commands_and_its_version() -> None:
     """Without a command it is a usage error."""
     shown = subprocess.run([AGENT, "--help"], capture_output=True, text=True, check=True).stdout
-    assert all(f"    {command.split()[0]} " in shown for command in COMMANDS)
+    assert all(re.search(rf"^    {command.split()[0]}\s", shown, re.MULTILINE) for command in COMMANDS)
     shown = subprocess.run([AGENT, "--version"], capture_output=True, text=True, check=True).stdout
     assert shown == f"{pyproject()['project']['version']}\n"
     assert subprocess.run([AGENT], capture_output=True, check=False).returncode == 2

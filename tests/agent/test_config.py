@@ -6,6 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import agent, failed
@@ -16,6 +17,7 @@ from agent.config import (
     Config,
     add_flags,
     default_toml,
+    given_flags,
     job_settings,
     read_config,
     write_base,
@@ -178,11 +180,11 @@ def test_a_name_that_toml_cannot_hold_is_refused(path: Path, name: str) -> None:
 # ---- flags ----
 
 
-def parse(*arguments: str) -> argparse.Namespace:
+def parse(*arguments: str) -> dict[str, Any]:
     parser = argparse.ArgumentParser(exit_on_error=False)
     add_flags(parser, "training")
     add_flags(parser, "decision")
-    return parser.parse_args(arguments)
+    return given_flags(parser.parse_args(arguments), "training", "decision")
 
 
 def test_flags_override_the_file_and_leave_the_rest(path: Path) -> None:

@@ -30,6 +30,7 @@ def about(before: Evaluation, after: Evaluation) -> dict[str, Any]:
         "parent": 2,
         "base": "smollm2-135m-instruct",
         "software": "0.1.0",
+        "libraries": {"torch": "2.13.0+cpu", "peft": "0.21.2"},
         "settings": dataclasses.asdict(Training(rank=8)),
         "verdict": {"reason": "Promoted: the loss fell."},
         "figures": figures,
@@ -123,7 +124,8 @@ def test_the_model_card_tells_what_a_person_wants_to_know() -> None:
     card = model_card(about(Evaluation([0.25], [None], [3.0], []), Evaluation([0.75], [None], [1.5], [])))
     for said in (
         "base_model: smollm2-135m-instruct",
-        "`/data/pumps.jsonl` (job 4, parent version 2)",
+        "nslora-agent 0.1.0 from `/data/pumps.jsonl` (job 4, parent version 2)",
+        "with torch 2.13.0+cpu, peft 0.21.2.",
         "Promoted: the loss fell.",
         "| 10 held-out rows | before | after |",
         "| content reward | 0.250 | 0.750 |",

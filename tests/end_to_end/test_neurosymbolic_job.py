@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -56,6 +57,16 @@ def test_a_job_rewrites_flagged_rows_tunes_the_weights_and_makes_a_version(unint
     about = json.loads((uninterrupted.versions / "1" / "manifest.json").read_bytes())
     assert about["mode"] == "neurosymbolic"
     assert about["figures"]["remade"] == len(offered) > 0
+
+
+def test_a_version_names_exactly_what_made_it(uninterrupted: Home) -> None:
+    """Manifest and card: this program and each library, to the last part of its version."""
+    folder = uninterrupted.versions / "1"
+    about, card = json.loads((folder / "manifest.json").read_bytes()), (folder / "README.md").read_text()
+    assert set(about["libraries"]) == {"torch", "transformers", "peft", "bitsandbytes"}
+    for name, number in {"nslora-agent": about["software"], **about["libraries"]}.items():
+        assert number == importlib.metadata.version(name)
+        assert f"{name} {number}" in card
 
 
 def test_remade_rows_say_where_they_come_from(uninterrupted: Home, tmp_path: Path) -> None:
