@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ class Progress:
         outcomes = (
             {**each, "features": tuple(each["features"]), "kinds": tuple(each["kinds"])} for each in kept["outcomes"]
         )
-        return cls(
+        progress = cls(
             **{
                 **kept,
                 "rows": {example.id: Row.from_json(example, kept["rows"][example.id]) for example in examples},
@@ -113,3 +113,5 @@ class Progress:
                 "deferred": symbolic.Outcome.from_json(deferred) if deferred else None,
             }
         )
+        # 0.1.0 did not write it down; while a phase goes on, the rows are as they were when it began.
+        return progress if "reward_before" in kept else replace(progress, reward_before=progress.reward)

@@ -50,7 +50,8 @@ def test_the_example_of_a_job_that_has_ended(state: Path) -> None:
     assert re.fullmatch(r"1 True \d\.\d+ \d\.\d+", said[1])
     assert said[2:4] == ["pump-ask both", "lamp-ask both"]
     assert said[4].startswith("tuned on, reward")
-    assert said[5:] == ["0 0", "1"]
+    assert 0 < int(said[5]) <= 8
+    assert said[6:] == ["0 0", "1"]
 
 
 def test_every_call_is_on_the_page() -> None:

@@ -50,6 +50,7 @@ FULL = Progress(
     seconds=61.25,
     requests=7,
     requests_before=3,
+    reward_before=0.25,
     start="attempt-1/checkpoints-2/step-20",
     start_tokens=9,
     undone=4,
@@ -145,3 +146,12 @@ def test_a_row_without_a_token_to_learn_can_be_written_down(path: Path) -> None:
     assert reloaded(progress, path) == progress
     seen = prior().choose(row_.standing, COSTS["both"])
     assert all(map(math.isfinite, (*seen.features, seen.weights.hoped, seen.rewrite.hoped)))
+
+
+def test_progress_of_the_first_release_is_read(path: Path) -> None:
+    """What it did not write down is as it is at the reading: the rows change when a phase is over."""
+    FULL.save(path)
+    told = json.loads(path.read_text())
+    del told["reward_before"]
+    path.write_text(json.dumps(told))
+    assert Progress.load(path, [each.origin for each in FULL.rows.values()]).reward_before == FULL.reward
