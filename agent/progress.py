@@ -114,4 +114,5 @@ class Progress:
             }
         )
         # 0.1.0 did not write it down; while a phase goes on, the rows are as they were when it began.
-        return progress if "reward_before" in kept else replace(progress, reward_before=progress.reward)
+        known = "reward_before" in kept or progress.phase is None
+        return progress if known else replace(progress, reward_before=progress.reward)

@@ -150,8 +150,10 @@ def test_a_row_without_a_token_to_learn_can_be_written_down(path: Path) -> None:
 
 def test_progress_of_the_first_release_is_read(path: Path) -> None:
     """What it did not write down is as it is at the reading: the rows change when a phase is over."""
-    FULL.save(path)
+    probed = replace(FULL, rows={name: row for name, row in ROWS.items() if row.answered})
+    probed.save(path)
     told = json.loads(path.read_text())
     del told["reward_before"]
     path.write_text(json.dumps(told))
-    assert Progress.load(path, [each.origin for each in FULL.rows.values()]).reward_before == FULL.reward
+    read = Progress.load(path, [each.origin for each in probed.rows.values()])
+    assert read.reward_before == probed.reward > 0
