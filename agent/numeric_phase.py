@@ -26,8 +26,10 @@ class NumericPhases(Phases):
     def tuned(self, progress: Progress) -> Progress:
         """A numeric phase, from where it stands, and the probe after it."""
         self.attempt.phase("train")
-        rows = (progress.rows[name].example for name in progress.members)
-        data = self.write_rows(f"round-{progress.round}.jsonl", rows, "")
+        rows = (progress.rows[name] for name in progress.members)
+        # A rehearsed row names no value: the signal is of what is still to be learned.
+        examples = (replace(row.example, answer=None) if row.is_right else row.example for row in rows)
+        data = self.write_rows(f"round-{progress.round}.jsonl", examples, "")
         while not progress.ended:
             progress = self.saved(self._numeric_window(progress, data))
         probed = self.probed(progress, set(progress.members))
