@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.config import read_config, value_fault
-from agent.errors import ConfigError, DataError, NotFound
+from agent.errors import AgentError, ConfigError, DataError, NotFound
 from agent.home import Home
 from agent.output import hint, print_json, say
 from agent.settings import Training
@@ -50,8 +50,21 @@ def chat(arguments: argparse.Namespace, home: Home) -> int:
             if line == NEW:
                 talk.forget()
             elif line:
-                talk.ask(line, breakable=sys.stdin.isatty())
+                _answered(talk, line)
     return 0
+
+
+def _answered(talk: _Talk, line: str) -> None:
+    """Put a question; on a terminal what goes wrong with it, or Ctrl-C, ends the answer and not the chat."""
+    if not sys.stdin.isatty():
+        talk.ask(line)
+        return
+    try:
+        talk.ask(line)
+    except AgentError as fault:
+        hint(str(fault))
+    except KeyboardInterrupt:
+        talk.break_off()
 
 
 def serve(arguments: argparse.Namespace, home: Home) -> int:
@@ -118,30 +131,28 @@ class _Talk:
         """Begin a new conversation."""
         self._said: list[list[Message]] = [[] for _ in self.versions]
 
-    def ask(self, question: str, *, breakable: bool = False) -> None:
-        """Put a question to every version; `breakable`: Ctrl-C ends the answers and no more."""
-        found: list[dict[str, Any]] = []
+    def ask(self, question: str) -> None:
+        """Put a question to every version; what is not answered is not remembered."""
         with shown([version.name for version in self.versions], quiet=self._as_json) as show:
-            for place in range(len(self.versions)):
-                show(place, "")
-                try:
-                    found.append(self._turn(place, question, partial(show, place)))
-                except KeyboardInterrupt:
-                    if not breakable:
-                        raise
-                    self._answering.break_off()
+            found = [self._turn(place, question, partial(show, place)) for place in range(len(self.versions))]
+        for said, told in zip(self._said, found, strict=True):
+            said.append({"role": "user", "content": question})
+            said.append({"role": "assistant", "content": told["text"]})
         if self._as_json:
             print_json(found if self._compare else found[0])
+
+    def break_off(self) -> None:
+        """End the answer that is being given."""
+        self._answering.break_off()
 
     def _turn(self, place: int, question: str, hear: Callable[[str], None]) -> dict[str, Any]:
         from agent.reply_messages import Reply  # noqa: PLC0415
 
-        version, said = self.versions[place], self._said[place]
+        version = self.versions[place]
+        hear("")
         self._answering.load(version)
-        said.append({"role": "user", "content": question})
-        budget = self._config.training.memory_budget
-        replied = self._answering.reply(Reply(tuple(said), self._longest, budget), hear)
-        said.append({"role": "assistant", "content": replied.text})
+        asked = (*self._said[place], {"role": "user", "content": question})
+        replied = self._answering.reply(Reply(asked, self._longest), hear)
         return {"version": version.number, "base": version.base, **dataclasses.asdict(replied)}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from agent.config import Config
 from agent.durable import locked
@@ -75,6 +77,7 @@ class Answering:
         self._home, self._settings, self._log = home, config.training, log
         self._workers = ExitStack()
         self._worker: Worker | None = None
+        self._budget = config.training.memory_budget
         self.loaded: Version | None = None
 
     def __enter__(self) -> Answering:
@@ -100,11 +103,12 @@ class Answering:
 
         Raises OutOfMemory if it does not fit, Busy if it does not fit beside the running job, BaseModelError.
         """
+        if self._worker is not None and self._worker.process.poll() is not None:
+            self.end()
         if version == self.loaded:
             return
         model = self.model(version)
         same_base = self.loaded is not None and self.loaded.base == version.base
-        self.loaded = None
         worker = self._worker = self._worker or self._workers.enter_context(Worker("quant.worker", self._log))
         adapter = str(version.adapter) if version.adapter else None
         request = Load(str(model), adapter, self._settings.device, self._settings.dtype)
@@ -113,6 +117,7 @@ class Answering:
             is_alone = _entered(stack, self._home.device_lock)
             if not same_base:
                 self._check_room(worker, model, is_alone=is_alone)
+            self.loaded = None
             self._asked(worker, request)
         self.loaded = version
 
@@ -122,7 +127,10 @@ class Answering:
             raise TypeError(peaks)
         needed = max(peaks.load_mb, peaks.generate_mb) - peaks.now_mb
         room = FITS_WITH * peaks.free_mb - (0.0 if is_alone else self._promised())
-        if not peaks.known or needed <= room:
+        if not peaks.known:
+            return
+        if needed <= room:
+            self._budget = max(1, int(peaks.generate_mb - peaks.load_mb))
             return
         lacking = f"answers take {needed:.0f} MB, {max(0.0, room):.0f} MB are to spare"
         if is_alone:
@@ -133,10 +141,14 @@ class Answering:
         """MB that the running job was found room for and has not taken yet."""
         with Store(self._home.database) as store:
             running = [job.progress for job in store.list([State.RUNNING])]
-        return float(sum(max(0.0, each.get("planned_mb", 0.0) - each.get("rss_mb", 0.0)) for each in running))
+        # Until it has planned, it may take everything.
+        return float(sum(each.get("planned_mb", math.inf) - _taken(each) for each in running))
 
     def reply(self, request: Reply, hear: Hear = lambda _: None) -> Replied:
-        """The answer of the loaded version; `hear` gets it as it comes. The version's system prompt is added."""
+        """The answer of the loaded version; `hear` gets it as it comes.
+
+        The version's system prompt is added, and the memory that was found for answers.
+        """
         version, worker = self.loaded, self._worker
         if version is None or worker is None:
             raise RuntimeError("load a version first")
@@ -145,7 +157,7 @@ class Answering:
             if isinstance(event, Said):
                 hear(event.text)
 
-        asked = _with_system(request, version.system)
+        asked = replace(_with_system(request, version.system), memory_budget=self._budget)
         if len(encode(Envelope("request", 0, asked))) > MAX_LINE:
             raise DataError(f"the conversation is too long: more than {MAX_LINE >> 10} kB")
         answer = self._asked(worker, asked, heard)
@@ -162,8 +174,16 @@ class Answering:
 
     def break_off(self) -> None:
         """End the answer that is being given, from another thread or a signal's handler."""
-        if self._worker is not None:
-            self._worker.break_off()
+        worker = self._worker
+        # Before it has loaded a model, a worker may not know the signal yet, and would die of it.
+        if worker is not None and self.loaded is not None:
+            worker.break_off()
+
+
+def _taken(progress: dict[str, Any]) -> float:
+    """MB that a job has taken of what it was promised, which is the device's memory where that is a GPU."""
+    taken = progress.get("cuda_mb") or progress.get("rss_mb", 0.0)
+    return float(min(taken, progress.get("planned_mb", math.inf)))
 
 
 def _with_system(request: Reply, system: str) -> Reply:

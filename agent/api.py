@@ -157,14 +157,18 @@ def generate(
     By a process that is gone afterwards, which takes seconds: for many questions there is `nslora-agent serve`. Raises
     NotFound, BaseModelError, DataError, OutOfMemory, or Busy where there is no room beside the running job.
     """
+    from agent import chat_api  # noqa: PLC0415
     from agent.answering import Answering, chosen  # noqa: PLC0415
 
     home = _home(state)
     config = read_config(home.config)
-    messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    told = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    messages = tuple(map(chat_api.message, told))
+    if not messages or max_new_tokens < 1:
+        raise DataError("there must be a message, and max_new_tokens above 0")
     with tempfile.TemporaryDirectory() as work, Answering(home, config, Path(work) / "log") as answering:
         answering.load(chosen(None if version is None else str(version), home, config))
-        return answering.reply(Reply(tuple(messages), max_new_tokens, config.training.memory_budget))
+        return answering.reply(Reply(messages, max_new_tokens))
 
 
 # ---- what they share ----

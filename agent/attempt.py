@@ -193,7 +193,7 @@ class Attempt:
     def _record(self, event: protocol.Event) -> None:
         if isinstance(event, Step):
             self.events.add("step", **dataclasses.asdict(event))
-            shown = ("step", "steps", "loss", "tokens_per_s", "rss_mb")
+            shown = ("step", "steps", "loss", "tokens_per_s", "rss_mb", "cuda_mb")
             self._progress = {**self._progress, **{name: getattr(event, name) for name in shown}}
         elif isinstance(event, Note):
             self.events.add("note", text=event.text)

@@ -14,6 +14,8 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 ENDS = {"stop": "stop", "length": "length", "broken off": "stop"}
 """Why an answer ended, in OpenAI's words."""
 MOST_STOPS = 4
+HOTTEST = 2.0
+MOST_SEEDS = 1 << 63
 TEXT = {"type": "text"}
 NOT_HERE = {"tools": [], "functions": [], "logprobs": False, "n": 1, "audio": None, "response_format": TEXT}
 """What changes an answer's shape and is not served, with the value that asks for nothing."""
@@ -30,7 +32,7 @@ class Asked:
     """At the end of a stream; a whole answer always has it."""
 
 
-def parsed(raw: bytes, memory_budget: int) -> Asked:
+def parsed(raw: bytes) -> Asked:
     """What the body of a request asks for. Raises DataError for what is wrong or not served."""
     try:
         body = json.loads(raw)
@@ -41,15 +43,16 @@ def parsed(raw: bytes, memory_budget: int) -> Asked:
     for name, nothing in NOT_HERE.items():
         if body.get(name) not in (None, nothing):
             raise DataError(f"{name} other than {json.dumps(nothing)} is not served here")
+    options = body.get("stream_options")
     reply = Reply(
-        messages=tuple(map(_message, _list(body.get("messages"), "messages"))),
+        messages=tuple(map(message, _list(body.get("messages"), "messages"))),
         max_new_tokens=_longest(body),
-        memory_budget=memory_budget,
-        temperature=_number(body, "temperature", 0.0, 2.0),
-        seed=int(_number(body, "seed", 0, 2**63 - 1)),
+        temperature=_temperature(body.get("temperature")),
+        seed=_seed(body.get("seed")),
         stops=_stops(body.get("stop")),
     )
-    return Asked(reply, body.get("stream") is True, body.get("stream_options") == {"include_usage": True})
+    with_usage = isinstance(options, dict) and options.get("include_usage") is True
+    return Asked(reply, stream=body.get("stream") is True, with_usage=with_usage)
 
 
 def _list(value: Any, name: str) -> list[Any]:
@@ -58,10 +61,10 @@ def _list(value: Any, name: str) -> list[Any]:
     return value
 
 
-def _message(told: Any) -> Message:
-    """A message for the chat template; content may be text or a list of parts that are."""
+def message(told: Any) -> Message:
+    """A message for the chat template; content may be text or a list of parts that are. Raises DataError."""
     role = told.get("role") if isinstance(told, dict) else None
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise DataError(f"a message's role must be one of {', '.join(ROLES)}, not {role!r}")
     content = told.get("content")
     if isinstance(content, list):
@@ -69,21 +72,35 @@ def _message(told: Any) -> Message:
         content = "\n".join(parts) if all(isinstance(part, str) for part in parts) else None
     if not isinstance(content, str):
         raise DataError("a message's content must be text")
+    if any("\ud800" <= each <= "\udfff" for each in content):
+        raise DataError("a message's content has half a character in it (a lone surrogate)")
     return {"role": ROLES[role], "content": content}
 
 
 def _longest(body: Body) -> int:
-    told = body.get("max_completion_tokens") or body.get("max_tokens") or ANSWER_TOKENS
-    if not isinstance(told, int) or isinstance(told, bool) or told < 1:
+    given = [body[name] for name in ("max_completion_tokens", "max_tokens") if body.get(name) is not None]
+    told = given[0] if given else ANSWER_TOKENS
+    if not _is_whole(told) or told < 1:
         raise DataError("max_tokens must be a whole number above 0")
-    return told
+    return int(told)
 
 
-def _number(body: Body, name: str, low: float, high: float) -> float:
-    told = body.get(name) or 0
-    if not isinstance(told, int | float) or isinstance(told, bool) or not low <= told <= high:
-        raise DataError(f"{name} must be a number from {low:g} to {high:g}")
-    return told
+def _temperature(told: Any) -> float:
+    if told is None:
+        return 0.0
+    if not (_is_whole(told) or isinstance(told, float)) or not 0 <= told <= HOTTEST:
+        raise DataError(f"temperature must be a number from 0 to {HOTTEST:g}")
+    return float(told)
+
+
+def _seed(told: Any) -> int:
+    if told is not None and not _is_whole(told):
+        raise DataError("seed must be a whole number")
+    return (told or 0) % MOST_SEEDS
+
+
+def _is_whole(told: Any) -> bool:
+    return isinstance(told, int) and not isinstance(told, bool)
 
 
 def _stops(told: Any) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,7 @@ def _examples(home: Home, job: Job) -> dict[str, Example]:
 
 
 def _charts(following: Following, rounds: list[Round]) -> Iterator[tuple[str, str]]:
-    steps = _that_count(following.steps)
+    steps = _that_count(following.steps, rounds)
     shades = list(_phases(following))
     lines = [Line("mean loss", "loss", [(step["step"], step["loss"]) for step in steps])]
     for name, css in (("value_loss", "value"), ("form_loss", "form")):
@@ -142,14 +143,16 @@ def _charts(following: Following, rounds: list[Round]) -> Iterator[tuple[str, st
     yield "memory", chart.svg()
 
 
-def _that_count(steps: list[Row]) -> list[Row]:
+def _that_count(steps: list[Row], rounds: list[Round]) -> list[Row]:
     """Without steps that were undone, or taken once more after a death."""
     kept: list[Row] = []
+    is_over = bool(rounds) and not rounds[-1].figures and rounds[-1].phase == "stop"
+    last = sum(each.figures.get("steps", 0) for each in rounds) if is_over else math.inf
     for step in steps:
         while kept and kept[-1]["step"] >= step["step"]:
             kept.pop()
         kept.append(step)
-    return kept
+    return [step for step in kept if step["step"] <= last]
 
 
 def _phases(following: Following) -> Iterator[Shade]:

@@ -8,18 +8,17 @@ import signal
 import socket
 import stat
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -38,6 +37,10 @@ MOST_WAITING = 64
 """Questions that wait for their turn; more are told to come again."""
 AGAIN = "10"
 """Seconds after which to come again."""
+LOG = "serve.log"
+"""What libraries say, in the state folder."""
+GRACE = 60
+"""Seconds that answers which are being given may take after SIGTERM."""
 BACKLOG = 128
 """Connections that wait to be accepted."""
 
@@ -47,7 +50,9 @@ def serve(home: Home, config: Config, path: Path, ready: Callable[[Version], Non
 
     Raises Busy or StateError if the socket cannot be had, BaseModelError if there is no model to answer.
     """
-    with tempfile.TemporaryDirectory() as work, Answering(home, config, Path(work) / "log") as answering:
+    # uvicorn comes to an end in good order, and then raises the signal again.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with Answering(home, config, home.path / LOG) as answering:
         voice = Voice(home, config, answering)
         answering.model(voice.version)
         with _listening(path) as listener:
@@ -56,31 +61,41 @@ def serve(home: Home, config: Config, path: Path, ready: Callable[[Version], Non
             except (Busy, OutOfMemory) as fault:
                 hint(f"questions are refused for now: {fault}")
             ready(voice.version)
-            _run(app(voice, config.training.memory_budget, idle), listener)
+            asyncio.run(_server(app(voice, idle)).serve([listener]))
 
 
-def _run(application: Starlette, listener: socket.socket) -> None:
-    server = uvicorn.Server(uvicorn.Config(application, log_config=None, access_log=False))
-    # uvicorn comes to an end in good order, and then raises the signal again.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    asyncio.run(server.serve([listener]))
+def _server(application: Starlette) -> uvicorn.Server:
+    about = uvicorn.Config(application, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE)
+    return uvicorn.Server(about)
 
 
 @contextmanager
 def _listening(path: Path) -> Iterator[socket.socket]:
     """A socket that its owner alone can connect to; what a killed server left there is taken away."""
-    _make_free(path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        try:
+            _make_free(path)
+            made = _bound(listener, path)
+        except OSError as fault:
+            raise StateError(f"cannot listen on {path}: {fault}; give another --socket PATH") from fault
+        try:
+            yield listener
+        finally:
+            # Another server may have taken the place while this one answered its last questions.
+            with suppress(OSError):
+                if path.stat().st_ino == made:
+                    path.unlink()
+
+
+def _bound(listener: socket.socket, path: Path) -> int:
+    """Listen; returns the inode of the socket."""
     before = os.umask(0o177)
     try:
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(path))
-            listener.listen(BACKLOG)
-            yield listener
-    except OSError as fault:
-        raise StateError(f"cannot listen on {path}: {fault}; give another --socket PATH") from fault
+        listener.bind(str(path))
     finally:
         os.umask(before)
-        path.unlink(missing_ok=True)
+    listener.listen(BACKLOG)
+    return path.stat().st_ino
 
 
 def _make_free(path: Path) -> None:
@@ -97,8 +112,9 @@ def _make_free(path: Path) -> None:
             raise Busy(f"somebody answers on {path} already: stop that server, or give another --socket PATH")
 
 
-def app(voice: Voice, memory_budget: int, idle: float) -> Starlette:
+def app(voice: Voice, idle: float) -> Starlette:
     """The routes; closes the voice at its end."""
+    begun = int(time.time())
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -108,14 +124,15 @@ def app(voice: Voice, memory_budget: int, idle: float) -> Starlette:
         voice.close()
 
     async def completions(request: Request) -> Response:
-        asked = chat_api.parsed(await _body(request), memory_budget)
+        asked = chat_api.parsed(await _body(request))
         if voice.waiting >= MOST_WAITING:
             raise Busy(f"{MOST_WAITING} questions are waiting: ask again later")
         turn = Turn(voice, asked.reply)
-        return await (_streamed(turn, with_usage=asked.with_usage) if asked.stream else _whole(turn, request))
+        return await (_streamed(turn, request, with_usage=asked.with_usage) if asked.stream else _whole(turn, request))
 
     async def models(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [{"id": model_id(voice.version), "object": "model"}]})
+        about = {"id": model_id(voice.version), "object": "model", "created": begun, "owned_by": "nslora-agent"}
+        return JSONResponse({"object": "list", "data": [about]})
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok", "version": voice.version.number, "waiting": voice.waiting})
@@ -125,7 +142,8 @@ def app(voice: Voice, memory_budget: int, idle: float) -> Starlette:
         Route("/v1/models", models),
         Route("/health", health),
     ]
-    handlers: Any = {AgentError: _refusal, HTTPException: _no_such_thing}
+    gone: Any = dict.fromkeys((ClientDisconnect, ConnectionResetError), _nobody)
+    handlers: Any = {AgentError: _refusal, HTTPException: _no_such_thing, Exception: _our_fault, **gone}
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
 
 
@@ -145,19 +163,16 @@ async def _body(request: Request) -> bytes:
 
 
 async def _whole(turn: Turn, request: Request) -> Response:
-    try:
-        while isinstance(heard := await turn.heard.get(), str):
-            if await request.is_disconnected():
-                return Response(status_code=499)
-    finally:
-        turn.end()
+    while isinstance(heard := await turn.next(request.is_disconnected), str):
+        pass
     if isinstance(heard, AgentError):
         raise heard
     return JSONResponse(chat_api.completion(_about(turn.version), heard))
 
 
-async def _streamed(turn: Turn, *, with_usage: bool) -> Response:
-    first = await turn.heard.get()  # a fault before the first word is still an HTTP error
+async def _streamed(turn: Turn, request: Request, *, with_usage: bool) -> Response:
+    # A fault before the first word is still an HTTP error.
+    first = await turn.next(request.is_disconnected)
     if isinstance(first, AgentError):
         raise first
     return StreamingResponse(_events(turn, first, with_usage=with_usage), media_type="text/event-stream")
@@ -197,3 +212,13 @@ async def _refusal(_: Request, fault: AgentError) -> Response:
 async def _no_such_thing(_: Request, fault: HTTPException) -> Response:
     words = "POST /v1/chat/completions, GET /v1/models and GET /health are what is served"
     return JSONResponse(chat_api.fault(words, fault.detail), fault.status_code)
+
+
+async def _nobody(_: Request, fault: Exception) -> Response:
+    """To a client that is gone."""
+    del fault
+    return Response(status_code=499)
+
+
+async def _our_fault(_: Request, fault: Exception) -> Response:
+    return JSONResponse(chat_api.fault(f"{type(fault).__name__}: {fault}", "InternalError"), 500)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from unicodedata import category
 
+TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that change the direction of what follows."""
 Show = Callable[[int, str], None]
 """Takes who says something, by place, and what is new of it; nothing new means that it begins."""
 
@@ -35,12 +38,12 @@ class _Plain:
         if place not in self._heard and len(self._names) > 1:
             print(f"{chr(10) * 2 if self._heard else ''}{self._names[place]}:")
         self._heard.add(place)
-        print(harmless(text), end="", flush=True)
+        print(harmless(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def harmless(text: str) -> str:
-    """The text without control characters, with which an answer could do things to a terminal."""
-    return "".join(each for each in text if each in "\n\t" or each.isprintable())
+    """The text without characters with which an answer could do things to a terminal, or turn a line around."""
+    return "".join(each for each in text if each in "\n\t" or not (category(each) == "Cc" or each in TURNING))
 
 
 @contextmanager

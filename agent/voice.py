@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from agent.answering import Answering, active, chosen
+from agent.answering import Answering, Version, active, chosen
 from agent.config import Config
-from agent.errors import AgentError, Busy
+from agent.errors import AgentError, Busy, OutOfMemory, StateError
 from agent.home import Home
 from agent.output import hint
 from agent.reply_messages import Replied, Reply
 
+LOOK = 1.0
+"""Seconds between two looks whether a client that waits is still there."""
 Heard = str | Replied | AgentError
 """What is new of an answer; last the whole answer, or why there is none."""
 
@@ -63,17 +65,23 @@ class Voice:
 
     def load(self) -> None:
         """Load what is active; in the thread, or before anything was submitted. Raises AgentError."""
-        number = active(self._home)
-        if number not in (self.version.number, self._refused):
-            try:
-                wanted = chosen(str(number), self._home, self._config)
-                self._answering.load(wanted)
-            except AgentError as fault:
-                hint(f"version {number} cannot be loaded, {self.version.name} goes on answering: {fault}")
-                self._refused = None if isinstance(fault, Busy) else number
-            else:
-                self.version = wanted
+        try:
+            wanted = active(self._home)
+            if wanted not in {self.version.number, self._refused}:
+                self._swap_to(chosen(str(wanted), self._home, self._config))
+        except AgentError as fault:
+            hint(f"{self.version.name} goes on answering, because what is active now cannot be loaded: {fault}")
         self._answering.load(self.version)
+
+    def _swap_to(self, version: Version) -> None:
+        try:
+            self._answering.load(version)
+        except (Busy, OutOfMemory):  # there may be room for it later
+            raise
+        except AgentError:
+            self._refused = version.number
+            raise
+        self.version = version
 
     def drop(self, turn: Turn) -> None:
         """Break off an answer that nobody waits for any more."""
@@ -97,6 +105,7 @@ class Turn:
     def __init__(self, voice: Voice, request: Reply) -> None:
         self._voice, self._request = voice, request
         self.version = voice.version
+        self._is_over = False
         self._loop = asyncio.get_running_loop()
         self.heard: asyncio.Queue[Heard] = asyncio.Queue()
         self._task = voice.submit(self._work)
@@ -106,11 +115,29 @@ class Turn:
             self._put(self._voice.reply(self, self._request, self._put))
         except AgentError as fault:
             self._put(fault)
+        except Exception as fault:  # noqa: BLE001  whatever it is, somebody waits for an answer
+            self._put(StateError(f"{type(fault).__name__}: {fault}"))
 
     def _put(self, what: Heard) -> None:
+        if self._is_over:  # the client left before the answer had begun
+            self._voice.drop(self)
         self._loop.call_soon_threadsafe(self.heard.put_nowait, what)
+
+    async def next(self, is_gone: Callable[[], Awaitable[bool]]) -> Heard:
+        """What comes next; raises ConnectionResetError where `is_gone` says that nobody waits for it."""
+        getter = asyncio.ensure_future(self.heard.get())
+        try:
+            while not (await asyncio.wait({getter}, timeout=LOOK))[0]:
+                if await is_gone():
+                    raise ConnectionResetError  # noqa: TRY301  what is cleaned up below is cleaned up for this too
+        except BaseException:
+            getter.cancel()
+            self.end()
+            raise
+        return getter.result()
 
     def end(self) -> None:
         """Nobody waits any more, whether it was answered or not."""
+        self._is_over = True
         if not self._task.cancel():
             self._voice.drop(self)

@@ -122,9 +122,11 @@ class Connection:
         if not line.endswith(b"\n"):
             raise protocol.ProtocolError(f"{self.module} sent an overlong or torn line")
         envelope = protocol.decode(line)
+        if envelope.id != number:  # of a request that nobody waits for any more
+            return None
         if isinstance(envelope.message, AgentError):
             raise envelope.message
-        return envelope.message if envelope.id == number else None
+        return envelope.message
 
     def _drain(self) -> None:
         """Keep the stream empty, so that a worker need not wait for us; b"" marks its end."""

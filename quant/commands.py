@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from agent import serving
-from agent.errors import DataError, OutOfMemory, StateError, StorageError
+from agent.errors import BaseModelError, DataError, OutOfMemory, StateError, StorageError
 from agent.export_messages import Export, Template
 from agent.protocol import (
     Answer,
@@ -46,6 +47,7 @@ from quant.streaming import Spoken
 from quant.templates import templated
 from quant.train import start, train, usable
 
+WINDOWS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 ROWS = 512
 """Rows of a file worked on at a time; what a worker that was killed left half-written is written again by the next."""
 
@@ -102,7 +104,7 @@ class Commands:
         self._forget()
         adapter = Path(request.adapter) if request.adapter else None
         model = self._model = load(Path(request.model), adapter, request.device, request.dtype)
-        self._window = json.loads((Path(request.model) / "config.json").read_text())["max_position_embeddings"]
+        self._window = _window(Path(request.model))
         dtype = str(model.dtype).removeprefix("torch.")
         seconds = round(time.monotonic() - started, 2)
         return Loaded(model.architecture, model.device.type, dtype, seconds, serving.rss_mb())
@@ -134,19 +136,31 @@ class Commands:
     def _reply(self, request: Reply, emit: Emit) -> Answer:
         self._breaks.clear()
         model, started = self.model, time.monotonic()
-        prompt = model.encoder.prompt(list(request.messages))
-        most = min(request.max_new_tokens, self._window - len(prompt))
-        if most < 1:
-            fault = f"the conversation has {len(prompt)} tokens, the model takes {self._window}"
-            raise DataError(f"{fault}: begin a new conversation, or ask something shorter")
+        prompt = self._prompt(request)
+        most = model.prepare_answer(
+            len(prompt), min(request.max_new_tokens, self._window - len(prompt)), request.memory_budget
+        )
         dice = Dice(request.temperature, request.seed, model.device) if request.temperature else None
         spoken = Spoken(model.encoder.tokenizer, request.stops)
-        with contextlib.closing(model.stream(prompt, most, request.memory_budget, dice)) as tokens:
-            for token in itertools.takewhile(lambda _: not self._breaks and not spoken.ended, tokens):
+        with contextlib.closing(model.stream(prompt, most, dice)) as tokens:
+            for token in tokens:
                 _say(spoken.add(token), emit)
+                if spoken.ended or self._breaks:
+                    break
         _say(spoken.rest(), emit)
         ended = "broken off" if self._breaks else spoken.how(most)
         return Replied(spoken.text, len(spoken.ids), len(prompt), ended, round(time.monotonic() - started, 2))
+
+    def _prompt(self, request: Reply) -> list[int]:
+        """A conversation as tokens. Raises DataError if the template refuses it, or nothing fits behind it."""
+        try:
+            prompt = self.model.encoder.prompt(list(request.messages))
+        except BaseModelError as fault:
+            raise DataError(str(fault)) from fault
+        if len(prompt) >= self._window:
+            told = f"the conversation has {len(prompt)} tokens, the model takes {self._window}"
+            raise DataError(f"{told}: begin a new conversation, or ask something shorter")
+        return prompt
 
     def _train(self, request: Train, emit: Emit) -> Answer:
         examples = self._examples(request, emit)
@@ -191,6 +205,13 @@ class Commands:
 
     def _check(self, request: Check, _: Emit) -> Answer:
         return check(request.device)
+
+
+def _window(folder: Path) -> int:
+    """Tokens that a model was made for, by whatever name its family gives that."""
+    config = json.loads((folder / "config.json").read_text())
+    told = [each.get(name) for each in (config, config.get("text_config") or {}) for name in WINDOWS]
+    return next((int(each) for each in told if each), sys.maxsize)
 
 
 def _say(text: str, emit: Emit) -> None:

@@ -64,7 +64,14 @@ class Model(Protocol):
         """
         ...
 
-    def stream(self, prompt: list[int], most: int, memory_budget: int = 0, dice: Dice | None = None) -> Tokens:
+    def prepare_answer(self, prompt: int, most: int, memory_budget: int) -> int:
+        """Make room for an answer to a prompt of so many tokens, within a budget in MB; returns its longest length.
+
+        That is `most`, or less where the budget has no room for so many. Raises DataError if it has none at all.
+        """
+        ...
+
+    def stream(self, prompt: list[int], most: int, dice: Dice | None = None) -> Tokens:
         """Yield the tokens of the answer to one prompt as they come, without its stop token; `dice` draw them."""
         ...
 

@@ -79,10 +79,14 @@ class StockModel:
                 stops = [i for i, token in enumerate(answer) if token in self.encoder.stop_ids]
                 yield index, answer[: stops[0]] if stops else answer
 
+    def prepare_answer(self, prompt: int, most: int, memory_budget: int) -> int:
+        """All of the tokens that were asked for; there is no plan for this way."""
+        del prompt, memory_budget
+        return most
+
     @torch.inference_mode()
-    def stream(self, prompt: list[int], most: int, memory_budget: int = 0, dice: Dice | None = None) -> Tokens:
+    def stream(self, prompt: list[int], most: int, dice: Dice | None = None) -> Tokens:
         """Yield the tokens of the answer to one prompt as they come, its stop token not included."""
-        del memory_budget
         self.network.eval()
         ids, cache = torch.tensor([prompt], device=self.device), None
         for _ in range(most):
@@ -127,7 +131,10 @@ def open_model(folder: Path, adapter: Path | None, device: torch.device, dtype: 
     _settle(network, dtype)
     if adapter is not None:
         network = PeftModel.from_pretrained(network, adapter, is_trainable=True)
-    return StockModel(network, Encoder(AutoTokenizer.from_pretrained(folder)), device, dtype)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    # Text that was said must not change with the token after it.
+    tokenizer.clean_up_tokenization_spaces = False
+    return StockModel(network, Encoder(tokenizer), device, dtype)
 
 
 def _settle(network: Any, dtype: torch.dtype) -> None:

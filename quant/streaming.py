@@ -20,23 +20,20 @@ class Spoken:
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
         self.ids: list[int] = []
         self.ended = False
+        """Whether a stop was said."""
+        self.text = ""
+        """All of it, up to the first stop."""
         self._tokenizer, self._stops = tokenizer, stops
         self._said = ""
-
-    @property
-    def text(self) -> str:
-        """All of it, up to the first stop."""
-        whole = self._tokenizer.decode(self.ids, skip_special_tokens=True).strip()
-        found = [place for place in (whole.find(stop) for stop in self._stops) if place >= 0]
-        return str(whole[: min(found)]).rstrip() if found else str(whole)
 
     def add(self, token: int) -> str:
         """Take one more token; returns what can be said now."""
         self.ids.append(token)
-        whole = self._tokenizer.decode(self.ids, skip_special_tokens=True).strip()
-        text = self.text
-        self.ended = len(text) < len(whole)
-        return self._new(text if self.ended else self._sure(text))
+        whole = str(self._tokenizer.decode(self.ids, skip_special_tokens=True)).lstrip()
+        found = [place for place in (whole.find(stop) for stop in self._stops) if place >= 0]
+        self.ended = bool(found)
+        self.text = whole[: min(found, default=len(whole))].rstrip()
+        return self._new(self.text if self.ended else self._sure(whole.rstrip(HALF)))
 
     def rest(self) -> str:
         """What was held back, once no token follows."""
@@ -47,9 +44,9 @@ class Spoken:
         return "length" if len(self.ids) == most and not self.ended else "stop"
 
     def _sure(self, text: str) -> str:
-        """The text without what may be the start of a stop, or half a character."""
+        """The text without space at its end, or what may be the start of a stop."""
         longest = max((self._overlap(text, stop) for stop in self._stops), default=0)
-        return text[: len(text) - longest].rstrip(HALF).rstrip()
+        return text[: len(text) - longest].rstrip()
 
     @staticmethod
     def _overlap(text: str, stop: str) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from agent.errors import BaseModelError
+from agent.errors import BaseModelError, DataError
 from agent.settings import Training
 from quant.batches import Row
 from quant.chat import Encoder
@@ -60,9 +60,17 @@ class LeanModel:
         self.decoder.apply(plan)
         return answers(self.decoder, prompts, most, self.encoder.stop_ids, plan.cache)
 
-    def stream(self, prompt: list[int], most: int, memory_budget: int = 0, dice: Dice | None = None) -> Tokens:
+    def prepare_answer(self, prompt: int, most: int, memory_budget: int) -> int:
+        """How many tokens, `most` at most, an answer to a prompt of so many may have within a budget in MB."""
+        plan, room = memory.one_answer(self.decoder.arch, self.dtype, self._budget(memory_budget), prompt, most)
+        if room < 1:
+            told = f"there is no memory for an answer to {prompt} tokens"
+            raise DataError(f"{told}: begin a new conversation, close other programs, or raise memory_budget")
+        self.decoder.apply(plan)
+        return room
+
+    def stream(self, prompt: list[int], most: int, dice: Dice | None = None) -> Tokens:
         """Yield the tokens of the answer to one prompt as they come, its stop token not included."""
-        self.decoder.apply(memory.answering(self.decoder.arch, self.dtype, self._budget(memory_budget)))
         return stream(self.decoder, prompt, most, self.encoder.stop_ids, dice)
 
     def add_adapter(self, settings: Training) -> None:

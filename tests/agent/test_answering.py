@@ -63,7 +63,7 @@ def test_people_see_who_says_what(home: Home) -> None:
     """Names stand above the answers where there are several, nothing else does."""
     done = agent("generate", "port?", "--compare", "--max-new-tokens", 8, state=home.path)
     ((base, active),) = asked(home, "generate", "port?", "--compare")
-    assert done.stdout == f"base:\n{harmless(base['text'])}\n\nversion 1:\n{harmless(active['text'])}\n"
+    assert done.stdout == f"base:\n{base['text']}\n\nversion 1:\n{active['text']}\n"
 
 
 def test_the_base_model_is_not_compared_with_itself(home: Home) -> None:
@@ -72,8 +72,9 @@ def test_the_base_model_is_not_compared_with_itself(home: Home) -> None:
 
 
 def test_an_answer_can_do_nothing_to_a_terminal() -> None:
-    """Control characters are left out, line ends stay."""
-    assert harmless("a\x1b]0;title\x07b\nc\td\x9b31m") == "a]0;titleb\nc\td31m"
+    """Control characters are left out; line ends stay, and so does what other languages write with."""
+    assert harmless("a\x1b]0;title\x07b\nc\td\x9b31m\u202e") == "a]0;titleb\nc\td31m"
+    assert harmless("12\u202f000 €, क\u200dष") == "12\u202f000 €, क\u200dष"
 
 
 def test_what_does_not_fit_the_model_is_refused(home: Home) -> None:
@@ -86,14 +87,14 @@ def test_what_does_not_fit_the_model_is_refused(home: Home) -> None:
 # ---- beside a job ----
 
 
-def running_job(home: Home, planned_mb: float) -> None:
+def running_job(home: Home, **planned: float) -> None:
     """A job that trains, and was promised that much."""
     with Store(home.database) as store:
         store.add("data.jsonl", "s", 1, 0, "", {}, "tiny", "numeric")
         job = store.claim("boot", os.getpid())
         assert job
         assert job.token
-        store.beat(job.id, job.token, {"planned_mb": planned_mb, "rss_mb": 100.0})
+        store.beat(job.id, job.token, {"rss_mb": 100.0, **planned})
 
 
 @pytest.fixture
@@ -106,6 +107,13 @@ def test_a_job_that_trains_keeps_the_memory_it_was_promised(box: Home) -> None:
     running_job(box, planned_mb=1e9)
     with locked(box.device_lock, "the test"):
         failed(agent("generate", "hi", state=box.path), 75, "a job is using the device", "are to spare beside it")
+
+
+def test_a_job_that_has_not_planned_yet_may_take_everything(box: Home) -> None:
+    """So nobody loads a model beside it."""
+    running_job(box)
+    with locked(box.device_lock, "the test"):
+        failed(agent("generate", "hi", state=box.path), 75, "a job is using the device")
 
 
 def test_where_there_is_room_a_question_is_answered_beside_a_job(box: Home) -> None:
@@ -168,7 +176,7 @@ def test_an_answer_can_be_broken_off_and_the_next_one_is_whole(home: Home, tmp_p
 
 
 def test_ctrl_c_ends_the_answer_not_the_chat(home: Home) -> None:
-    """On a terminal; Ctrl-D at the prompt ends it in good order."""
+    """On a terminal, nor does what is refused; Ctrl-D at the prompt ends it in good order."""
     parent, child = pty.openpty()
     command = [AGENT, "chat", "--max-new-tokens", "450", "--state", str(home.path)]
     with subprocess.Popen(command, stdin=child, stdout=child, stderr=child, start_new_session=True) as process:
@@ -180,6 +188,8 @@ def test_ctrl_c_ends_the_answer_not_the_chat(home: Home) -> None:
         time.sleep(0.2)
         process.send_signal(2)
         read_until(parent, "> ")
+        os.write(parent, b"port? " * 600 + b"\n")
+        assert "begin a new conversation" in read_until(parent, "> ")
         os.write(parent, b"\x04")
         assert process.wait(20) == 0
     os.close(parent)

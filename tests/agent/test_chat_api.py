@@ -18,17 +18,18 @@ HI = {"messages": [{"role": "user", "content": "hi"}]}
 
 
 def parsed(**more: Any) -> Reply:
-    return chat_api.parsed(json.dumps(HI | more).encode(), 7).reply
+    return chat_api.parsed(json.dumps(HI | more).encode()).reply
 
 
 def test_a_plain_question_is_answered_with_the_likeliest_tokens() -> None:
     """As everything was measured."""
-    assert parsed(model="whatever", stream=True) == Reply(({"role": "user", "content": "hi"},), ANSWER_TOKENS, 7)
+    assert parsed(model="whatever", stream=True) == Reply(({"role": "user", "content": "hi"},), ANSWER_TOKENS)
 
 
 def test_what_clients_send_besides_is_understood() -> None:
     """Both names of the longest answer, a stop as text or list, parts of text, a developer's message."""
     assert parsed(max_tokens=5).max_new_tokens == parsed(max_completion_tokens=5).max_new_tokens == 5
+    assert parsed(seed=-1).seed == (1 << 63) - 1
     assert parsed(stop="a").stops == parsed(stop=["a"]).stops == ("a",)
     assert parsed(temperature=0.5, seed=3, n=1, top_p=0.9, tools=[], response_format={"type": "text"}).seed == 3
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
@@ -43,6 +44,10 @@ def test_what_clients_send_besides_is_understood() -> None:
         ({"messages": "hi"}, "messages must be"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "role must be one of"),
         ({"messages": ["hi"]}, "role must be one of"),
+        ({"messages": [{"role": [], "content": "x"}]}, "role must be one of"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "half a character"),
+        ({"max_tokens": 0}, "max_tokens must be"),
+        ({"seed": 1.9}, "seed must be a whole number"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "content must be text"),
         ({"messages": [{"role": "user", "content": None}]}, "content must be text"),
         ({"max_tokens": 0.5}, "max_tokens must be"),
@@ -69,21 +74,22 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False) | st.integers() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
 )
+MESSAGES = st.lists(st.dictionaries(st.sampled_from(("role", "content")), JSON | st.sampled_from(("user", "system"))))
 NAMES = ("messages", "max_tokens", "temperature", "seed", "stop", "n", "tools", "response_format", "role", "content")
 
 
-@given(st.dictionaries(st.sampled_from(NAMES), JSON) | JSON)
+@given(st.dictionaries(st.sampled_from(NAMES), JSON) | st.fixed_dictionaries({"messages": MESSAGES}) | JSON)
 def test_no_body_brings_anything_but_a_question_or_a_refusal(body: Any) -> None:
     """Whatever is sent."""
     with contextlib.suppress(DataError):
-        assert isinstance(chat_api.parsed(json.dumps(body).encode(), 0), chat_api.Asked)
+        assert isinstance(chat_api.parsed(json.dumps(body).encode()), chat_api.Asked)
 
 
 @pytest.mark.parametrize("raw", [b"", b"\xff", b"[" * 100_000, b"[]", b"1", b'"a"'])
 def test_what_is_no_json_object_is_refused(raw: bytes) -> None:
     """However deep it goes."""
     with pytest.raises(DataError):
-        chat_api.parsed(raw, 0)
+        chat_api.parsed(raw)
 
 
 def test_a_stream_ends_as_clients_expect() -> None:

@@ -20,14 +20,15 @@ import pytest
 from answering_box import make_box, publish
 from needs import needs
 from openai import OpenAI
-from processes import AGENT, agent, descendants, failed, internet_sockets, is_alive, wait_until
+from processes import AGENT, agent, command_line, descendants, failed, internet_sockets, is_alive, wait_until
 
 from agent.answering import Answering
 from agent.config import read_config
 from agent.durable import locked
+from agent.errors import StateError
 from agent.home import Home
 from agent.registry import Registry
-from agent.reply_messages import Reply
+from agent.reply_messages import Replied, Reply
 from agent.store import Store
 from agent.voice import Turn, Voice
 
@@ -73,6 +74,16 @@ def openai(http: httpx.Client) -> OpenAI:
 def said(home: Home, *flags: str) -> str:
     done = agent("generate", "port?", "--max-new-tokens", 12, "--json", *flags, state=home.path)
     return str(json.loads(done.stdout)["text"])
+
+
+async def ask(voice: Voice) -> object:
+    async def is_gone() -> bool:
+        return False
+
+    turn = Turn(voice, Reply(tuple(QUESTION), 1))
+    while isinstance(heard := await turn.next(is_gone), str):
+        pass
+    return heard
 
 
 # ---- what clients get ----
@@ -226,13 +237,6 @@ def test_a_job_that_trains_refuses_questions_that_do_not_fit_beside_it(
 
 def test_an_idle_model_is_given_back_and_comes_again(home: Home, tmp_path: Path) -> None:
     """Its process is gone; the next question starts another."""
-
-    async def ask(voice: Voice) -> object:
-        turn = Turn(voice, Reply(tuple(QUESTION), 1))
-        while isinstance(heard := await turn.heard.get(), str):
-            pass
-        return heard
-
     config = read_config(home.config)
     with Answering(home, config, tmp_path / "log") as answering:
         voice = Voice(home, config, answering)
@@ -243,6 +247,34 @@ def test_an_idle_model_is_given_back_and_comes_again(home: Home, tmp_path: Path)
         again = asyncio.run(ask(voice))
         voice.close()
     assert getattr(first, "text", first) == getattr(again, "text", again)
+
+
+def test_whatever_goes_wrong_somebody_is_told(home: Home, tmp_path: Path) -> None:
+    """A folder that is gone is no error of ours by name, and no reason to wait for ever."""
+    config = read_config(home.config)
+    with Answering(home, config, tmp_path / "gone" / "log") as answering:
+        voice = Voice(home, config, answering)
+        told = asyncio.run(ask(voice))
+        voice.close()
+    assert isinstance(told, StateError)
+    assert "FileNotFoundError" in str(told)
+
+
+def test_a_worker_that_died_meanwhile_costs_no_question(home: Home, tmp_path: Path) -> None:
+    """Another one is started."""
+    config = read_config(home.config)
+    with Answering(home, config, tmp_path / "log") as answering:
+        voice = Voice(home, config, answering)
+        first = asyncio.run(ask(voice))
+        for pid in descendants(os.getpid()):
+            if "quant.worker" in command_line(pid):
+                os.kill(pid, signal.SIGKILL)
+                wait_until(lambda pid=pid: not is_alive(pid) or None, 5, "dead")
+        again = asyncio.run(ask(voice))
+        voice.close()
+    assert isinstance(first, Replied)
+    assert isinstance(again, Replied)
+    assert first.text == again.text
 
 
 # ---- the socket ----
@@ -271,6 +303,18 @@ def test_what_a_killed_server_left_is_taken_away(home: Home, tmp_path: Path) -> 
         assert process.wait(20) == 0
         assert not path.exists()
         wait_until(lambda: not any(map(is_alive, below)) or None, 5, "worker gone")
+
+
+def test_a_server_that_ends_leaves_the_socket_of_its_successor(home: Home, tmp_path: Path) -> None:
+    """It may still be answering when the next one takes its place."""
+    path = tmp_path / "serve.sock"
+    with serving(home, path) as old:
+        path.unlink()
+        with serving(home, path):
+            old.send_signal(signal.SIGTERM)
+            assert old.wait(20) == 0
+            with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://box") as http:
+                assert http.get("/health").json()["status"] == "ok"
 
 
 def test_a_path_that_cannot_be_a_socket_is_refused(home: Home, tmp_path: Path) -> None:

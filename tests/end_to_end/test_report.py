@@ -15,6 +15,7 @@ from processes import agent, failed
 
 from agent import report as report_module
 from agent.charts import Chart, Line, Shade, ticks
+from agent.decision_store import Round
 from agent.home import Home
 
 AXE = """<script>{axe}</script><script>
@@ -124,8 +125,12 @@ def test_a_job_without_figures_has_a_report_too(tmp_path: Path) -> None:
 def test_steps_that_were_undone_are_not_drawn() -> None:
     """Those of a phase that lost more than it gained, and those after a checkpoint that was gone back to."""
     numbers = [1, 2, 3, 4, 3, 4, 5, 2, 3]
-    kept = report_module._that_count([{"step": step, "at": at} for at, step in enumerate(numbers)])
+    steps = [{"step": step, "at": at} for at, step in enumerate(numbers)]
+    kept = report_module._that_count(steps, [])
     assert [(step["step"], step["at"]) for step in kept] == [(1, 0), (2, 7), (3, 8)]
+    over = [Round(1, "numeric", "", "", {"steps": 2}), Round(2, "numeric", "", "undone", {"steps": 0})]
+    stop = Round(3, "stop", "", "", {})
+    assert [step["step"] for step in report_module._that_count(steps, [*over, stop])] == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, tokenizer
 
+from agent.errors import DataError
 from quant.chat import Encoder
 from quant.dice import Dice
 from quant.generate import greedy
+from quant.lean import memory
 from quant.model import load
 from quant.stock import open_model
 from quant.streaming import Spoken
@@ -52,7 +54,7 @@ def test_drawn_tokens_are_those_of_their_seed(tiny_base: Callable[[str], Path], 
     prompt = model.encoder.prompt([{"role": "user", "content": "port?"}])
 
     def drawn(temperature: float, seed: int) -> list[int]:
-        return list(model.stream(prompt, 12, 0, Dice(temperature, seed, model.device)))
+        return list(model.stream(prompt, 12, Dice(temperature, seed, model.device)))
 
     assert drawn(1.0, 1) == drawn(1.0, 1) != drawn(1.0, 2)
     assert drawn(1e-4, 1) == list(model.stream(prompt, 12))
@@ -64,6 +66,20 @@ def test_dice_draw_from_the_softmax() -> None:
     expected = torch.softmax(logits[0] / 0.7, 0)
     drawn = Dice(0.7, 0, torch.device("cpu")).thrown(logits).argmax(1)
     assert torch.allclose(torch.bincount(drawn, minlength=4) / 40_000, expected, atol=0.01)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "olmo2"])
+def test_an_answer_is_as_long_as_there_is_memory_for(tiny_base: Callable[[str], Path], architecture: str) -> None:
+    """On the lean path; a prompt that leaves no room is refused, and asks nothing of the box."""
+    model = load(tiny_base(architecture), None, "cpu", "float32")
+    assert model.prepare_answer(20, 12, 1000) == 12
+    if architecture == "olmo2":
+        return
+    arch = model.decoder.arch
+    room = 2e6 - memory.scratch(arch, 20)
+    assert model.prepare_answer(20, 10**6, 2) == room // (8 * arch.layers * arch.keys) - 20
+    with pytest.raises(DataError, match="no memory for an answer to 20000 tokens"):
+        model.prepare_answer(20_000, 12, 2)
 
 
 TEXT = "  Grüße, 4713 🌍!  the end\n\nmore "
