@@ -1,0 +1,101 @@
+"""Coverage-guided fuzzing of what reads files and answers of strangers, by hand: `python tests/torture/fuzz.py TARGET`.
+
+Needs atheris (`pip install atheris`). Further arguments are libFuzzer's, such as `-max_total_time=300 -max_len=4096`;
+its last lines tell the number of executions. What is raised besides the reader's own error is a fault, and so is what
+takes longer than ten seconds or more than 2 GB.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import atheris
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1])]
+
+with atheris.instrument_imports(include=["agent", "offload"]):
+    from agent import chat_api
+    from agent.config import default_toml, read_config
+    from agent.dataset import validate
+    from agent.durable import folder_fault, read_manifest
+    from agent.errors import AgentError
+    from agent.jsonl import Limits
+    from agent.protocol import Envelope, decode, encode
+    from agent.reply_messages import Reply, Said
+    from offload.replies import parse
+
+WORK = Path(tempfile.mkdtemp())
+ASKED = Reply(({"role": "user", "content": "a"},), 1)
+
+
+def manifest(data: bytes) -> None:
+    """The manifest of a published folder."""
+    (WORK / "manifest.json").write_bytes(data)
+    if read_manifest(WORK) is not None:
+        folder_fault(WORK)
+
+
+def config(data: bytes) -> None:
+    """config.toml."""
+    (WORK / "config.toml").write_bytes(data)
+    read_config(WORK / "config.toml")
+
+
+def response(data: bytes) -> None:
+    """What the remote LLM answers; its reader says what is wrong by ValueError."""
+    with suppress(ValueError):
+        parse(data)
+
+
+TARGETS: dict[str, Callable[[bytes], object]] = {
+    "jsonl": lambda data: validate(io.BytesIO(data), Limits()),
+    "config": config,
+    "protocol": decode,
+    "response": response,
+    "manifest": manifest,
+    "chat": chat_api.parsed,
+}
+
+
+SEEDS: dict[str, Callable[[], list[str]]] = {
+    "jsonl": lambda: [(HERE.parents[1] / "examples" / "box.jsonl").read_text(), '{"text": "a"}\n{"text": "b"}\n'],
+    "config": lambda: [default_toml("a"), re.sub(r"(?m)^#(\w+ =)", r"\1", default_toml("a"))],
+    "protocol": lambda: [
+        encode(Envelope("event", 1, Said("a"))).decode(),
+        encode(Envelope("request", 2, ASKED)).decode(),
+    ],
+    "response": lambda: [
+        '{"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": 1}}',
+        '{"error": "b"}',
+    ],
+    "manifest": lambda: ['{"files": {"a": {"bytes": 1, "sha256": "0"}}, "job": 1}'],
+    "chat": lambda: ['{"messages": [{"role": "user", "content": [{"text": "a"}]}], "stop": ["b"], "seed": 1, "n": 1}'],
+}
+"""What is right for each: mutated, it goes deeper than what starts from nothing."""
+
+
+def main() -> None:
+    """Fuzz one of the readers."""
+    name = sys.argv.pop(1)
+    target, corpus = TARGETS[name], WORK / "corpus"
+    corpus.mkdir()
+    for number, seed in enumerate(SEEDS[name]()):
+        (corpus / str(number)).write_text(seed)
+
+    def once(data: bytes) -> None:
+        with suppress(AgentError):
+            target(data)
+
+    atheris.Setup([*sys.argv, str(corpus), "-timeout=10", "-rss_limit_mb=2048"], once)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
