@@ -112,7 +112,7 @@ def test_a_window_is_of_value_tokens_where_there_are_any() -> None:
 @pytest.mark.parametrize(
     ("trace", "number", "reason"),
     [
-        ("every-row", 7, "nothing left to learn"),
+        ("every-row", 9, "nothing left to learn"),
         ("right-rows-then-failing-ones", 8, "nothing left to learn"),
         ("noise", 5, "saturated: flat over 4 windows"),
         ("diverging", 6, "diverging"),
