@@ -28,7 +28,7 @@ from pathlib import Path
 
 REASONS = (
     "needs a Jetson", "needs a cloud key", "needs systemd as PID 1", "needs root", "needs a GPU", "needs Ollama",
-    "needs llama.cpp", "installs packages from the network", "takes minutes",
+    "needs llama.cpp", "installs packages from the network", "takes minutes", "covered by",
 )  # fmt: skip
 """How a reason not to run a block may begin."""
 LANGUAGES = {"sh", "console", "python"}
@@ -111,8 +111,8 @@ def fault(block: Block, root: Path) -> str | None:
     gone = [path for path in re.findall(r"`(tests/[^`]+)`", block.why_not) if not (root / path).exists()]
     if gone:
         return f"there is no {gone[0]}"
-    if block.why_not.startswith("takes minutes") and "`tests/" not in block.why_not:
-        return "what takes minutes is covered by a test: name it"
+    if block.why_not.startswith(("takes minutes", "covered by")) and "`tests/" not in block.why_not:
+        return "a test covers it: name it"
     if block.language == "console" and not block.text.startswith("$ "):
         return "a console block begins with a command"
     return None
