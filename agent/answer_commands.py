@@ -17,6 +17,7 @@ from agent.config import read_config, value_fault
 from agent.errors import AgentError, ConfigError, DataError, NotFound
 from agent.home import Home
 from agent.output import hint, print_json, say
+from agent.reply_messages import ANSWER_TOKENS
 from agent.settings import Training
 from agent.spoken import shown
 
@@ -158,8 +159,6 @@ class _Talk:
 
 def _longest(asked: int | None) -> int:
     """Most tokens of an answer, as asked or as usual; raises ConfigError for a wrong number."""
-    from agent.reply_messages import ANSWER_TOKENS  # noqa: PLC0415
-
     if asked is None:
         return ANSWER_TOKENS
     fault = value_fault(Training.__dataclass_fields__["max_new_tokens"], asked)

@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.config import Config
 from agent.durable import locked
-from agent.errors import BaseModelError, Busy, DataError, NotFound, OutOfMemory, WorkerDied
+from agent.errors import Busy, DataError, NotFound, OutOfMemory, WorkerDied
 from agent.home import Home
 from agent.jobs import State
 from agent.ladder import FITS_WITH
@@ -91,13 +91,6 @@ class Answering:
         self._workers.close()
         self._worker = self.loaded = None
 
-    def model(self, version: Version) -> Path:
-        """The prepared base model of a version. Raises BaseModelError if there is none."""
-        model = self._home.model(version.base)
-        if not model.exists():
-            raise BaseModelError(f"the base model {version.base} is not prepared: run `nslora-agent init`")
-        return model
-
     def load(self, version: Version) -> None:
         """Have this version answer from now on.
 
@@ -107,7 +100,7 @@ class Answering:
             self.end()
         if version == self.loaded:
             return
-        model = self.model(version)
+        model = self._home.prepared(version.base)
         same_base = self.loaded is not None and self.loaded.base == version.base
         worker = self._worker = self._worker or self._workers.enter_context(Worker("quant.worker", self._log))
         adapter = str(version.adapter) if version.adapter else None
@@ -125,10 +118,10 @@ class Answering:
         peaks = self._asked(worker, Plan(str(model), self._settings, whole=False))
         if not isinstance(peaks, Peaks):
             raise TypeError(peaks)
-        needed = max(peaks.load_mb, peaks.generate_mb) - peaks.now_mb
-        room = FITS_WITH * peaks.free_mb - (0.0 if is_alone else self._promised())
         if not peaks.known:
             return
+        room = FITS_WITH * peaks.free_mb - (0.0 if is_alone else self._promised())
+        needed = max(peaks.load_mb, peaks.generate_mb) - peaks.now_mb
         if needed <= room:
             self._budget = max(1, int(peaks.generate_mb - peaks.load_mb))
             return

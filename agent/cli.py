@@ -28,6 +28,7 @@ from agent.errors import AgentError
 from agent.faults import os_fault
 from agent.home import Home
 from agent.jobs import MODES, State
+from agent.reply_messages import ANSWER_TOKENS
 from agent.service_commands import DEFAULT_TARGET
 
 Command = Callable[[argparse.Namespace, Home], int]
@@ -220,7 +221,7 @@ def _add_answers(add: _Adder) -> None:
     for parser in (generate, chat):
         parser.add_argument("--version", metavar="N", help='a version\'s number, or "base" [the active version]')
         parser.add_argument("--compare", action="store_true", help="the base model's answer beside it")
-        parser.add_argument("--max-new-tokens", type=_count, metavar="N", help="longest answer [512]")
+        parser.add_argument("--max-new-tokens", type=_count, metavar="N", help=f"longest answer [{ANSWER_TOKENS}]")
 
 
 def _add_serve(add: _Adder) -> None:

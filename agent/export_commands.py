@@ -45,7 +45,12 @@ class Version:
         self.number, self.adapter = number, adapter
         self.base: str = about["base"]
         self.reason = str(about["verdict"]["reason"])
-        self.model = home.model(self.base)
+        self._home = home
+
+    @property
+    def model(self) -> Path:
+        """The prepared base model's folder. Raises BaseModelError."""
+        return self._home.prepared(self.base)
 
 
 def export(arguments: argparse.Namespace, home: Home) -> int:
@@ -113,7 +118,7 @@ def _ollama(version: Version, folder: Path, told: Told, arguments: argparse.Name
     _written(version, "gguf", folder / "adapter.gguf", told)
     shutil.copyfile(_base_gguf(version, folder, arguments.gguf), folder / "base.gguf")
     shutil.rmtree(folder / "fetched", ignore_errors=True)
-    template = _asked(version, folder, Template(str(version.model)), told)
+    template = _asked(folder, Template(str(version.model)), told)
     if not isinstance(template, Templated):
         raise TypeError(template)
     title = f"Version {version.number} of {version.base}, by nslora-agent"
@@ -148,14 +153,12 @@ def _written(version: Version, form: str, target: Path, told: Told) -> None:
     from agent.export_messages import Export  # noqa: PLC0415
 
     request = Export(str(version.model), str(version.adapter), form, str(target))
-    _asked(version, target.parent if target.suffix else target, request, told)
+    _asked(target.parent if target.suffix else target, request, told)
 
 
-def _asked(version: Version, folder: Path, request: Any, told: Told) -> Any:
+def _asked(folder: Path, request: Any, told: Told) -> Any:
     """A training worker's answer; its log lies beside the folder, which is thrown away."""
     from agent.workers import Worker  # noqa: PLC0415
 
-    if not version.model.exists():
-        raise BaseModelError(f"the base model {version.base} is not prepared: run `nslora-agent init`")
     with Worker("quant.worker", folder.with_name("log")) as worker:
         return worker.ask(request, told)

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.errors import StateError
+from agent.errors import BaseModelError, StateError
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,13 @@ class Home:
     def model(self, source: str) -> Path:
         """The prepared copy of the base model named `source` in config.toml."""
         return self.models / model_id(source)
+
+    def prepared(self, source: str) -> Path:
+        """The folder of `model`; raises BaseModelError if there is none."""
+        model = self.model(source)
+        if not model.exists():
+            raise BaseModelError(f"the base model {source} is not prepared: run `nslora-agent init`, then try again")
+        return model
 
 
 def is_local(source: str) -> bool:

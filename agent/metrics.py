@@ -15,21 +15,21 @@ EVERY = 15.0
 Sample = tuple[str, dict[str, str], float]
 """Name, labels, value."""
 MEANINGS = {
-    "nslora_jobs": ("gauge", "Jobs by state."),
-    "nslora_job_step": ("gauge", "Optimizer step of the running job."),
-    "nslora_job_steps": ("gauge", "Optimizer steps the running job has planned."),
-    "nslora_job_loss": ("gauge", "Loss of the running job's last step, nats per token."),
-    "nslora_job_tokens_per_second": ("gauge", "Speed of the running job's last step."),
-    "nslora_job_memory_bytes": ("gauge", "Resident memory of the training worker."),
-    "nslora_job_heartbeat_timestamp_seconds": ("gauge", "When the running job was last heard of."),
-    "nslora_paused": ("gauge", "1 while the governor lets no job run."),
-    "nslora_active_version": ("gauge", "The active version, 0 for the base model."),
-    "nslora_remote_requests_today": ("gauge", "Requests to the remote LLM on the day it was last asked (UTC)."),
-    "nslora_remote_tokens_today": ("gauge", "Tokens of the remote LLM on that day."),
-    "nslora_remote_open": ("gauge", "1 while the remote LLM is left alone after failures."),
-    "nslora_updated_timestamp_seconds": ("gauge", "When this file was written."),
+    "nslora_jobs": "Jobs by state.",
+    "nslora_job_step": "Optimizer step of the running job.",
+    "nslora_job_steps": "Optimizer steps the running job has planned.",
+    "nslora_job_loss": "Loss of the running job's last step, nats per token.",
+    "nslora_job_tokens_per_second": "Speed of the running job's last step.",
+    "nslora_job_memory_bytes": "Resident memory of the training worker.",
+    "nslora_job_heartbeat_timestamp_seconds": "When the running job was last heard of.",
+    "nslora_paused": "1 while the governor lets no job run.",
+    "nslora_active_version": "The active version, 0 for the base model.",
+    "nslora_remote_requests_today": "Requests to the remote LLM on the day it was last asked (UTC).",
+    "nslora_remote_tokens_today": "Tokens of the remote LLM on that day.",
+    "nslora_remote_open": "1 while the remote LLM is left alone after failures.",
+    "nslora_updated_timestamp_seconds": "When this file was written.",
 }
-"""Kind and meaning of each metric."""
+"""What each metric says; all are gauges."""
 
 
 def samples(
@@ -72,8 +72,7 @@ def exposition(told: Iterator[Sample]) -> str:
     lines, last = [], ""
     for name, labels, value in told:
         if name != last:
-            kind, meaning = MEANINGS[name]
-            lines += [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}"]
+            lines += [f"# HELP {name} {MEANINGS[name]}", f"# TYPE {name} gauge"]
             last = name
         shown = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
         lines.append(f"{name}{{{shown}}} {float(value):g}" if shown else f"{name} {float(value):.15g}")

@@ -146,7 +146,7 @@ def _charts(following: Following, rounds: list[Round]) -> Iterator[tuple[str, st
 def _that_count(steps: list[Row], rounds: list[Round]) -> list[Row]:
     """Without steps that were undone, or taken once more after a death."""
     kept: list[Row] = []
-    is_over = bool(rounds) and not rounds[-1].figures and rounds[-1].phase == "stop"
+    is_over = bool(rounds) and rounds[-1].phase == "stop"
     last = sum(each.figures.get("steps", 0) for each in rounds) if is_over else math.inf
     for step in steps:
         while kept and kept[-1]["step"] >= step["step"]:

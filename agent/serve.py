@@ -54,7 +54,7 @@ def serve(home: Home, config: Config, path: Path, ready: Callable[[Version], Non
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with Answering(home, config, home.path / LOG) as answering:
         voice = Voice(home, config, answering)
-        answering.model(voice.version)
+        home.prepared(voice.version.base)
         with _listening(path) as listener:
             try:
                 voice.load()
@@ -203,10 +203,10 @@ def _about(version: Version) -> chat_api.Body:
 
 
 async def _refusal(_: Request, fault: AgentError) -> Response:
+    told = chat_api.fault(str(fault), type(fault).__name__)
     if isinstance(fault, Busy | OutOfMemory):
-        return JSONResponse(chat_api.fault(str(fault), type(fault).__name__), 503, {"Retry-After": AGAIN})
-    status = 400 if isinstance(fault, DataError) else 500
-    return JSONResponse(chat_api.fault(str(fault), type(fault).__name__), status)
+        return JSONResponse(told, 503, {"Retry-After": AGAIN})
+    return JSONResponse(told, 400 if isinstance(fault, DataError) else 500)
 
 
 async def _no_such_thing(_: Request, fault: HTTPException) -> Response:

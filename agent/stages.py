@@ -19,7 +19,7 @@ from agent.attempt import Attempt
 from agent.classifier import joint
 from agent.dataset import split
 from agent.durable import read_manifest, write_json
-from agent.errors import AgentError, BaseModelError
+from agent.errors import AgentError
 from agent.evaluation import Evaluation, model_card
 from agent.gate import Verdict
 from agent.ladder import differences
@@ -110,10 +110,7 @@ class Stages:
 
     def base(self) -> Path:
         """The prepared base model's folder. Raises BaseModelError if there is none."""
-        model = self.home.model(self.job.base)
-        if not model.exists():
-            raise BaseModelError(f"the base model {self.job.base} is not prepared: run `nslora-agent init`, then retry")
-        return model
+        return self.home.prepared(self.job.base)
 
     def load_for_training(self) -> None:
         """Load what training starts from: the parent's adapter if it has the shape that the settings ask for."""

@@ -5,17 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+from agent import api
 from agent.home import Home
 from agent.output import print_json, print_table, say
-from agent.store import open_existing
 
 
 def versions(arguments: argparse.Namespace, home: Home) -> int:
     """Versions with their held-out figures."""
-    from agent.registry import Registry  # noqa: PLC0415
-
-    with open_existing(home.database) as store:
-        found = Registry(home.path, store).versions()
+    found = api.versions(state=home.path)
     if arguments.json:
         print_json([dataclasses.asdict(version) for version in found])
         return 0
@@ -44,20 +41,13 @@ def _change(before: float | None, after: float | None) -> str:
 
 def promote(arguments: argparse.Namespace, home: Home) -> int:
     """Make a version active."""
-    from agent.registry import Registry  # noqa: PLC0415
-
-    with open_existing(home.database) as store:
-        Registry(home.path, store).promote(arguments.version)
+    api.promote(arguments.version, state=home.path)
     return _tell_active(arguments, arguments.version)
 
 
 def rollback(arguments: argparse.Namespace, home: Home) -> int:
     """Make active what was active before."""
-    from agent.registry import Registry  # noqa: PLC0415
-
-    with open_existing(home.database) as store:
-        active = Registry(home.path, store).rollback()
-    return _tell_active(arguments, active)
+    return _tell_active(arguments, api.rollback(state=home.path))
 
 
 def _tell_active(arguments: argparse.Namespace, version: int) -> int:

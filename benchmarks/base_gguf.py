@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from gguf import GGUFReader, GGUFWriter
 
-from quant.lean.architecture import GEMMA, Architecture, architecture
+from quant.lean import export
+from quant.lean.architecture import GEMMA, Architecture
 from quant.lean.sources import GGUF_GEMMA, GGUF_NAMES
 from quant.lean.store import STATE, Store
 
@@ -20,18 +19,12 @@ WRITTEN_BY_ITSELF = ("GGUF.", "general.architecture")
 
 def write_base(base: Path, writer: GGUFWriter) -> None:
     """Add the tensors of a prepared model and write the file; the fields must have been added before."""
-    arch = architecture(json.loads((base / "config.json").read_text()))
-    if arch is None:
-        raise SystemExit(f"{base} is not of the lean path")
-    store = Store(base, torch.device("cpu"))
+    arch, store = export.opened(base)
     for name in sorted(store.names):
         if name.endswith((".weight", ".bias")):
             values = _values(store, arch, name)
             writer.add_tensor(_name(arch, name), values.numpy().astype(np.float16 if values.ndim > 1 else np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    export.write(writer)
 
 
 def copy_fields(like: Path, writer: GGUFWriter) -> None:
@@ -45,14 +38,8 @@ def copy_fields(like: Path, writer: GGUFWriter) -> None:
 
 def _values(store: Store, arch: Architecture, name: str) -> torch.Tensor:
     """A tensor as llama.cpp has it: Llama's queries and keys interleaved, Gemma's norms with their 1 added."""
-    if f"{name}.{STATE}" in store.names:
-        packed = store.packed(name)
-        values = packed.unpack(torch.empty(packed.shape), torch.empty(packed.scales.numel()))
-    else:
-        values = store.plain(name).float()
-    heads = {"q_proj": arch.heads, "k_proj": arch.kv_heads}.get(name.split(".")[-2])
-    if heads and arch.kind in {"llama", "mistral"}:
-        return values.view(heads, 2, -1, *values.shape[1:]).transpose(1, 2).reshape(values.shape)
+    values = export.unpacked(store, name) if f"{name}.{STATE}" in store.names else store.plain(name).float()
+    values = export.interleaved(values, arch, ".".join(name.split(".")[-3:-1]))
     return values + 1 if arch.kind == GEMMA and name.endswith("norm.weight") else values
 
 
@@ -64,8 +51,3 @@ def _name(arch: Architecture, name: str) -> str:
         return f"{names[stem]}.{kind}"
     _, _, block, inner = stem.split(".", 3)
     return f"blk.{block}.{names[inner]}.{kind}"
-
-
-def open_writer(target: Path, architecture_name: str) -> Any:
-    """A writer of a .gguf file."""
-    return GGUFWriter(target, architecture_name)

@@ -25,14 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGUFWriter
 
 from agent.home import Home
 from agent.registry import Registry
 from agent.reward import content_reward
 from agent.store import Store
-from benchmarks.base_gguf import copy_fields, open_writer, write_base
+from benchmarks.base_gguf import copy_fields, write_base
 from benchmarks.boxes import machine
 from quant.generate import greedy
+from quant.lean.export import GGUF_ARCHITECTURES
 from quant.lean.model import LeanModel, open_model
 
 CPU = torch.device("cpu")
@@ -159,7 +161,7 @@ def compare(home: Home, version: int, most: int, work: Path) -> dict[str, Any]:
     add("merged", of_transformers(exported(home.path, version, "merged", work), None))
     served = exported(home.path, version, "ollama", work)
     parts = modelfile(served)
-    exact = open_writer(work / "f16.gguf", model.architecture.replace("mistral", "llama").replace("_text", ""))
+    exact = GGUFWriter(work / "f16.gguf", GGUF_ARCHITECTURES[model.architecture])
     copy_fields(parts["FROM"], exact)
     write_base(base, exact)
     gguf = exported(home.path, version, "gguf", work) / "adapter.gguf"

@@ -23,6 +23,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from agent.settings import Training
+from quant.lean.model import LeanModel
+
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -100,3 +103,11 @@ def write_model(folder: Path, architecture: str = "llama") -> Path:
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def add_random_adapter(model: LeanModel, settings: Training, scale: float, seed: int = 0) -> None:
+    """An adapter that does something: all of its values are drawn, B's too."""
+    model.add_adapter(settings)
+    assert model.tuned
+    torch.manual_seed(seed)
+    model.tuned.values.copy_(torch.randn(len(model.tuned.values)) * scale)

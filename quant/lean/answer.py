@@ -11,7 +11,7 @@ from quant.dice import Dice
 from quant.lean.block import Rows
 from quant.lean.cache import LayerCache, Lengths, caches
 from quant.lean.decoder import Decoder
-from quant.lean.memory import PREFILL_TOKENS
+from quant.lean.memory import PREFILL_TOKENS, cached_token
 from quant.streaming import Tokens
 
 MOST_PROMPTS = 64
@@ -26,10 +26,9 @@ def answers(
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     arch = decoder.arch
-    a_token = 2 * 4 * arch.layers * arch.keys
     while order:
         room = len(prompts[order[0]]) + most
-        together = max(1, min(MOST_PROMPTS, cache // (room * a_token)))
+        together = max(1, min(MOST_PROMPTS, cache // (room * cached_token(arch))))
         members, order = order[:together], order[together:]
         found = _together(decoder, [prompts[i] for i in members], most, set(stops))
         yield from zip(members, found, strict=True)

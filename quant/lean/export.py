@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,9 @@ from quant.lean.architecture import GEMMA, Architecture, architecture
 from quant.lean.sources import GGUF_NAMES
 from quant.lean.store import STATE, Store
 from quant.lean.writer import Entry, header, put
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
 
 SHARD = 2 << 30
 """Bytes of a shard of a merged model."""
@@ -33,12 +36,18 @@ Told = Callable[[float], None]
 Cpu = torch.device("cpu")
 
 
-def opened(base: Path, adapter: Path) -> tuple[Architecture, Store, Adapter]:
-    """A prepared base model and an adapter on it; raises BaseModelError for one that the lean path does not know."""
+def opened(base: Path) -> tuple[Architecture, Store]:
+    """A prepared base model; raises BaseModelError for one that the lean path does not know."""
     arch = architecture(json.loads((base / "config.json").read_text()))
     if arch is None:
         raise BaseModelError(f"{base}: only models of the lean path can be exported so; take --to peft")
-    return arch, Store(base, Cpu), read(arch, adapter, Cpu)
+    return arch, Store(base, Cpu)
+
+
+def unpacked(store: Store, name: str) -> torch.Tensor:
+    """A packed matrix in float32."""
+    packed = store.packed(name)
+    return packed.unpack(torch.empty(packed.shape), torch.empty(packed.scales.numel()))
 
 
 # ---- merged ----
@@ -46,7 +55,8 @@ def opened(base: Path, adapter: Path) -> tuple[Architecture, Store, Adapter]:
 
 def merged(base: Path, adapter: Path, target: Path, told: Told) -> None:
     """Write a Hugging Face folder in bfloat16 whose matrices have the adapter in them, shard by shard."""
-    _, store, tuned = opened(base, adapter)
+    arch, store = opened(base)
+    tuned = read(arch, adapter, Cpu)
     entries = list(_entries(store))
     shards = _shards(entries)
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
@@ -93,8 +103,7 @@ def _merged(store: Store, tuned: Adapter, name: str) -> torch.Tensor:
     """A tensor of the merged model in bfloat16; W + scale · B A for a matrix that is tuned."""
     if f"{name}.{STATE}" not in store.names:
         return store.plain(name).to(DTYPE)
-    packed = store.packed(name)
-    out = packed.unpack(torch.empty(packed.shape), torch.empty(packed.scales.numel()))
+    out = unpacked(store, name)
     _, _, number, linear = name.removesuffix(".weight").split(".", 3)
     lora = tuned.loras.get((int(number), linear))
     if lora is not None:
@@ -120,7 +129,8 @@ def gguf(base: Path, adapter: Path, target: Path, told: Told) -> None:
     """Write the adapter as llama.cpp reads it, float32, into the file `target`."""
     from gguf import GGUFWriter  # noqa: PLC0415  numpy and a table of every model: only for those who export
 
-    arch, _, tuned = opened(base, adapter)
+    arch, _ = opened(base)
+    tuned = read(arch, adapter, Cpu)
     writer = GGUFWriter(target, GGUF_ARCHITECTURES[arch.kind])
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
@@ -128,19 +138,23 @@ def gguf(base: Path, adapter: Path, target: Path, told: Told) -> None:
     of = {name: stem for stem, name in GGUF_NAMES.items()}
     for (number, linear), lora in tuned.loras.items():
         name = f"blk.{number}.{of[linear]}.weight"
-        b = _interleaved(lora.b, arch, linear) if arch.kind in {"llama", "mistral"} else lora.b
         writer.add_tensor(f"{name}.lora_a", lora.a.contiguous().numpy())
-        writer.add_tensor(f"{name}.lora_b", b.contiguous().numpy())
+        writer.add_tensor(f"{name}.lora_b", interleaved(lora.b, arch, linear).contiguous().numpy())
+    write(writer)
+    told(1.0)
+
+
+def interleaved(values: torch.Tensor, arch: Architecture, linear: str) -> torch.Tensor:
+    """A linear's rows as llama.cpp has them: Llama's queries and keys with the two halves of each head interleaved."""
+    heads = {"self_attn.q_proj": arch.heads, "self_attn.k_proj": arch.kv_heads}.get(linear)
+    if heads is None or GGUF_ARCHITECTURES[arch.kind] != "llama":
+        return values
+    return values.view(heads, 2, -1, *values.shape[1:]).transpose(1, 2).reshape(values.shape)
+
+
+def write(writer: GGUFWriter) -> None:
+    """Write the file that a writer was given everything for."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    told(1.0)
-
-
-def _interleaved(b: torch.Tensor, arch: Architecture, linear: str) -> torch.Tensor:
-    """Rows of queries and keys as llama.cpp has them for Llama: the two halves of each head interleaved."""
-    heads = {"self_attn.q_proj": arch.heads, "self_attn.k_proj": arch.kv_heads}.get(linear)
-    if heads is None:
-        return b
-    return b.view(heads, 2, -1, b.shape[1]).transpose(1, 2).reshape(b.shape)

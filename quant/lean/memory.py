@@ -100,12 +100,17 @@ def answering(arch: Architecture, dtype: torch.dtype, budget: float) -> Plan:
     return Plan(0, _fitting(arch, left, unpacked_block(arch, dtype)), cache)
 
 
+def cached_token(arch: Architecture) -> int:
+    """Bytes of the keys and values of one token in all layers."""
+    return 2 * NUMBER * arch.layers * arch.keys
+
+
 def one_answer(arch: Architecture, dtype: torch.dtype, budget: float, prompt: int, most: int) -> tuple[Plan, int]:
     """For one answer to a prompt of so many tokens, read in one pass: the plan, and the tokens there is room for."""
     left = budget - scratch(arch, prompt)
-    a_token = 2 * NUMBER * arch.layers * arch.keys
-    room = min(most, int(left // a_token) - prompt)
-    cache = (prompt + room) * a_token
+    each = cached_token(arch)
+    room = min(most, int(left // each) - prompt)
+    cache = (prompt + room) * each
     return Plan(0, _fitting(arch, left - cache, unpacked_block(arch, dtype)), cache), room
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from tiny import add_random_adapter
 
 from agent.home import Home
 from agent.registry import Registry
@@ -33,10 +34,7 @@ def publish(registry: Registry, base: Path, seed: int, system: str = "") -> int:
 
     def fill(version: Path) -> None:
         model = open_model(base, None, torch.device("cpu"), torch.float32)
-        model.add_adapter(Training(rank=4, alpha=8))
-        assert model.tuned
-        torch.manual_seed(seed)
-        model.tuned.values.copy_(torch.randn(len(model.tuned.values)) * 0.2)
+        add_random_adapter(model, Training(rank=4, alpha=8), 0.2, seed)
         model.save(version)
         if system:
             (version / "system_prompt.txt").write_text(system)

@@ -118,7 +118,7 @@ def test_a_job_without_its_base_model_fails_with_advice_and_the_next_one_starts(
     enqueue(prepared, data, *LONG)
     with daemon(prepared.path) as running:
         failed = running.wait_for(1, "failed", 20)
-        assert failed.reason == "the base model gone is not prepared: run `nslora-agent init`, then retry"
+        assert failed.reason == "the base model gone is not prepared: run `nslora-agent init`, then try again"
         assert failed.deaths == 0
         running.wait_for(2, "running", 5)
         wait_for_phase(running, 2, "train")

@@ -20,7 +20,7 @@ import pytest
 from answering_box import make_box, publish
 from needs import needs
 from openai import OpenAI
-from processes import AGENT, agent, command_line, descendants, failed, internet_sockets, is_alive, wait_until
+from processes import AGENT, agent, descendants, failed, internet_sockets, is_alive, wait_until
 
 from agent.answering import Answering
 from agent.config import read_config
@@ -266,10 +266,10 @@ def test_a_worker_that_died_meanwhile_costs_no_question(home: Home, tmp_path: Pa
     with Answering(home, config, tmp_path / "log") as answering:
         voice = Voice(home, config, answering)
         first = asyncio.run(ask(voice))
-        for pid in descendants(os.getpid()):
-            if "quant.worker" in command_line(pid):
-                os.kill(pid, signal.SIGKILL)
-                wait_until(lambda pid=pid: not is_alive(pid) or None, 5, "dead")
+        assert answering._worker
+        process = answering._worker.process
+        process.kill()
+        wait_until(process.poll, 5, "dead")
         again = asyncio.run(ask(voice))
         voice.close()
     assert isinstance(first, Replied)

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -60,6 +61,8 @@ def survives(state: Path, call: str, number: int, mutation: str = "-") -> str:
     """What went wrong after a kill and a new start; empty if nothing did."""
     inject = f"inject={call}:signal=SIGKILL:when={number}"
     killed = life(state, ["-e", f"trace={call}", "-e", inject], mutation)
+    if killed.returncode != -signal.SIGKILL:
+        return f"{call} {number}: nobody was killed"
     seen = half_seen(state)
     again = life(state, [], mutation)
     if again.returncode != 0:
@@ -137,7 +140,7 @@ def test_a_planted_bug_is_found(tmp_path: Path) -> None:
     """A version that is renamed before its manifest is written can be seen by halves: the harness must say so."""
     if STRACE is None:
         return
-    found = (survives(tmp_path / str(number), "write", number, "publish before writing") for number in range(1, 40))
+    found = (survives(tmp_path / str(number), "write", number, "publish before writing") for number in range(1, 16))
     assert any("half a version" in fault for fault in found)
 
 
@@ -159,14 +162,14 @@ def test_files_and_folders_are_flushed_around_each_rename(tmp_path: Path, mutati
 # ---- a whole job ----
 
 
-def job_in(folder: Path, base: Path) -> Path:
-    """A state folder with a queued job on a prepared tiny model."""
+def job_in(folder: Path, base: Path, *flags: str) -> Path:
+    """A state folder with a queued job on a prepared tiny model, `flags` after the usual ones."""
     folder.mkdir(exist_ok=True)
     home = Home(folder / "state").create()
     home.config.write_text('base = "tiny"\n')
     home.model("tiny").symlink_to(base)
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    done = agent("enqueue", folder / "data.jsonl", *FLAGS, state=home.path)
+    done = agent("enqueue", folder / "data.jsonl", *FLAGS, *flags, state=home.path)
     assert done.returncode == 0, done.stderr
     return home.path
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
-from tiny import LEAN
+from tiny import LEAN, add_random_adapter
 from transformers import AutoModelForCausalLM
 
 from agent.errors import BaseModelError
@@ -31,10 +31,7 @@ def trained(tiny_base: Callable[[str], Path], tmp_path: Path) -> Callable[[str],
     def make(architecture: str) -> tuple[LeanModel, Path, Path]:
         base = tiny_base(architecture)
         model = open_model(base, None, CPU, torch.float32)
-        model.add_adapter(SETTINGS)
-        assert model.tuned
-        torch.manual_seed(0)
-        model.tuned.values.copy_(torch.randn(len(model.tuned.values)) * 0.05)
+        add_random_adapter(model, SETTINGS, 0.05)
         model.save(tmp_path / "adapter")
         return model, base, tmp_path / "adapter"
 
@@ -110,7 +107,7 @@ def test_an_adapter_for_llama_cpp_holds_the_same_update(
     assert np.array_equal(tensors["blk.0.ffn_down.weight.lora_b"], down.b.numpy())
 
 
-def test_a_model_of_another_family_says_what_to_take(tiny_base: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_model_of_another_family_says_what_to_take(tiny_base: Callable[[str], Path]) -> None:
     """Peft's own form is always there."""
     with pytest.raises(BaseModelError, match="take --to peft"):
-        export.opened(tiny_base("olmo2"), tmp_path)
+        export.opened(tiny_base("olmo2"))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from gguf import GGUFWriter, TokenType
-from tiny import CHATML
+from tiny import CHATML, add_random_adapter
 
 from agent.modelfile import modelfile
 from agent.settings import Training
@@ -75,10 +75,7 @@ def base(tiny_base: Callable[[str], Path], request: pytest.FixtureRequest) -> Pa
 def test_llama_cpp_says_what_the_version_says(base: Path, tmp_path: Path) -> None:
     """Nearly always: F16 rounds, and random weights are often undecided. Without the adapter it says other things."""
     model = open_model(base, None, CPU, torch.float32)
-    model.add_adapter(Training(rank=4, alpha=8))
-    assert model.tuned
-    torch.manual_seed(0)
-    model.tuned.values.copy_(torch.randn(len(model.tuned.values)) * 0.2)
+    add_random_adapter(model, Training(rank=4, alpha=8), 0.2)
     model.save(tmp_path)
     writer = GGUFWriter(tmp_path / "base.gguf", model.architecture)
     add_fields(writer, model, base)

@@ -14,6 +14,8 @@ from collections import Counter
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+LONGER = ("--steps", "16")
+"""Twice the steps of the job that CI kills, and so more checkpoints and more points."""
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "end_to_end")]
 
 
@@ -32,7 +34,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work:
         folder, started = Path(work), time.monotonic()
         prepare(write_model(folder / "source"), folder / "base")
-        template = job_in(folder / "template", folder / "base")
+        template = job_in(folder / "template", folder / "base", *LONGER)
         harness = Harness(template, folder / "runs")
         wanted = without_kill(harness)
         points = harness.points() if harness.strace else harness.moments(given.most, given.seed)
