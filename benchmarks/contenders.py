@@ -21,7 +21,7 @@ from benchmarks.peers import NEW_TOKENS, WARM_UP
 from benchmarks.watching import Group, Watch, started
 
 ROOT = Path(__file__).resolve().parent.parent
-PROMPTS = 4
+PROMPTS = 1
 """Answers of the phase "generate"."""
 TUNED_MALLOC = {
     "MALLOC_ARENA_MAX": "1",
@@ -79,7 +79,7 @@ def peer(  # noqa: PLR0913
         assert process.stdin is not None  # noqa: S101
         with suppress(BrokenPipeError):  # killed for memory
             for line in process.stdout:
-                told = json.loads(line) if line.startswith("{") else {}
+                told = json.loads(line) if line.startswith('{"') else {}  # Trainer prints dicts
                 if "phase" in told:
                     watch.phase(told["phase"])
                     process.stdin.write("\n")

@@ -166,12 +166,12 @@ def main() -> int:
         figures["models"][name] = show(what, runs)
         if name == SMOLLM2 and given.device == "cpu":
             figures["models"][name]["limits"] = all_of(what, runs, given.out / name)
-    if given.device == "cpu":
-        for name, found in of_memory(figures).items():
-            print(f"\n{name}\n{table(found)}")
     if given.keep:
         given.keep.write_text(json.dumps(figures, indent=1) + "\n")
         plot(figures, given.keep.with_suffix(".png"))
+    if given.device == "cpu":
+        for name, found in of_memory(figures).items():
+            print(f"\n{name}\n{table(found)}")
     print(json.dumps(figures))
     return 0
 

@@ -38,7 +38,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--sequence", type=int, default=512)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--prompts", type=int, default=4, help="first texts that are answered, one by one [4]")
+    parser.add_argument("--prompts", type=int, default=1, help="first texts that are answered, one by one [1]")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser.parse_args()
 

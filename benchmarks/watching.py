@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 MIB = 2**20
-EVERY = 0.005
+EVERY = 0.02
 """Seconds between two looks at /proc/PID/status."""
 ROLLUP_EVERY = 40
 """Looks between two at smaps_rollup, which takes the kernel longer."""
