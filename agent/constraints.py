@@ -21,11 +21,6 @@ _CHECKS = {**CHECKS, **OWN_CHECKS}
 _REPEAT = "combination:repeat_prompt"
 
 
-def is_known(identifier: str) -> bool:
-    """Whether there is a check with this id."""
-    return identifier in _CHECKS
-
-
 def fault(constraint: dict[str, Any], text: str, prompt: str = "") -> str | None:
     """None if the text obeys, else what is wrong with it in one short line, such as `12 words, must be less than 8`.
 

@@ -2,7 +2,7 @@
 
 Standard library only: the daemon, the loop and the training worker all publish through this file.
 A folder made by `publish_folder` carries `manifest.json` with the size and sha256 of every file in it;
-a folder without one, or whose files differ from it, does not exist for a reader (`verify_folder`).
+a folder without one, or whose files differ from it, does not exist for a reader (`folder_fault`).
 """
 
 from __future__ import annotations

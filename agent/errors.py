@@ -101,7 +101,7 @@ class StorageError(AgentError):
 
 
 class Busy(AgentError):
-    """Somebody else holds the daemon lock or the device lock."""
+    """A daemon, `init` or a server is at work already, a database is in use, or a job leaves no room."""
 
     exit_code = 75
     retryable = True

@@ -29,12 +29,12 @@ MEANINGS = {
     "style_gap": "what the answer's style lacks",
     "reference_gap": "what a rewrite could add to the better of answer and reference",
     "lift": "by how much the reference is better than the answer",
-    "value_loss": "loss per token of the reference, from 0 to 1 (none to infinite)",
+    "value_loss": "loss per token of the value, else of the reference; infinite counts as 1",
     "loss_change": "by how much the loss fell since the last round, from -1 to 1",
     "length": "words of the reference; 200 and more count as 1",
     "trained": "the lift that tuning has missed so far",
     "tried": "the gap that rewrites have missed so far",
-    "likely_rewrite": "the part of the gap that rewrites of such constraints have closed",
+    "likely_rewrite": "the gap times the share that rewrites of such constraints closed",
 }
 """What the features measure; "one" is the same for all examples."""
 

@@ -75,7 +75,7 @@ class Home:
 
     @property
     def device_lock(self) -> Path:
-        """Held by whoever has a model in memory."""
+        """Held by the running job, and by whoever answers while a model is loaded."""
         return self.path / "device.lock"
 
     @property

@@ -82,7 +82,7 @@ class Job:
     bad_rows: int
     sha256: str
     settings: dict[str, Any]
-    """The Training settings as resolved when the job was enqueued."""
+    """The Training and Decision settings as resolved when the job was enqueued."""
     base: str
     mode: str
     created: float

@@ -27,7 +27,7 @@ class NumericPhases(Phases):
         """A numeric phase, from where it stands, and the probe after it."""
         self.attempt.phase("train")
         rows = (progress.rows[name] for name in progress.members)
-        # A rehearsed row names no value: the signal is of what is still to be learned.
+        # A rehearsed row names no value: where rows have values, the signal is of what is still to be learned.
         examples = (replace(row.example, answer=None) if row.is_right else row.example for row in rows)
         data = self.write_rows(f"round-{progress.round}.jsonl", examples, "")
         while not progress.ended:

@@ -35,7 +35,7 @@ class Progress:
     members: tuple[str, ...] = ()
     """Ids of the rows that this phase tunes on, or has still to offer for a rewrite."""
     outcomes: tuple[Outcome, ...] = ()
-    """Of this round's rewrites so far."""
+    """Of this round so far: its rewrites or, after the probe, its tuning."""
     ended: str = ""
     """Why the phase is over, empty while it is not."""
     finished: bool = False

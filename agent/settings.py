@@ -77,7 +77,9 @@ class Training:
     held_out: float = setting(0.1, "share of rows kept for evaluation where the file has no split", low=0.0, high=0.5)
     max_new_tokens: int = setting(128, "longest generated answer in tokens", low=1, high=8192)
     dtype: str = setting(
-        "auto", "compute type; auto: bfloat16 where it is native", choices=("auto", "float32", "bfloat16")
+        "auto",
+        "compute type; auto: the faster one by a probe, on CUDA bfloat16 where it is native",
+        choices=("auto", "float32", "bfloat16"),
     )
     device: str = setting("auto", "where to compute; auto: CUDA where it works", choices=("auto", "cpu", "cuda"))
 

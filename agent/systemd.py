@@ -1,4 +1,4 @@
-"""What a service tells systemd, without a dependency: sd_notify(3), sd_watchdog_enabled(3), and journal entries.
+"""What a service tells systemd, without a dependency: sd_notify(3), and journal entries.
 
 Those are sent as systemd's "native journal protocol" has them, so that `journalctl NSLORA_JOB=3` finds a job's.
 """
@@ -44,12 +44,3 @@ def _send(address: str, text: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def watchdog_seconds() -> float | None:
-    """Seconds within which systemd wants to hear "WATCHDOG=1" from this process, or None if it does not watch."""
-    microseconds = os.environ.get("WATCHDOG_USEC", "")
-    watched = os.environ.get("WATCHDOG_PID", str(os.getpid()))
-    if not microseconds.isdecimal() or int(microseconds) == 0 or watched != str(os.getpid()):
-        return None
-    return int(microseconds) / 1e6

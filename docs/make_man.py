@@ -27,7 +27,7 @@ ENVIRONMENT = {
     "HTTPS_PROXY, PIP_*, HF_*": "Read while **init** downloads a base model, by no other command.",
     "OMP_NUM_THREADS": "Threads that training uses; without it as many as are fastest.",
     "CREDENTIALS_DIRECTORY": "Set by systemd; the API key may be the credential *nslora-api-key* in it.",
-    "NOTIFY_SOCKET, WATCHDOG_USEC": "Set by systemd; the daemon tells it that it is ready and that it lives.",
+    "NOTIFY_SOCKET": "Set by systemd; the daemon tells it that it is ready and that it lives.",
 }
 SEE_ALSO = "**systemctl**(1), **journalctl**(1), **systemd-creds**(1); README.md and docs/ of the source."
 

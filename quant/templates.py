@@ -6,8 +6,6 @@ from agent.errors import BaseModelError
 from agent.export_messages import ANSWER, QUESTION, SECOND, SYSTEM, Templated
 from quant.chat import Encoder
 
-Conversation = list[dict[str, str]]
-
 
 def templated(encoder: Encoder) -> Templated:
     """Conversations of marks as the template writes them, each up to where the next answer starts."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent import systemd
-from agent.systemd import notify, watchdog_seconds
+from agent.systemd import notify
 
 
 @contextmanager
@@ -52,29 +52,6 @@ def test_without_a_manager_nothing_happens(address: str | None, monkeypatch: pyt
     if address is not None:
         monkeypatch.setenv("NOTIFY_SOCKET", address)
     assert notify("READY=1") is False
-
-
-@pytest.mark.parametrize(
-    ("microseconds", "pid", "seconds"),
-    [
-        ("30000000", "own", 30.0),
-        ("1500000", None, 1.5),
-        ("30000000", "1", None),
-        ("0", None, None),
-        ("soon", None, None),
-        (None, None, None),
-    ],
-)
-def test_the_watchdog_is_read_from_the_environment(
-    microseconds: str | None, pid: str | None, seconds: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only a time above zero that is meant for this process switches the watchdog on."""
-    values = {"WATCHDOG_USEC": microseconds, "WATCHDOG_PID": str(os.getpid()) if pid == "own" else pid}
-    for name, value in values.items():
-        monkeypatch.delenv(name, raising=False)
-        if value is not None:
-            monkeypatch.setenv(name, value)
-    assert watchdog_seconds() == seconds
 
 
 def test_an_entry_of_the_journal_has_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
