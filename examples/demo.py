@@ -77,7 +77,7 @@ def treatment(told: dict[str, Any], remade: dict[str, str]) -> dict[str, set[str
         "rewritten": by_remote,
         "refused": offered - by_remote,
         "mended itself": set(remade) - by_remote,
-        "left alone": {name for name, state in last.items() if state == "neither" and name not in acted["weights"]},
+        "left alone": {name for name, state in last.items() if state == "neither"},
     }
 
 
