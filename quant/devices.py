@@ -31,6 +31,8 @@ NO_MEMORY = (
     "NVML_SUCCESS == r INTERNAL ASSERT FAILED",
 )
 """The last is what torch's allocator trips over on Tegra, whose NVML knows nothing of memory."""
+QUIET = 0.1
+"""Of a core: what others may take meanwhile for a probe to be kept."""
 BETTER = 1.15
 """How many times as fast as float32 on all cores another way must be: less exact, or fewer cores, only if it pays."""
 
@@ -98,10 +100,20 @@ def _kept_rates(models: Path | None) -> dict[str, float]:
         told: dict[str, Any] = json.loads(kept.read_text())
         if told.get("key") == key:
             return dict(told["rates"])
+    began, others = time.monotonic(), _busy() - time.process_time()
     rates = _measured()
-    if kept:
+    others = _busy() - time.process_time() - others
+    # Beside somebody busy more threads are slower, which is right for now and wrong once the box is quiet.
+    if kept and others < QUIET * (time.monotonic() - began):
         write_json(kept, {"key": key, "rates": rates})
     return rates
+
+
+def _busy() -> float:
+    """CPU seconds that everybody's work has taken on this machine since it booted."""
+    _, user, nice, system, _, _, *more = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    interrupts_and_stolen = map(int, more[:3])
+    return (int(user) + int(nice) + int(system) + sum(interrupts_and_stolen)) / os.sysconf("SC_CLK_TCK")
 
 
 def _machine() -> str:

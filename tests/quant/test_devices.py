@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from agent.errors import ConfigError
+from quant import devices
 from quant.check import check
 from quant.devices import PROBE, _of_cpu, _threads, choose
 
@@ -50,8 +52,9 @@ def test_another_way_is_taken_only_if_it_is_well_ahead(
 
 
 @pytest.mark.usefixtures("free_threads")
-def test_the_probe_is_kept_until_the_machine_or_torch_changes(tmp_path: Path) -> None:
+def test_the_probe_is_kept_until_the_machine_or_torch_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second load does not measure again."""
+    monkeypatch.setattr(devices, "_busy", time.process_time)  # as if the tests had the machine for themselves
     choose("cpu", "auto", tmp_path)
     kept = json.loads((tmp_path / PROBE).read_text())
     assert all(rate > 0 for rate in kept["rates"].values())
@@ -63,6 +66,19 @@ def test_the_probe_is_kept_until_the_machine_or_torch_changes(tmp_path: Path) ->
     (tmp_path / PROBE).write_text(json.dumps(kept))
     choose("cpu", "auto", tmp_path)
     assert json.loads((tmp_path / PROBE).read_text())["key"]["torch"] == str(torch.__version__)
+
+
+def test_a_probe_beside_somebody_busy_is_not_kept(tmp_path: Path) -> None:
+    """More threads are slower then; kept, that would hold for ever."""
+    with subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE
+    ) as busy:
+        assert busy.stdout
+        busy.stdout.readline()
+        why = choose("cpu", "auto", tmp_path).why
+        busy.kill()
+    assert "float32" in why
+    assert not (tmp_path / PROBE).exists()
 
 
 def test_what_is_asked_for_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
