@@ -32,7 +32,9 @@ NO_MEMORY = (
 )
 """The last is what torch's allocator trips over on Tegra, whose NVML knows nothing of memory."""
 QUIET = 0.1
-"""Of a core: what others may take meanwhile for a probe to be kept."""
+"""Of a core: what others may take meanwhile for a probe to be kept for good."""
+AGAIN = 3600.0
+"""Seconds for which another is kept."""
 BETTER = 1.15
 """How many times as fast as float32 on all cores another way must be: less exact, or fewer cores, only if it pays."""
 
@@ -98,14 +100,16 @@ def _kept_rates(models: Path | None) -> dict[str, float]:
     kept = models / PROBE if models else None
     if kept and kept.exists():
         told: dict[str, Any] = json.loads(kept.read_text())
-        if told.get("key") == key:
+        is_recent = time.time() - kept.stat().st_mtime < AGAIN
+        if told.get("key") == key and (told.get("quiet") or is_recent):
             return dict(told["rates"])
     began, others = time.monotonic(), _busy() - time.process_time()
     rates = _measured()
     others = _busy() - time.process_time() - others
     # Beside somebody busy more threads are slower, which is right for now and wrong once the box is quiet.
-    if kept and others < QUIET * (time.monotonic() - began):
-        write_json(kept, {"key": key, "rates": rates})
+    quiet = others < QUIET * (time.monotonic() - began)
+    if kept:
+        write_json(kept, {"key": key, "quiet": quiet, "rates": rates})
     return rates
 
 

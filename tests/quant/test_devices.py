@@ -68,7 +68,7 @@ def test_the_probe_is_kept_until_the_machine_or_torch_changes(tmp_path: Path, mo
     assert json.loads((tmp_path / PROBE).read_text())["key"]["torch"] == str(torch.__version__)
 
 
-def test_a_probe_beside_somebody_busy_is_not_kept(tmp_path: Path) -> None:
+def test_a_probe_beside_somebody_busy_is_kept_for_an_hour(tmp_path: Path) -> None:
     """More threads are slower then; kept, that would hold for ever."""
     with subprocess.Popen(
         [sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE
@@ -78,7 +78,13 @@ def test_a_probe_beside_somebody_busy_is_not_kept(tmp_path: Path) -> None:
         why = choose("cpu", "auto", tmp_path).why
         busy.kill()
     assert "float32" in why
-    assert not (tmp_path / PROBE).exists()
+    noted = json.loads((tmp_path / PROBE).read_text())
+    assert not noted["quiet"]
+    noted["rates"] = dict.fromkeys(noted["rates"], 7.0)
+    (tmp_path / PROBE).write_text(json.dumps(noted))
+    assert choose("cpu", "auto", tmp_path).why.endswith("threads 7")
+    os.utime(tmp_path / PROBE, (0, 0))
+    assert not choose("cpu", "auto", tmp_path).why.endswith("threads 7")
 
 
 def test_what_is_asked_for_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
