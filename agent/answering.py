@@ -123,7 +123,7 @@ class Answering:
         room = FITS_WITH * peaks.free_mb - (0.0 if is_alone else self._promised())
         needed = max(peaks.load_mb, peaks.generate_mb) - peaks.now_mb
         if needed <= room:
-            self._budget = max(1, int(peaks.generate_mb - peaks.load_mb))
+            self._budget = max(1, int(peaks.answers_mb))
             return
         lacking = f"answers take {needed:.0f} MB, {max(0.0, room):.0f} MB are to spare"
         if is_alone:

@@ -231,7 +231,7 @@ class Peaks:
     """What a job will take at most while it loads, trains, answers and saves, in MB; not `known` for every model.
 
     On a CPU resident memory of the process, which takes `now_mb` already; on a GPU the device's memory. `free_mb` can
-    be had besides.
+    be had besides. Exporting is a job of its own; `answers_mb` is what answers take of `generate_mb`.
     """
 
     known: bool
@@ -241,6 +241,8 @@ class Peaks:
     train_mb: float = 0.0
     generate_mb: float = 0.0
     save_mb: float = 0.0
+    export_mb: float = 0.0
+    answers_mb: float = 0.0
 
     @property
     def highest(self) -> tuple[float, str]:

@@ -22,7 +22,9 @@ from benchmarks.watching import Group, Watch, started
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = 1
-"""Answers of the phase "generate"."""
+"""Answers whose speed is measured."""
+FEW, MANY, LONG = 4, 20, 1_600
+"""Prompts of so many characters that fill what a budget of 1 MB, and a larger one, has for keys and values."""
 TUNED_MALLOC = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "131072",
@@ -141,6 +143,8 @@ def _work(  # noqa: PLR0913
     trained = train(worker, messages(case.data, folder), folder, how, steps)
     watch.phase("generate")
     figures["generated_per_s"] = generated(worker, prompts(case.data, folder, PROMPTS), folder, how.memory_budget)
+    filling = prompts(case.data, folder, FEW if how.memory_budget == 1 else MANY, LONG)
+    generated(worker, filling, folder, how.memory_budget)
     watch.phase("save")
     (folder / "adapter").mkdir(exist_ok=True)
     worker.ask(Save(str(folder / "adapter")))
@@ -191,10 +195,10 @@ def messages(data: Path, folder: Path, count: int | None = None) -> Path:
     return _lines(folder / "data.jsonl", ((n, {"role": "assistant", "content": text}) for n, text in texts))
 
 
-def prompts(data: Path, folder: Path, count: int) -> Path:
+def prompts(data: Path, folder: Path, count: int, characters: int = 200) -> Path:
     """The first texts, cut, as questions."""
     texts = enumerate(_texts(data)[:count])
-    return _lines(folder / "prompts.jsonl", ((n, {"role": "user", "content": text[:200]}) for n, text in texts))
+    return _lines(folder / "prompts.jsonl", ((n, {"role": "user", "content": text[:characters]}) for n, text in texts))
 
 
 def _texts(data: Path) -> list[str]:

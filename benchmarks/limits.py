@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+from agent.export_messages import Export
 from agent.protocol import Load, Step, Train
 from benchmarks.bars import ENDED_WELL
 from benchmarks.contenders import Case, Run, messages, ours, peer, settings, train, watched
@@ -107,8 +109,20 @@ def planned(case: Case, folder: Path) -> dict[str, Any]:
     for name, changed in VARIED.items():
         how = settings(case, 1, steps=WARM_UP + 1, **changed)
         run = ours(case, folder / name.replace(" ", "-"), how, folder / "log")
+        run.phases["export"] = exported(case, folder / name.replace(" ", "-"), folder / "log")
         runs[name] = {"phases": run.phases, "planned": run.figures["planned"]}
     return runs
+
+
+def exported(case: Case, folder: Path, log: Path) -> dict[str, float | None]:
+    """What a process of its own takes to write the merged model."""
+    target = folder / "merged"
+    target.mkdir()
+    with watched(log) as (worker, watch):
+        watch.phase("export")
+        worker.ask(Export(str(case.prepared), str(folder / "adapter"), "merged", str(target)))
+    shutil.rmtree(target)
+    return watch.phases["export"]
 
 
 def all_of(case: Case, runs: list[Run], folder: Path) -> dict[str, Any]:

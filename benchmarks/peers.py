@@ -1,6 +1,6 @@
 """What people would use instead: transformers' Trainer with peft and bitsandbytes, TRL's SFTTrainer, and `generate`.
 
-    python -m benchmarks.peers trainer|trl|generate MODEL DATA --dtype float32|bfloat16 --sequence 512 --steps 6
+    python -m benchmarks.peers trainer|trl|generate MODEL DATA --prompts 1 --dtype float32|bfloat16 --sequence 512
 
 Run by benchmarks.memory and benchmarks.latency in a process of its own. Each phase is announced on stdout as one JSON
 line and begins once a line came on stdin; the last line has the figures.
@@ -38,7 +38,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--sequence", type=int, default=512)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--prompts", type=int, default=1, help="first texts that are answered, one by one [1]")
+    parser.add_argument("--prompts", type=int, required=True, help="first texts that are answered, one by one")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser.parse_args()
 

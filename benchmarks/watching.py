@@ -95,8 +95,8 @@ class Watch:
         self._end()
         with self._lock:
             self._name, self._began, self._highest = name, time.monotonic(), {}
-        with suppress(OSError):
-            Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+            with suppress(OSError):
+                Path(f"/proc/{self.pid}/clear_refs").write_text("5")
         self.group.peak()
 
     def close(self) -> dict[str, dict[str, float | None]]:
@@ -123,13 +123,13 @@ class Watch:
             self._look(rollup=looks % ROLLUP_EVERY == 0)
 
     def _look(self, *, rollup: bool) -> None:
-        with suppress(OSError, ValueError):
+        # Read under the lock, or what the phase before took would count for the next one.
+        with self._lock, suppress(OSError, ValueError):
             found = _fields(Path(f"/proc/{self.pid}/status"), {"RssAnon": "anonymous", "VmHWM": "resident"})
             if rollup:
                 found |= _fields(Path(f"/proc/{self.pid}/smaps_rollup"), {"Pss": "proportional"})
-            with self._lock:
-                for key, value in found.items():
-                    self._highest[key] = max(self._highest.get(key, 0.0), value)
+            for key, value in found.items():
+                self._highest[key] = max(self._highest.get(key, 0.0), value)
 
 
 def anonymous(pid: int) -> float:

@@ -129,9 +129,11 @@ def contenders() -> str:
 def plans() -> str:
     """Peak resident memory as planned and as measured."""
     found = kept("memory")
-    rows = ["| MiB, planned → measured | load | train | answer | save |", "| --- | --- | --- | --- | --- |"]
+    heads = ["MiB, planned → measured", "load", "train", "answer", "save", "export"]
+    rows = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for name, phases in planned(found).items() if found else ():
-        rows.append(f"| {name} | {' | '.join(f'{plan:.0f} → {took:.0f}' for plan, took in phases.values())} |")
+        cells = [f"{plan:.0f} → {took:.0f}" for plan, took in phases.values()]
+        rows.append(f"| {' | '.join([name, *cells, *[''] * (len(heads) - 1 - len(cells))])} |")
     return "\n".join(rows)
 
 

@@ -69,6 +69,11 @@ class Encoder:
         both = [is_target and is_value for is_target, is_value in zip(target, values, strict=True)]
         return Encoded(id, ids[:max_length], target[:max_length], both[:max_length], cut=len(ids) > max_length)
 
+    def release(self) -> None:
+        """Give a tokenizer's memory back until it is needed again, where it knows how to do that."""
+        if hasattr(self.tokenizer, "release"):
+            self.tokenizer.release()
+
     def render(self, messages: Messages) -> str:
         """A conversation as text, up to where the assistant's next answer starts; raises BaseModelError."""
         return self._render(messages, ask=True)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from agent.durable import TEMPORARY, publish_folder, remove_tree
 from quant.flat import Flat
+from quant.lean.writer import write
 from quant.optimizer import AdamW
 
 KEPT = 2
@@ -37,8 +38,8 @@ def save(folder: Path, tuned: Flat, optimizer: AdamW, done: Progress) -> Path:
     final = path(folder, done.step)
     work = folder / f"{TEMPORARY}{final.name}-{os.getpid()}"
     work.mkdir(parents=True)
-    save_file({name: p.cpu().clone() for name, p in tuned.views(tuned.values).items()}, work / "adapter.safetensors")
-    save_file(_state(optimizer), work / "optimizer.safetensors")
+    write(work / "adapter.safetensors", tuned.views(tuned.values))
+    write(work / "optimizer.safetensors", _state(optimizer))
     (work / "progress.json").write_text(json.dumps(done.__dict__))
     publish_folder(work, final, {"step": done.step})
     for old in sorted(folder.glob("step-*"))[:-KEPT]:

@@ -31,6 +31,7 @@ from agent.protocol import (
 )
 from agent.reply_messages import Replied, Reply, Said
 from agent.serving import Emit
+from quant import allocators
 from quant.chat import Encoded, Encoder
 from quant.check import check
 from quant.corpus import Corpus
@@ -105,6 +106,7 @@ class Commands:
         adapter = Path(request.adapter) if request.adapter else None
         model = self._model = load(Path(request.model), adapter, request.device, request.dtype)
         self._window = _window(Path(request.model))
+        allocators.trim()
         dtype = str(model.dtype).removeprefix("torch.")
         seconds = round(time.monotonic() - started, 2)
         return Loaded(model.architecture, model.device.type, dtype, seconds, serving.rss_mb())
@@ -164,6 +166,7 @@ class Commands:
 
     def _train(self, request: Train, emit: Emit) -> Answer:
         examples = self._examples(request, emit)
+        self.model.encoder.release()
         resume = Path(request.resume) if request.resume else None
         run = start(self.model, examples, request.settings, resume, request.first)
         return train(run, Path(request.checkpoints), emit, self._stopping, request.until)

@@ -115,9 +115,9 @@ def _kept_rates(models: Path | None) -> dict[str, float]:
 
 def _busy() -> float:
     """CPU seconds that everybody's work has taken on this machine since it booted."""
-    _, user, nice, system, _, _, *more = Path("/proc/stat").read_text().split("\n", 1)[0].split()
-    interrupts_and_stolen = map(int, more[:3])
-    return (int(user) + int(nice) + int(system) + sum(interrupts_and_stolen)) / os.sysconf("SC_CLK_TCK")
+    # user, nice, system, idle, iowait, irq, softirq, steal: see proc_stat(5).
+    ticks = list(map(int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9]))
+    return (sum(ticks) - sum(ticks[3:5])) / os.sysconf("SC_CLK_TCK")
 
 
 def _machine() -> str:

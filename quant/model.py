@@ -83,6 +83,10 @@ class Model(Protocol):
         """Choose what to keep for the backward pass and what to compute again; `scratch` is a folder for the run."""
         ...
 
+    def end_training(self) -> None:
+        """Give back what only training needs."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write the adapter as peft does into `folder`."""
         ...

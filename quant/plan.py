@@ -12,12 +12,16 @@ from agent.durable import folder_fault
 from agent.errors import BaseModelError
 from agent.protocol import Peaks, Plan
 from agent.serving import rss_mb
-from quant.devices import choose
+from agent.settings import Training
+from quant.devices import Compute, choose
 from quant.lean import memory
-from quant.lean.architecture import architecture
+from quant.lean.architecture import Architecture, architecture
 
-SAVED = 2
-"""Copies of an adapter while it is written."""
+LIBRARIES = 43e6
+"""Bytes that torch and MKL take once they compute, code and buffers, whatever the model (measured, docs/memory.md)."""
+TOKENIZER = "tokenizer.json"
+READING, READ = 12, 4
+"""Bytes for each of tokenizer.json, while it is read and from then on (measured)."""
 
 
 def peaks(request: Plan) -> Peaks:
@@ -31,27 +35,56 @@ def peaks(request: Plan) -> Peaks:
     if fault:
         raise BaseModelError(f"the base model is damaged: {fault}; run `nslora-agent init --again`")
     arch = architecture(json.loads((folder / "config.json").read_text()))
-    file = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     compute = choose(settings.device, settings.dtype, folder.parent)
     on_gpu = compute.device.type == "cuda"
     free = torch.cuda.mem_get_info(compute.device)[0] if on_gpu else memory.available()
     now = 0.0 if on_gpu else rss_mb()
     if arch is None:
         return Peaks(known=False, free_mb=free / 1e6, now_mb=now)
-    held = now + file / 1e6
     budget = memory.budget(settings.memory_budget, compute.device, 0)
-    tuned = memory.parameters(arch, settings.rank, settings.top_layers)
-    answering = memory.answering(arch, compute.dtype, budget)
-    state = memory.a_number(settings) * tuned / 1e6
+    found = _bytes(folder, arch, settings, compute, budget)
     return Peaks(
         known=True,
         free_mb=round(free / 1e6, 1),
         now_mb=now,
-        load_mb=round(held, 1),
-        train_mb=round(held + memory.of_training(arch, compute.dtype, settings, tuned, budget) / 1e6, 1),
-        generate_mb=round(held + state + memory.of_answers(arch, compute.dtype, answering) / 1e6, 1),
-        save_mb=round(held + state + SAVED * memory.NUMBER * tuned / 1e6, 1),
+        answers_mb=round(found.pop("answers") / 1e6, 1),
+        **{f"{phase}_mb": round(now + each / 1e6, 1) for phase, each in found.items()},
     )
+
+
+def _bytes(folder: Path, arch: Architecture, settings: Training, compute: Compute, budget: float) -> dict[str, float]:
+    """By phase; and of answers alone. A GPU has a copy of the whole file, a CPU the pages that are in use."""
+    file, on_gpu = _size(folder), compute.device.type == "cuda"
+    tokenizer = 0 if on_gpu else (folder / TOKENIZER).stat().st_size
+    tuned = memory.parameters(arch, settings.rank, settings.top_layers)
+    training = memory.training(arch, compute.dtype, settings, tuned, budget)
+    answering = memory.answering(arch, compute.dtype, budget)
+
+    def held(plan: memory.Plan) -> float:
+        return file if on_gpu else LIBRARIES + file - _unmapped(arch, plan, compute.dtype)
+
+    adapter, answers = 2 * memory.NUMBER * tuned, memory.of_answers(arch, compute.dtype, answering)
+    # Training lets the tokenizer go, so that it is read again for the answers.
+    answered = held(answering) + adapter + max(answers + READ * tokenizer, READING * tokenizer)
+    largest = max(outputs * inputs for outputs, inputs in arch.linears.values())
+    return {
+        "load": file if on_gpu else LIBRARIES / 2 + READING * tokenizer,
+        "train": held(training) + memory.of_training(arch, compute.dtype, settings, tuned, budget),
+        "generate": answered,
+        "save": answered,
+        "export": LIBRARIES + file + adapter + (memory.NUMBER + 2) * largest,
+        "answers": answers,
+    }
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _unmapped(arch: Architecture, plan: memory.Plan, dtype: torch.dtype) -> int:
+    """Bytes of the file that are not in use: an embedding that is only looked up, and what a sparing head lets go."""
+    lets_go = plan.unpacked < arch.layers and dtype == torch.float32
+    return 2 * arch.vocabulary * arch.width * ((not arch.tied) + lets_go)
 
 
 @functools.cache

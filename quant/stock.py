@@ -118,6 +118,9 @@ class StockModel:
         del settings, scratch
         self.network.gradient_checkpointing_enable({"use_reentrant": False})
 
+    def end_training(self) -> None:
+        """Nothing is kept between steps."""
+
     def save(self, folder: Path) -> None:
         """Write the adapter as peft does into `folder`."""
         self.network.save_pretrained(folder, safe_serialization=True)

@@ -18,7 +18,7 @@ from agent.errors import TrainingFailed
 from agent.protocol import Checkpointed, Note, Step, Trained
 from agent.serving import Emit, rss_mb
 from agent.settings import Training
-from quant import checkpoint
+from quant import allocators, checkpoint
 from quant.batches import Row, Schedule, fill_rows, pack
 from quant.chat import Encoded
 from quant.checkpoint import Progress
@@ -148,6 +148,7 @@ def train(run: Run, checkpoints: Path, emit: Emit, stopping: Callable[[], bool],
     checkpoints.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(checkpoints)
     run.model.prepare_training(run.settings, checkpoints)
+    allocators.trim()
     saved, end = run.done.step, until or run.schedule.total
     while run.done.step < end and not stopping():
         emit(run.step())
@@ -155,6 +156,7 @@ def train(run: Run, checkpoints: Path, emit: Emit, stopping: Callable[[], bool],
             saved = _checkpoint(run, checkpoints, emit)
     if run.done.step > saved:
         _checkpoint(run, checkpoints, emit)
+    run.model.end_training()
     return Trained(
         finished=run.done.step >= end,
         step=run.done.step,

@@ -100,11 +100,19 @@ def resident_mb(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def _target(descriptor: Path) -> str | None:
+    """What a descriptor in /proc points to, or None: the process may have closed it since it was listed."""
+    try:
+        return str(descriptor.readlink())
+    except FileNotFoundError:
+        return None
+
+
 def internet_sockets(pid: int) -> set[str]:
     """Inodes of the TCP and UDP sockets that a process has open."""
     kinds = ("tcp", "tcp6", "udp", "udp6")
     lines = [line for kind in kinds for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]]
-    ours = {str(descriptor.readlink()) for descriptor in Path(f"/proc/{pid}/fd").iterdir()}
+    ours = {target for descriptor in Path(f"/proc/{pid}/fd").iterdir() if (target := _target(descriptor))}
     return {inode for line in lines if f"socket:[{(inode := line.split()[9])}]" in ours}
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from agent.errors import BaseModelError
 from agent.settings import Training
 from quant.flat import Flat
+from quant.lean import writer
 from quant.lean.architecture import Architecture
 from quant.lean.linear import Lora
 
@@ -109,5 +110,4 @@ def write(adapter: Adapter, arch: Architecture, base: str, folder: Path) -> None
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     matrices = adapter.flat.views(adapter.flat.values).items()
-    tensors = {name.replace(".default", ""): matrix.cpu().clone() for name, matrix in matrices}
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    writer.write(folder / WEIGHTS, {name.replace(".default", ""): matrix for name, matrix in matrices})

@@ -49,6 +49,10 @@ class Arena:
         self._chunks.append(torch.empty(max(size, CHUNK), dtype=torch.uint8))
         return chunk, 0
 
+    def release(self) -> None:
+        """Give back all of it that is in no tensor's hands; for when what follows needs less, or something else."""
+        self._chunks, self._at = [], (0, 0)
+
     @contextmanager
     def frame(self) -> Iterator[None]:
         """Everything taken inside is given back at the end."""

@@ -17,6 +17,9 @@ from quant.lean.cache import LayerCache
 from quant.lean.linear import Linear
 from quant.lean.pieces import Attention, Norm, Rotation, activate, activate_backward
 
+ROWS = 64
+"""Tokens at a time where something is needed but for a moment."""
+
 
 @dataclass
 class Rows:
@@ -178,18 +181,26 @@ class Block:
     def _mlp_backward(self, kept: Remembered, grad: torch.Tensor) -> None:
         take, linear = self.arena.take, self._linear
         through = self._back_after(self.after_mlp, kept.down, grad)
-        inner = activate(self.activation, kept.gate, take(*kept.gate.shape)).mul_(kept.up)
-        grad_inner = take(*kept.gate.shape)
-        linear("mlp.down_proj").backward(inner, through, grad_inner, fresh=True)
-        grad_up = activate(self.activation, kept.gate, inner).mul_(grad_inner)
-        grad_inner.mul_(kept.up)
-        # What was remembered is not needed again: its memory takes the gradient.
-        grad_gate = activate_backward(self.activation, grad_inner, kept.gate, kept.up)
+        with self.arena.frame():
+            inner = activate(self.activation, kept.gate, take(*kept.gate.shape)).mul_(kept.up)
+            linear("mlp.down_proj").backward(inner, through, inner, fresh=True)
+            grad_gate, grad_up = self._activation_backward(kept.gate, kept.up, inner)
         normed = self.before_mlp.forward(kept.middle, take(*grad.shape))
         grad_normed = take(*grad.shape)
         linear("mlp.gate_proj").backward(normed, grad_gate, grad_normed, fresh=True)
         linear("mlp.up_proj").backward(normed, grad_up, grad_normed, fresh=False)
         self.before_mlp.backward(kept.middle, grad_normed, grad, fresh=False)
+
+    def _activation_backward(
+        self, gate: torch.Tensor, up: torch.Tensor, grad: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gradients of gate and up, in each other's memory: neither is needed again."""
+        for some_gate, some_up, some in zip(*(x.split(ROWS) for x in (gate, up, grad)), strict=True):
+            with self.arena.frame():
+                grad_up = activate(self.activation, some_gate, self.arena.take(*some.shape)).mul_(some)
+                activate_backward(self.activation, some.mul_(some_up), some_gate, some_up)
+                some_gate.copy_(grad_up)
+        return up, gate
 
     def _attention_backward(self, kept: Remembered, grad: torch.Tensor, rows: Rows) -> None:
         take, heads = self.arena.take, kept.heads

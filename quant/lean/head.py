@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from quant import allocators
 from quant.dice import Dice
 from quant.lean.arena import Arena
 from quant.lean.pieces import Norm
@@ -19,14 +20,20 @@ CHUNK = 2048
 """Words of the vocabulary at a time."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Head:
-    """The last norm and the output embedding: `weight` (vocabulary, width) as stored, computed with in `dtype`."""
+    """The last norm and the output embedding: `weight` (vocabulary, width) as stored, computed with in `dtype`.
+
+    Where `weight` lies in a mapped file, a head that `is_sparing` lets go of its pages once they are read: a tenth
+    of a second for each GB and pass, for memory that a group's limit or an operator would see.
+    """
 
     norm: Norm
     weight: torch.Tensor
     dtype: torch.dtype
     arena: Arena
+    is_mapped: bool = False
+    is_sparing: bool = False
 
     def losses(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Loss of each target in nats, (N,) float32, from the last block's output `hidden` (N, width)."""
@@ -85,7 +92,12 @@ class Head:
     def _rows(self, start: int) -> torch.Tensor:
         """Some rows of the embedding in the compute dtype."""
         rows = self.weight[start : start + CHUNK]
-        return rows if rows.dtype == self.dtype else self.arena.take(*rows.shape, dtype=self.dtype).copy_(rows)
+        if rows.dtype == self.dtype:
+            return rows
+        found = self.arena.take(*rows.shape, dtype=self.dtype).copy_(rows)
+        if self.is_mapped and self.is_sparing:
+            allocators.unmap(rows.data_ptr(), rows.nbytes)
+        return found
 
     def _chunk(self, normed: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Logits of some rows of the embedding, (N, rows) float32."""

@@ -67,7 +67,10 @@ class Linear:
         return out
 
     def backward(self, x: torch.Tensor, grad: torch.Tensor, grad_x: torch.Tensor | None, *, fresh: bool) -> None:
-        """Add to the adapter's gradients; write (`fresh`) or add the gradient of `x` to `grad_x`, unless it is None."""
+        """Add to the adapter's gradients; write (`fresh`) or add the gradient of `x` to `grad_x`, unless it is None.
+
+        A fresh one may be written over `x` itself.
+        """
         with self.arena.frame():
             lora, inner = self.lora, None
             if lora is not None:

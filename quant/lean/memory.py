@@ -9,6 +9,7 @@ import torch
 
 from agent.settings import Training
 from quant.lean.architecture import Architecture
+from quant.lean.block import ROWS
 from quant.lean.head import CHUNK
 
 NUMBER = 4
@@ -35,8 +36,11 @@ def remembered_block(arch: Architecture, tokens: int) -> int:
 
 
 def scratch(arch: Architecture, tokens: int) -> int:
-    """The deepest stack of a step besides: a block on its way back, or the head, whichever is more."""
-    block = remembered_block(arch, tokens) + NUMBER * tokens * (2 * arch.inner + 3 * arch.width)
+    """The deepest stack of a step besides: a block on its way back, or the head, whichever is more.
+
+    Five times the queries is what autograd takes for attention, outside the arena.
+    """
+    block = remembered_block(arch, tokens) + NUMBER * (tokens * (arch.inner + 5 * arch.queries) + ROWS * arch.inner)
     weight = NUMBER * max(outputs * inputs for outputs, inputs in arch.linears.values())
     head = NUMBER * min(CHUNK, arch.vocabulary) * (tokens + arch.width)
     return max(block + weight, head) + NUMBER * tokens * arch.width

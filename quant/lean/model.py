@@ -91,6 +91,10 @@ class LeanModel:
         if is_partial and settings.prefix_cache and self.decoder.prefix is None:
             self.decoder.prefix = PrefixCache(scratch, settings.prefix_cache * 10**6)
 
+    def end_training(self) -> None:
+        """Give the scratch memory back: what reading the tokenizer takes for a moment must not come on top of it."""
+        self.decoder.arena.release()
+
     def _budget(self, megabytes: int) -> float:
         """Bytes; what is held already counts as free."""
         return memory.budget(megabytes, self.device, self.decoder.held)

@@ -37,6 +37,15 @@ class Store:
         finally:
             os.close(descriptor)
 
+    def is_mapped(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor lies in the file, and not in a copy of it."""
+        if self.device.type != "cpu":
+            return False
+        at, inode = tensor.data_ptr(), str(self._path.stat().st_ino)
+        lines = (line.split() for line in Path("/proc/self/maps").read_text().splitlines())
+        ranges = [line[0].split("-") for line in lines if line[4] == inode]
+        return any(int(start, 16) <= at < int(end, 16) for start, end in ranges)
+
     def packed(self, name: str) -> Packed:
         """A matrix in NF4."""
         state = json.loads(bytes(self.plain(f"{name}.{STATE}").cpu().tolist()))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
@@ -26,6 +28,14 @@ class Entry:
         for each in self.shape:
             size *= each
         return size
+
+
+def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a whole file; memory for a copy of one tensor at most."""
+    with path.open("wb") as file:
+        places = header(file, [Entry(name, each.dtype, tuple(each.shape)) for name, each in tensors.items()])
+        for name, each in tensors.items():
+            put(file, places[name], each.cpu())
 
 
 def header(file: BinaryIO, entries: list[Entry]) -> dict[str, int]:
