@@ -83,7 +83,9 @@ def decision() -> str:
     if found is None:
         return ""
     slices = ("single", "double", "wordings", "arguments", "plain")
-    rows = [f"| Joint reward, % | {' | '.join(slices)} | requests | tokens trained |", "| --- |" + " --- |" * 7]
+    seeds = found["arms"]["neurosymbolic"]["seeds"]
+    title = f"Joint reward in %, {seeds} seeds"
+    rows = [f"| {title} | {' | '.join(slices)} | requests | tokens trained |", "| --- |" + " --- |" * 7]
     for arm in ARMS:
         told = found["arms"][arm]
         cells = [_interval(told["slices"].get(name)) for name in slices]

@@ -49,7 +49,7 @@ def table_rows(text: str, columns: int) -> list[list[str]]:
     return [row for row in rows if len(row) == columns]
 
 
-@pytest.mark.parametrize(("target", "tables"), list(zip(make_memory.TARGETS, (3, 1), strict=True)))
+@pytest.mark.parametrize(("target", "tables"), list(zip(make_memory.TARGETS, (6, 1), strict=True)))
 def test_the_tables_of_memory_are_what_the_worker_plans_with(target: Path, tables: int) -> None:
     """After a change of the formulas `make docs` has been run."""
     text = target.read_text()
