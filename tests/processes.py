@@ -22,6 +22,9 @@ from agent.store import Store
 AGENT = str(Path(sys.executable).with_name("nslora-agent"))
 GOOD = '{"prompt": "Which port?", "completion": "Port 4713.", "answer": "4713"}\n'
 BAD = '{"prompt": "Which port?"\n'
+REPRODUCIBLE = '[training]\ndtype = "float32"\n'
+"""Settings of a job that another one is compared with: which format a box probes as the faster one says more about who
+else is busy on it, and the other format gives other bits."""
 T = TypeVar("T")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from harness import CALLS, DAEMON, HERE, Harness, Outcome, Point, outcome, unflushed
-from processes import agent
+from processes import REPRODUCIBLE, agent
 
 from agent.durable import folder_fault
 from agent.home import Home
@@ -166,7 +166,7 @@ def job_in(folder: Path, base: Path, *flags: str) -> Path:
     """A state folder with a queued job on a prepared tiny model, `flags` after the usual ones."""
     folder.mkdir(exist_ok=True)
     home = Home(folder / "state").create()
-    home.config.write_text('base = "tiny"\n')
+    home.config.write_text(f'base = "tiny"\n{REPRODUCIBLE}')
     home.model("tiny").symlink_to(base)
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     done = agent("enqueue", folder / "data.jsonl", *FLAGS, *flags, state=home.path)

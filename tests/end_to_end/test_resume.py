@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import AGENT, agent, is_alive, wait_until
+from processes import AGENT, REPRODUCIBLE, agent, is_alive, wait_until
 from tiny import write_model
 
 from agent.events import read_events
@@ -42,7 +42,7 @@ ROWS = [
 def queue_job(home: Home, source: Path, base: Path) -> None:
     """Make a state folder whose base model is the tiny one, with one job in the queue."""
     home.create()
-    home.config.write_text(f'base = "{source}"\n')
+    home.config.write_text(f'base = "{source}"\n{REPRODUCIBLE}')
     home.model(str(source)).symlink_to(base)
     data = home.path.parent / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))

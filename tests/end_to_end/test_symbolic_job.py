@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from checkout import ROOT
 from llm_server import Act, LLMServer, Request, Script, failing, hanging, saying
-from processes import Daemon, agent, command_line, daemon, descendants, wait_until
+from processes import REPRODUCIBLE, Daemon, agent, command_line, daemon, descendants, wait_until
 from tiny import write_model
 
 from agent import constraints
@@ -61,7 +61,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(tmp_path: Path, source: Path, tiny_base: Callable[[str], Path]) -> Home:
     made = Home(tmp_path / "state").create()
-    made.config.write_text(f'base = "{source}"\n')
+    made.config.write_text(f'base = "{source}"\n{REPRODUCIBLE}')
     made.model(str(source)).symlink_to(tiny_base("llama"))
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return made

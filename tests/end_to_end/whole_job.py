@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from processes import agent
+from processes import REPRODUCIBLE, agent
 from test_symbolic_job import ROWS
 
 from agent.home import Home
@@ -25,7 +25,7 @@ FLAGS = ("--max-new-tokens", "8", "--steps", "30", "--rank", "4", "--learning-ra
 
 def make_home(folder: Path, source: Path, base: Path) -> Home:
     made = Home(folder / "state").create()
-    made.config.write_text(f'base = "{source}"\n')
+    made.config.write_text(f'base = "{source}"\n{REPRODUCIBLE}')
     made.model(str(source)).symlink_to(base)
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, OBEYS]))
     return made
