@@ -103,11 +103,12 @@ class Daemon:
     def tick(self, now: float) -> None:
         """Reap, watch and claim once; returns quickly."""
         systemd.notify("WATCHDOG=1")
+        # First, and whatever else fails: a frozen job may be what locks the database for everybody.
+        if self._running:
+            self._watch(self._running, now)
         if now - self._sensed >= SENSE_EVERY:
             self._sensed = now
             self._govern(now)
-        if self._running:
-            self._watch(self._running, now)
         if not self._running:
             self._claim(now)
         self._tell_systemd()
@@ -175,13 +176,17 @@ class Daemon:
         if running.process.poll() is not None:
             self._reap(running)
             return
-        job = self._store.get(running.job.id)
+        try:
+            job = self._store.get(running.job.id)
+        except Busy:
+            _kill_if_frozen(running, now)
+            raise
         if job.token != running.token and job.state not in ENDED_BY_ITSELF:
             _kill(running, "was cancelled")
         elif job.heartbeat != running.heartbeat:
             running.heartbeat, running.heard = job.heartbeat, now
-        elif now - running.heard > FROZEN:
-            _kill(running, f"gave no heartbeat for {FROZEN:.0f} s and was killed")
+        else:
+            _kill_if_frozen(running, now)
         if now - running.reported >= PROGRESS_EVERY:
             running.reported = now
             self._report("progress", job)
@@ -235,6 +240,11 @@ class Daemon:
         if status != self._status:
             systemd.notify(f"STATUS={status}")
             self._status = status
+
+
+def _kill_if_frozen(running: Running, now: float) -> None:
+    if now - running.heard > FROZEN:
+        _kill(running, f"gave no heartbeat for {FROZEN:.0f} s and was killed")
 
 
 def _kill(running: Running, because: str) -> None:

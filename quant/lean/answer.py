@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from os.path import commonprefix
 
 import torch
 
 from quant.batches import fill_rows
 from quant.dice import Dice
-from quant.lean.block import Rows
-from quant.lean.cache import LayerCache, Lengths, caches
+from quant.lean.architecture import Architecture
+from quant.lean.block import Keep, Rows
+from quant.lean.cache import LayerCache, Lengths, Pair, caches
 from quant.lean.decoder import Decoder
 from quant.lean.memory import PREFILL_TOKENS, cached_token
 from quant.streaming import Tokens
 
 MOST_PROMPTS = 64
+
+
+def together(arch: Architecture, room: int, prompts: int) -> int:
+    """Bytes of the keys and values of so many prompts, as far as they are answered together, of `room` tokens each."""
+    return min(MOST_PROMPTS, prompts) * room * cached_token(arch)
 
 
 def answers(
@@ -28,8 +36,8 @@ def answers(
     arch = decoder.arch
     while order:
         room = len(prompts[order[0]]) + most
-        together = max(1, min(MOST_PROMPTS, cache // (room * cached_token(arch))))
-        members, order = order[:together], order[together:]
+        fitting = max(1, min(MOST_PROMPTS, cache // (room * cached_token(arch))))
+        members, order = order[:fitting], order[fitting:]
         found = _together(decoder, [prompts[i] for i in members], most, set(stops))
         yield from zip(members, found, strict=True)
 
@@ -98,23 +106,38 @@ def _without(
 def _read(
     decoder: Decoder, prompts: list[list[int]], layers: list[LayerCache], dice: Dice | None = None
 ) -> torch.Tensor:
-    """Fill the caches with the prompts; returns the first token of each answer."""
-    firsts = []
-    for members in fill_rows([len(prompt) for prompt in prompts], len(prompts), PREFILL_TOKENS):
+    """Fill the caches with the prompts; returns the first token of each answer.
+
+    What all begin with, such as a system prompt, is read once where that saves more than its pass takes.
+    """
+    common = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1)
+    common = common if common * (len(prompts) - 1) >= PREFILL_TOKENS else 0
+    if common:
         with decoder.arena.frame():
-            firsts.append(_read_row(decoder, [prompts[i] for i in members], layers, dice))
+            _pass(decoder, [prompts[0][:common]], 0, [(layer.begin, None) for layer in layers])
+    rests = [prompt[common:] for prompt in prompts]
+    firsts = []
+    for members in fill_rows([len(rest) for rest in rests], len(rests), PREFILL_TOKENS):
+        with decoder.arena.frame():
+            lengths = [len(rests[i]) for i in members]
+            keeps = [(partial(layer.fill, lengths=lengths), layer.begun) for layer in layers]
+            hidden = _pass(decoder, [rests[i] for i in members], common, keeps)
+            last = torch.tensor(lengths, device=decoder.device).cumsum(0) - 1
+            firsts.append(decoder.head.likeliest(hidden[last], dice))
     return torch.cat(firsts)
 
 
-def _read_row(decoder: Decoder, prompts: list[list[int]], layers: list[LayerCache], dice: Dice | None) -> torch.Tensor:
+def _pass(
+    decoder: Decoder, texts: list[list[int]], first: int, keeps: list[tuple[Keep, Pair | None]]
+) -> torch.Tensor:
+    """The last block's output (T, width) for texts whose first token is at place `first`."""
     device = decoder.device
-    lengths = [len(prompt) for prompt in prompts]
-    positions = torch.cat([torch.arange(length, device=device) for length in lengths])
-    hidden = decoder.embed(torch.tensor([token for prompt in prompts for token in prompt], device=device))
-    for block, rotation, cache in zip(decoder.blocks, decoder.rotations(positions), layers, strict=True):
-        block.forward(hidden, Rows(lengths, rotation), cache)
-    last = torch.tensor(lengths, device=device).cumsum(0) - 1
-    return decoder.head.likeliest(hidden[last], dice)
+    lengths = [len(text) for text in texts]
+    positions = torch.cat([torch.arange(first, first + length, device=device) for length in lengths])
+    hidden = decoder.embed(torch.tensor([token for text in texts for token in text], device=device))
+    for block, rotation, (keep, begun) in zip(decoder.blocks, decoder.rotations(positions), keeps, strict=True):
+        block.forward(hidden, Rows(lengths, rotation), keep, begun)
+    return hidden
 
 
 def _next(

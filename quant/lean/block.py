@@ -7,16 +7,18 @@ they are used. `grad` always enters as the gradient of the block's output and le
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from quant.lean.arena import Arena
-from quant.lean.cache import LayerCache
+from quant.lean.cache import LayerCache, Pair
 from quant.lean.linear import Linear
 from quant.lean.pieces import Attention, Norm, Rotation, activate, activate_backward
 
+Keep = Callable[[torch.Tensor, torch.Tensor], None]
+"""Takes keys and values (T, kv_heads, size), which it must copy."""
 ROWS = 64
 """Tokens at a time where something is needed but for a moment."""
 
@@ -81,12 +83,15 @@ class Block:
 
     # ---- forward ----
 
-    def forward(self, x: torch.Tensor, rows: Rows, cache: LayerCache | None = None) -> None:
-        """Map `x` (T, width) in place, remembering nothing; with a cache keep keys and values for tokens to come."""
+    def forward(self, x: torch.Tensor, rows: Rows, keep: Keep | None = None, begun: Pair | None = None) -> None:
+        """Map `x` (T, width) in place, remembering nothing; `keep` is told the keys and values.
+
+        With `begun` all examples go on from these keys and values.
+        """
         with self.arena.frame(), torch.no_grad():
-            heads = self._heads(x, rows)
-            if cache is not None:
-                cache.fill(heads.k, heads.v, rows.lengths)
+            heads = self._heads(x, rows, begun)
+            if keep is not None:
+                keep(heads.k, heads.v)
             self._finish(x, heads.attended)
 
     def step(self, x: torch.Tensor, rotation: Rotation, cache: LayerCache) -> None:
@@ -133,13 +138,14 @@ class Block:
             raise ValueError("the block was not remembered whole")
         out.copy_(self._after(self.after_mlp, kept.down, out)).add_(kept.middle)
 
-    def _heads(self, x: torch.Tensor, rows: Rows) -> Heads:
+    def _heads(self, x: torch.Tensor, rows: Rows, begun: Pair | None = None) -> Heads:
         attended = self.arena.take(
             len(x), self._linear("self_attn.q_proj").packed.shape[0] // self.head_size, self.head_size
         )
         with torch.no_grad():
             q, k, v, raw_q, raw_k = self._turned(x, rows.rotation)
-        return Heads(q, k, v, raw_q, raw_k, attended, self.attention.forward(q, k, v, rows.lengths, attended))
+        kept = self.attention.forward(q, k, v, rows.lengths, attended, begun)
+        return Heads(q, k, v, raw_q, raw_k, attended, kept)
 
     def _turned(self, x: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, ...]:
         """Queries, keys, values (T, heads, size), and queries and keys before their norm."""

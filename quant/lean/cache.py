@@ -9,6 +9,7 @@ import torch
 
 from quant.lean.arena import Arena
 
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass
 class Lengths:
@@ -28,12 +29,21 @@ class LayerCache:
     lengths: Lengths
     filled: int = 0
     """Prompts that were filled in already."""
+    begun: Pair | None = None
+    """What all prompts begin with: keys and values (tokens, kv_heads, size)."""
+
+    def begin(self, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Take over what all prompts begin with: k and v (tokens, kv_heads, size)."""
+        for source, target in ((k, self.k), (v, self.v)):
+            target[:, :, : len(k)] = source.transpose(0, 1)
+        self.begun = (self.k[0, :, : len(k)].transpose(0, 1), self.v[0, :, : len(k)].transpose(0, 1))
 
     def fill(self, k: torch.Tensor, v: torch.Tensor, lengths: Sequence[int]) -> None:
-        """Take over the prompts of a packed row: k and v (T, kv_heads, size)."""
+        """Take over the prompts of a packed row, after what they begin with: k and v (T, kv_heads, size)."""
+        first = len(self.begun[0]) if self.begun else 0
         for source, target in ((k, self.k), (v, self.v)):
             for number, part in enumerate(source.split(list(lengths))):
-                target[self.filled + number, :, : len(part)] = part.transpose(0, 1)
+                target[self.filled + number, :, first : first + len(part)] = part.transpose(0, 1)
         self.filled += len(lengths)
 
     def append(self, k: torch.Tensor, v: torch.Tensor) -> None:

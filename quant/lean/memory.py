@@ -97,11 +97,14 @@ def of_answers(arch: Architecture, dtype: torch.dtype, plan: Plan) -> int:
     return plan.cache + scratch(arch, PREFILL_TOKENS) + plan.unpacked * unpacked_block(arch, dtype)
 
 
-def answering(arch: Architecture, dtype: torch.dtype, budget: float) -> Plan:
-    """For answers to many prompts: a quarter of the budget, within bounds, for keys and values."""
-    cache = min(MOST_CACHE, max(LEAST_CACHE, int(budget / 4)))
-    left = budget - cache - scratch(arch, PREFILL_TOKENS)
-    return Plan(0, _fitting(arch, left, unpacked_block(arch, dtype)), cache)
+def answering(arch: Architecture, dtype: torch.dtype, budget: float, wanted: int = MOST_CACHE) -> Plan:
+    """For answers to many prompts, whose keys and values take `wanted` bytes where all are answered together.
+
+    These come first: a matrix is unpacked once a token for all prompts that are answered together.
+    """
+    left = budget - scratch(arch, PREFILL_TOKENS)
+    cache = min(wanted, MOST_CACHE, max(LEAST_CACHE, int(left)))
+    return Plan(0, _fitting(arch, left - cache, unpacked_block(arch, dtype)), cache)
 
 
 def cached_token(arch: Architecture) -> int:

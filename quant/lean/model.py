@@ -17,7 +17,7 @@ from quant.flat import Flat
 from quant.lean import adapter as adapters
 from quant.lean import memory
 from quant.lean.adapter import Adapter
-from quant.lean.answer import answers, stream
+from quant.lean.answer import answers, stream, together
 from quant.lean.architecture import architecture
 from quant.lean.decoder import Decoder, open_decoder
 from quant.lean.prefix import PrefixCache
@@ -56,7 +56,8 @@ class LeanModel:
         self, prompts: Sequence[list[int]], most: int, memory_budget: int = 0
     ) -> Iterator[tuple[int, list[int]]]:
         """Yield (index, tokens) of a greedy answer of at most `most` tokens to each prompt, without its stop token."""
-        plan = memory.answering(self.decoder.arch, self.dtype, self._budget(memory_budget))
+        wanted = together(self.decoder.arch, max(map(len, prompts), default=0) + most, len(prompts))
+        plan = memory.answering(self.decoder.arch, self.dtype, self._budget(memory_budget), wanted)
         self.decoder.apply(plan)
         return answers(self.decoder, prompts, most, self.encoder.stop_ids, plan.cache)
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from quant.lean.arena import Arena
-from quant.lean.cache import LayerCache
+from quant.lean.cache import LayerCache, Pair
 
 ops = torch.ops.aten
 
@@ -76,15 +76,23 @@ class Attention:
     window: int | None
 
     def forward(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: Sequence[int], out: torch.Tensor
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        lengths: Sequence[int],
+        out: torch.Tensor,
+        begun: Pair | None = None,
     ) -> list[tuple[torch.Tensor, ...]]:
         """Attend: q (T, heads, size), k and v (T, kv_heads, size) into `out` (T, heads, size).
 
-        Returns what `backward` needs, if gradients are enabled: for each example its inputs and its output.
+        With `begun`, keys and values (tokens, kv_heads, size), every example goes on from those. Returns what `backward`
+        needs, if gradients are enabled: for each example its inputs and its output.
         """
         kept = []
         parts = (each.split(list(lengths)) for each in (q, k, v, out))
-        for qs, ks, vs, target in zip(*parts, strict=True):
+        for qs, *pair, target in zip(*parts, strict=True):
+            ks, vs = [torch.cat(two) for two in zip(begun, pair, strict=True)] if begun else pair
             leaves = [x.transpose(0, 1)[None].detach().requires_grad_(torch.is_grad_enabled()) for x in (qs, ks, vs)]
             found = self._attend(*leaves)
             target.copy_(found.detach()[0].transpose(0, 1))
@@ -92,11 +100,12 @@ class Attention:
         return kept
 
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        length, mask = q.shape[2], None
-        if self.window is not None and length > self.window:
-            back = torch.arange(length, device=q.device)
-            distance = back[:, None] - back
-            mask = (distance >= 0) & (distance < self.window)
+        length, room, mask = q.shape[2], k.shape[2], None
+        window = room if self.window is None else self.window
+        if length < room or window < room:
+            places = torch.arange(room, device=q.device)
+            distance = places[room - length :, None] - places
+            mask = (distance >= 0) & (distance < window)
         return functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=q.shape[1] != k.shape[1]
         )

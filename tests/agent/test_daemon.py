@@ -4,8 +4,10 @@ import datetime as dt
 import os
 import shutil
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import processes
@@ -14,6 +16,7 @@ from processes import agent, daemon, descendants, internet_sockets, is_alive, re
 
 from agent.daemon import FROZEN, Daemon, boot_id
 from agent.durable import folder_fault, locked
+from agent.errors import Busy
 from agent.governor import Hold
 from agent.home import Home
 from agent.jobs import Job, State
@@ -191,27 +194,51 @@ def test_a_power_cut_counts_no_death(home: Home, data: Path) -> None:
     assert reasons == ["the box restarted", "the daemon died"]
 
 
-def test_a_job_that_no_longer_beats_is_killed(home: Home, data: Path) -> None:
-    """SIGSTOP stands for whatever freezes a process; the clock is the test's."""
+def freeze(home: Home, pid: int) -> None:
+    """SIGSTOP, which stands for whatever freezes a process, at a moment when it does not lock the database."""
+    with closing(sqlite3.connect(home.database, timeout=0, isolation_level=None)) as database:
+        while True:
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                database.execute("BEGIN EXCLUSIVE")
+            except sqlite3.OperationalError:
+                os.kill(pid, signal.SIGCONT)
+                time.sleep(0.01)
+            else:
+                return
+
+
+@pytest.mark.parametrize("locks", [False, True])
+def test_a_job_that_no_longer_beats_is_killed(
+    home: Home, data: Path, monkeypatch: pytest.MonkeyPatch, *, locks: bool
+) -> None:
+    """Also one that froze within a transaction, so that nobody can read the database; the clock is the test's."""
+    monkeypatch.setattr("agent.store.BUSY_TIMEOUT", 2.0)
     home.model("tiny").mkdir()
     enqueue(home, data)
     told: list[tuple[str, Job]] = []
-    with Store(home.database, actor="daemon") as store, locked(home.device_lock, "a test"):
+    with (
+        Store(home.database, actor="daemon") as store,
+        closing(sqlite3.connect(home.database, isolation_level=None)) as within,
+        locked(home.device_lock, "a test"),
+    ):
         frozen = Daemon(home, store, lambda what, job: told.append((what, job)), free)
         frozen.initialize()
         frozen.tick(0.0)
         wait_until(lambda: store.get(1).progress, 20, "the job beats")
         (loop,) = descendants(os.getpid())
-        os.kill(loop, signal.SIGSTOP)
+        freeze(home, loop)
         frozen.tick(1.0)
-        frozen.tick(FROZEN)
-        assert is_alive(loop)
-        frozen.tick(2.0 + FROZEN)
-        wait_until(lambda: not is_alive(loop), 5, "the job is killed")
+        within.execute("BEGIN EXCLUSIVE" if locks else "BEGIN")
+        for now, alive in ((FROZEN, True), (2.0 + FROZEN, False)):
+            with pytest.raises(Busy) if locks else nullcontext():
+                frozen.tick(now)
+            wait_until(lambda: is_alive(loop) == alive, 5, "the job is killed")  # noqa: B023
+        within.rollback()
         store.cancel(1, "the test is over")
         frozen.tick(3.0 + FROZEN)
     assert frozen.idle
-    assert [what for what, _ in told] == ["started", "progress", "ended"]
+    assert [what for what, _ in told] == ["started", *([] if locks else ["progress"]), "ended"]
 
 
 # ---- stopping ----
