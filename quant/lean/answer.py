@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from os.path import commonprefix
 
 import torch
 
@@ -110,7 +109,7 @@ def _read(
 
     What all begin with, such as a system prompt, is read once where that saves more than its pass takes.
     """
-    common = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1)
+    common = min(shared(prompts), min(map(len, prompts)) - 1)
     common = common if common * (len(prompts) - 1) >= PREFILL_TOKENS else 0
     if common:
         with decoder.arena.frame():
@@ -127,9 +126,14 @@ def _read(
     return torch.cat(firsts)
 
 
-def _pass(
-    decoder: Decoder, texts: list[list[int]], first: int, keeps: list[tuple[Keep, Pair | None]]
-) -> torch.Tensor:
+def shared(prompts: Sequence[list[int]]) -> int:
+    """How many tokens all prompts begin with."""
+    first, last = min(prompts), max(prompts)  # in the order of dictionaries, what these two share all share
+    differing = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    return next(differing, min(len(first), len(last)))
+
+
+def _pass(decoder: Decoder, texts: list[list[int]], first: int, keeps: list[tuple[Keep, Pair | None]]) -> torch.Tensor:
     """The last block's output (T, width) for texts whose first token is at place `first`."""
     device = decoder.device
     lengths = [len(text) for text in texts]

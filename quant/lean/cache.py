@@ -11,6 +11,7 @@ from quant.lean.arena import Arena
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
+
 @dataclass
 class Lengths:
     """How many tokens each prompt has so far, (prompts,) int64; one for all layers."""

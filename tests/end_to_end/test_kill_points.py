@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 import re
 import shutil
@@ -10,14 +11,17 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from harness import CALLS, DAEMON, HERE, Harness, Outcome, Point, outcome, unflushed
-from processes import REPRODUCIBLE, agent
+from life import forked
+from processes import REPRODUCIBLE, agent, wait_until
 
 from agent.durable import folder_fault
 from agent.home import Home
@@ -41,11 +45,43 @@ pytestmark = pytest.mark.timeout(900)
 # ---- queue and registry, without a model ----
 
 
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: a kill, unlike a power cut, asks nothing of the disk, and that is slow."""
+    memory = Path("/dev/shm")  # noqa: S108  TemporaryDirectory makes a name of its own there
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
+        yield Path(folder)
+
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["life", "sqlite_utils", "sqlite_utils.plugins"])
+
+
 def life(state: Path, options: list[str], mutation: str = "-") -> subprocess.CompletedProcess[str]:
-    """One start of the process that goes through a job's life."""
-    tracer = [str(STRACE), "-qq", "-o", str(state.with_suffix(".strace")), *options] if options else []
-    command = [*tracer, sys.executable, str(HERE / "life.py"), str(state), mutation]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    """One start of the process that goes through a job's life, traced with these options if there are any."""
+    outputs = (str(state.with_suffix(".stdout")), str(state.with_suffix(".stderr")))
+    ready, waits = FORKS.Pipe()
+    process = FORKS.Process(target=forked, args=(str(state), mutation, outputs, waits))
+    process.start()
+    with traced(int(process.pid or 0), options, state.with_suffix(".strace")):
+        ready.send(None)
+        process.join(60)
+        process.kill()
+    process.join()
+    said, told = (Path(path).read_text() for path in outputs)
+    return subprocess.CompletedProcess([], int(process.exitcode or 0), said, told)
+
+
+@contextmanager
+def traced(pid: int, options: list[str], log: Path) -> Iterator[None]:
+    """A process under strace, until it ends; without options nobody is traced."""
+    if not options:
+        yield
+        return
+    with subprocess.Popen([str(STRACE), "-qq", "-o", str(log), *options, "-p", str(pid)]):
+        status = Path(f"/proc/{pid}/status")
+        wait_until(lambda: "TracerPid:\t0\n" not in status.read_text(), 10, "strace is there")
+        yield
 
 
 def life_points(tmp_path: Path) -> list[tuple[str, int]]:
@@ -112,7 +148,7 @@ def test_queue_and_registry_survive_a_kill_at_every_point(tmp_path: Path) -> Non
         return moments_survive(tmp_path)
     points = life_points(tmp_path)
     assert len(points) > 100
-    with ThreadPoolExecutor(TOGETHER) as pool:
+    with ThreadPoolExecutor(2 * TOGETHER) as pool:  # they wait more than they work
         found = pool.map(lambda at: survives(tmp_path / f"{at[0]}-{at[1]}", *at), points)
     assert [fault for fault in found if fault] == []
     return None

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from os.path import commonprefix
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from quant.chat import Encoder
 from quant.dice import Dice
 from quant.generate import greedy
 from quant.lean import memory
+from quant.lean.answer import shared
 from quant.model import load
 from quant.stock import open_model
 from quant.streaming import Spoken
@@ -32,7 +32,7 @@ def test_a_batch_gives_the_answers_that_each_prompt_gets_alone(
     model = load(tiny_base(architecture), None, "cpu", "float32")
     questions = ["port?", "what is the colour of the lamp?", "the pump is the port of the lamp, is it?"]
     prompts = [model.encoder.prompt([{"role": "user", "content": f"tell me: {q}"}]) for q in questions]
-    assert len(commonprefix(prompts)) >= 2
+    assert shared(prompts) >= 2
     together = dict(greedy(model, prompts, 10))
     network = open_model(tiny_base(architecture), None, torch.device("cpu"), torch.float32).network
     for index, prompt in enumerate(prompts):

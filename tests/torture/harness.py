@@ -113,7 +113,7 @@ class Harness:
                 deadline = time.monotonic() + LIMIT
                 while daemon.poll() is None and time.monotonic() < deadline:
                     below.update(descendants(daemon.pid))
-                    time.sleep(0.02)
+                    time.sleep(0.1)
                 if daemon.poll() is None:
                     daemon.kill()
                     raise AssertionError("the daemon did not come to an end")
