@@ -86,8 +86,8 @@ class Attention:
     ) -> list[tuple[torch.Tensor, ...]]:
         """Attend: q (T, heads, size), k and v (T, kv_heads, size) into `out` (T, heads, size).
 
-        With `begun`, keys and values (tokens, kv_heads, size), every example goes on from those. Returns what `backward`
-        needs, if gradients are enabled: for each example its inputs and its output.
+        With `begun`, keys and values (tokens, kv_heads, size), every example goes on from those. Returns what
+        `backward` needs, if gradients are enabled: for each example its inputs and its output.
         """
         kept = []
         parts = (each.split(list(lengths)) for each in (q, k, v, out))
