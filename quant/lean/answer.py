@@ -133,7 +133,9 @@ def shared(prompts: Sequence[list[int]]) -> int:
     return next(differing, min(len(first), len(last)))
 
 
-def _pass(decoder: Decoder, texts: list[list[int]], first: int, keeps: list[tuple[Keep, Pair | None]]) -> torch.Tensor:
+def _pass(
+    decoder: Decoder, texts: list[list[int]], first: int, keeps: Sequence[tuple[Keep, Pair | None]]
+) -> torch.Tensor:
     """The last block's output (T, width) for texts whose first token is at place `first`."""
     device = decoder.device
     lengths = [len(text) for text in texts]
