@@ -40,7 +40,8 @@ PATIENCE = 2
 """Windows without a fall, with a calm gradient, after which a side counts as saturated; with a lively one it is twice
 as many, because a loss that has not moved yet may still drop."""
 LITTLE = 0.25
-"""Share of a symbolic phase's best window below which rewriting gains little."""
+"""Share of what a side has gained at its best below which it gains little: a symbolic phase's windows by the request, a
+job's numeric phases by the example."""
 
 
 class Phase(str, Enum):

@@ -13,7 +13,7 @@ from typing import Any
 from agent.attempt import Stopped
 from agent.decision_store import Outcome
 from agent.durable import remove_tree
-from agent.monitor import STEPS_A_WINDOW, Work, numeric_window
+from agent.monitor import LITTLE, STEPS_A_WINDOW, Phase, Work, numeric_window
 from agent.phases import Phases
 from agent.progress import Progress
 from agent.protocol import Step, Train, Trained
@@ -58,9 +58,20 @@ class NumericPhases(Phases):
                 remove_tree(folder)
 
     def numeric_work(self, gains: list[float], rows: int) -> Work:
-        """What tuning would do, unless that is not worth the probe of all rows which follows."""
+        """What tuning would do, unless that is too little.
+
+        It is where it is not worth the probe of all rows which follows, and where an example, with the one that is
+        rehearsed for it, is expected to gain little beside what those of the job's best numeric phase gained: further
+        phases take as many passes as the first for what it left (docs/decisions.md).
+        """
         gain = math.fsum(gains)
-        return Work(len(gains), gain) if gain > self.costs.weights * rows else Work(0, 0.0)
+        enough = max(self.costs.weights * rows, LITTLE * self._best_gain() * 2 * len(gains))
+        return Work(len(gains), gain) if gain > enough else Work(0, 0.0)
+
+    def _best_gain(self) -> float:
+        """The most that an example gained in a numeric phase of this job, on average over the phase."""
+        over = (each.figures for each in self.decisions.rounds() if each.phase == Phase.NUMERIC.value)
+        return max((each["gained"] / each["examples"] for each in over if each["examples"]), default=0.0)
 
     def with_rehearsal(self, progress: Progress, tunes: list[str]) -> list[str]:
         """The rows to tune on and, after the first numeric phase, as many that are right by now, in the file's order.

@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 FACTS = Path(__file__).parents[2] / "examples" / "facts.jsonl"
-DEVICES = 10
+DEVICES = 7
 """Of the 24 in the example: enough to confuse with each other, few enough for CI."""
 
 
