@@ -57,19 +57,19 @@ class NumericPhases(Phases):
             if folder != (self.run / progress.checkpoint).parent:
                 remove_tree(folder)
 
-    def numeric_work(self, gains: list[float], rows: int) -> Work:
-        """What tuning would do, unless that is too little.
+    def numeric_work(self, progress: Progress, gains: list[float]) -> Work:
+        """What tuning on rows with these expected gains would do, unless that is too little.
 
-        It is where it is not worth the probe of all rows which follows, and where an example, with the one that is
-        rehearsed for it, is expected to gain little beside what those of the job's best numeric phase gained: further
-        phases take as many passes as the first for what it left (docs/decisions.md).
+        It is where it is not worth the probe of all rows which follows, and where a row, with what is rehearsed for it,
+        is expected to gain little beside what those of the job's best numeric phase gained: further phases take as
+        many passes as the first for what it left (docs/decisions.md).
         """
-        gain = math.fsum(gains)
-        enough = max(self.costs.weights * rows, LITTLE * self._best_gain() * 2 * len(gains))
+        gain, rows = math.fsum(gains), len(gains) + min(len(gains), len(self._right(progress)))
+        enough = max(self.costs.weights * len(progress.rows), LITTLE * self._best_gain() * rows)
         return Work(len(gains), gain) if gain > enough else Work(0, 0.0)
 
     def _best_gain(self) -> float:
-        """The most that an example gained in a numeric phase of this job, on average over the phase."""
+        """The most that a row gained in a numeric phase of this job, on average over the phase."""
         over = (each.figures for each in self.decisions.rounds() if each.phase == Phase.NUMERIC.value)
         return max((each["gained"] / each["examples"] for each in over if each["examples"]), default=0.0)
 
@@ -80,10 +80,15 @@ class NumericPhases(Phases):
         """
         if not progress.step:
             return tunes
-        right = [name for name, row in progress.rows.items() if row.is_right]
+        right = self._right(progress)
         drawn = random.Random(f"{self.settings.seed}/{progress.round}").sample(right, min(len(right), len(tunes)))
         chosen = {*tunes, *drawn}
         return [name for name in progress.rows if name in chosen]
+
+    @staticmethod
+    def _right(progress: Progress) -> list[str]:
+        """The rows that could be rehearsed."""
+        return [name for name, row in progress.rows.items() if row.is_right]
 
     def _numeric_window(self, progress: Progress, data: Path) -> Progress:
         passes = progress.first + self.steps_for(len(progress.members))
