@@ -16,6 +16,8 @@ TRAINER, TRL, TUNED, TUNED_TRL = (
 )
 RECIPE = "trainer, bfloat16"
 ENDED_WELL = "ended well"
+BOUNDED = "ours, 300 MB"
+"""Prompts probed with a memory_budget that keeps them below the peer."""
 SHARE_OF_PEER = {SMOLLM2: 1 / 6, "Qwen2.5-0.5B": 1 / 10}
 Figures = dict[str, Any]
 
@@ -136,12 +138,13 @@ def of_memory(figures: Figures) -> dict[str, list[Bar]]:
 def of_latency(figures: Figures) -> list[Bar]:
     """All bars of `benchmarks.latency`."""
     probe, top = figures["probe"], figures["top"]
-    ours, stock = probe["ours"], probe["one by one"]
+    ours, free, stock = probe[BOUNDED], probe["ours"], probe["one by one"]
     whole, quarter, cached = top["all blocks"], top["top quarter"], top["top quarter, cached"]
     faster = ours["tokens_per_s"] / stock["tokens_per_s"]
     return [
         Bar("probing 64 prompts: tokens/s, of one by one", 5, faster, at_least=True),
-        Bar("... peak resident, of one by one", 1.0, ours["resident"] / stock["resident"]),
+        Bar("... the same run's peak resident, of one by one", 1.0, ours["resident"] / stock["resident"]),
+        Bar("... tokens/s with more memory", 5, free["tokens_per_s"] / stock["tokens_per_s"], at_least=True),
         Bar("top quarter over the cached prefix, of without the cache", 1.4, cached / quarter, at_least=True),
         Bar("... of all blocks", 2.5, cached / whole, at_least=True),
         Bar("... largest difference of a loss", 0.0, top["largest difference of a loss"], ""),
