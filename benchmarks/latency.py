@@ -2,6 +2,7 @@
 
     probe      64 prompts of 24 new tokens: ours in batches, transformers' generate one by one on the 4-bit model
     top        epochs after the first: all blocks, the top quarter, the top quarter over the cached prefix
+    recipe     the same by Trainer with bfloat16 as compute type, as the documents elsewhere recommend
 
 Run it with nothing else going on. Prints every bar of benchmarks.bars that it can tell, and ends with one JSON line;
 --keep FILE also writes it.
@@ -24,6 +25,7 @@ from benchmarks.boxes import machine
 from benchmarks.contenders import Case, generated, messages, peer, prompts, train, watched
 from benchmarks.memory import add_options, case
 from benchmarks.models import SMOLLM2
+from benchmarks.peers import WARM_UP
 
 PROMPTS = 64
 SETTINGS = Training(
@@ -77,6 +79,13 @@ def top(what: Case, folder: Path) -> dict[str, Any]:
     return {**found, "largest difference of a loss": max(gaps)}
 
 
+def recipe(what: Case, folder: Path) -> dict[str, Any]:
+    """Trainer's tokens/s with bfloat16 as compute type, and whether the CPU has that natively."""
+    flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    run = peer(dataclasses.replace(what, steps=WARM_UP + 1), "trainer", "bfloat16", {}, folder / "log")
+    return {"tokens_per_s": run.figures["tokens_per_s"], "native": "bf16" in flags}
+
+
 def main() -> int:
     """All of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,7 +100,8 @@ def main() -> int:
     for name, found in figures["probe"].items():
         print(f"{name:<20}{found}", flush=True)
     figures["top"] = top(what, folder)
-    print(figures["top"])
+    figures["recipe"] = recipe(what, folder)
+    print(figures["top"], figures["recipe"])
     figures |= machine()
     print(f"\n{table(of_latency(figures))}")
     if given.keep:
