@@ -142,6 +142,15 @@ class Work:
     gain: float
 
 
+def tuning_pays(gain: float, rows: int, probe: float, best: float) -> bool:
+    """Whether a numeric phase is begun on `rows` rows, those that are rehearsed included, expected to gain `gain` in all.
+
+    It has to gain more than the probe of all rows after it costs and, by the row, no little share of what the job's best
+    numeric phase gained (`best`): it takes as many passes as that one for what that one left (docs/decisions.md).
+    """
+    return gain > max(probe, LITTLE * best * rows)
+
+
 def next_phase(
     last: Phase | None, numeric: Work, symbolic: Work, flat: frozenset[Phase] = frozenset()
 ) -> tuple[Phase, str]:

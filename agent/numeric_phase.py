@@ -13,7 +13,7 @@ from typing import Any
 from agent.attempt import Stopped
 from agent.decision_store import Outcome
 from agent.durable import remove_tree
-from agent.monitor import LITTLE, STEPS_A_WINDOW, Phase, Work, numeric_window
+from agent.monitor import STEPS_A_WINDOW, Phase, Work, numeric_window, tuning_pays
 from agent.phases import Phases
 from agent.progress import Progress
 from agent.protocol import Step, Train, Trained
@@ -58,15 +58,10 @@ class NumericPhases(Phases):
                 remove_tree(folder)
 
     def numeric_work(self, progress: Progress, gains: list[float]) -> Work:
-        """What tuning on rows with these expected gains would do, unless that is too little.
-
-        It is where it is not worth the probe of all rows which follows, and where a row, with what is rehearsed for it,
-        is expected to gain little beside what those of the job's best numeric phase gained: further phases take as
-        many passes as the first for what it left (docs/decisions.md).
-        """
+        """What tuning on rows with these expected gains would do, unless that does not pay."""
         gain, rows = math.fsum(gains), len(gains) + min(len(gains), len(self._right(progress)))
-        enough = max(self.costs.weights * len(progress.rows), LITTLE * self._best_gain() * rows)
-        return Work(len(gains), gain) if gain > enough else Work(0, 0.0)
+        probe = self.costs.weights * len(progress.rows)
+        return Work(len(gains), gain) if tuning_pays(gain, rows, probe, self._best_gain()) else Work(0, 0.0)
 
     def _best_gain(self) -> float:
         """The most that a row gained in a numeric phase of this job, on average over the phase."""
