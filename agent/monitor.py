@@ -143,10 +143,10 @@ class Work:
 
 
 def tuning_pays(gain: float, rows: int, probe: float, best: float) -> bool:
-    """Whether a numeric phase is begun on `rows` rows, those that are rehearsed included, expected to gain `gain` in all.
+    """Whether a numeric phase is begun on `rows` rows, rehearsed ones included, that is expected to gain `gain` in all.
 
-    It has to gain more than the probe of all rows after it costs and, by the row, no little share of what the job's best
-    numeric phase gained (`best`): it takes as many passes as that one for what that one left (docs/decisions.md).
+    It has to gain more than the probe of all rows after it costs and, by the row, no little share of what the job's
+    best numeric phase gained (`best`): it takes as many passes as that one, for what that one left.
     """
     return gain > max(probe, LITTLE * best * rows)
 
