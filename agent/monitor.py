@@ -40,8 +40,7 @@ PATIENCE = 2
 """Windows without a fall, with a calm gradient, after which a side counts as saturated; with a lively one it is twice
 as many, because a loss that has not moved yet may still drop."""
 LITTLE = 0.25
-"""Share of what a side has gained at its best below which it gains little: a symbolic phase's windows by the request, a
-job's numeric phases by the example."""
+"""Share of a symbolic phase's best window below which rewriting gains little."""
 
 
 class Phase(str, Enum):
@@ -140,15 +139,6 @@ class Work:
 
     examples: int
     gain: float
-
-
-def tuning_pays(gain: float, rows: int, probe: float, best: float) -> bool:
-    """Whether a numeric phase is begun on `rows` rows, rehearsed ones included, that is expected to gain `gain` in all.
-
-    It has to gain more than the probe of all rows after it costs and, by the row, no little share of what the job's
-    best numeric phase gained (`best`): it takes as many passes as that one, for what that one left.
-    """
-    return gain > max(probe, LITTLE * best * rows)
 
 
 def next_phase(

@@ -108,7 +108,7 @@ class NeurosymbolicJob(NumericPhases, SymbolicPhases):
             for name, row in rows.items()
         )
         self.decisions.choose(self.attempt.token, number, chosen)
-        numeric = self.numeric_work(progress, [choices[name].weights.expected for name in tunes])
+        numeric = self.numeric_work([choices[name].weights.expected for name in tunes], len(rows))
         symbolic = Work(len(rewrites), sum(choices[name].rewrite.expected for name in rewrites))
         phase, why = self._phase(progress, numeric, symbolic)
         if phase is Phase.STOP:

@@ -13,7 +13,7 @@ from typing import Any
 from agent.attempt import Stopped
 from agent.decision_store import Outcome
 from agent.durable import remove_tree
-from agent.monitor import STEPS_A_WINDOW, Phase, Work, numeric_window, tuning_pays
+from agent.monitor import STEPS_A_WINDOW, Work, numeric_window
 from agent.phases import Phases
 from agent.progress import Progress
 from agent.protocol import Step, Train, Trained
@@ -57,16 +57,10 @@ class NumericPhases(Phases):
             if folder != (self.run / progress.checkpoint).parent:
                 remove_tree(folder)
 
-    def numeric_work(self, progress: Progress, gains: list[float]) -> Work:
-        """What tuning on rows with these expected gains would do, unless that does not pay."""
-        gain, rows = math.fsum(gains), len(gains) + min(len(gains), len(self._right(progress)))
-        probe = self.costs.weights * len(progress.rows)
-        return Work(len(gains), gain) if tuning_pays(gain, rows, probe, self._best_gain()) else Work(0, 0.0)
-
-    def _best_gain(self) -> float:
-        """The most that a row gained in a numeric phase of this job, on average over the phase."""
-        over = (each.figures for each in self.decisions.rounds() if each.phase == Phase.NUMERIC.value)
-        return max((each["gained"] / each["examples"] for each in over if each["examples"]), default=0.0)
+    def numeric_work(self, gains: list[float], rows: int) -> Work:
+        """What tuning would do, unless that is not worth the probe of all rows which follows."""
+        gain = math.fsum(gains)
+        return Work(len(gains), gain) if gain > self.costs.weights * rows else Work(0, 0.0)
 
     def with_rehearsal(self, progress: Progress, tunes: list[str]) -> list[str]:
         """The rows to tune on and, after the first numeric phase, as many that are right by now, in the file's order.
@@ -75,15 +69,10 @@ class NumericPhases(Phases):
         """
         if not progress.step:
             return tunes
-        right = self._right(progress)
+        right = [name for name, row in progress.rows.items() if row.is_right]
         drawn = random.Random(f"{self.settings.seed}/{progress.round}").sample(right, min(len(right), len(tunes)))
         chosen = {*tunes, *drawn}
         return [name for name in progress.rows if name in chosen]
-
-    @staticmethod
-    def _right(progress: Progress) -> list[str]:
-        """The rows that could be rehearsed."""
-        return [name for name, row in progress.rows.items() if row.is_right]
 
     def _numeric_window(self, progress: Progress, data: Path) -> Progress:
         passes = progress.first + self.steps_for(len(progress.members))

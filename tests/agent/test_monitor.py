@@ -9,17 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.monitor import (
-    STEPS_A_WINDOW,
-    Monitor,
-    Phase,
-    Window,
-    Work,
-    advance,
-    next_phase,
-    numeric_window,
-    tuning_pays,
-)
+from agent.monitor import STEPS_A_WINDOW, Monitor, Phase, Window, Work, advance, next_phase, numeric_window
 
 TRACES = Path(__file__).with_name("traces")
 
@@ -211,20 +201,3 @@ def test_two_flat_sides_end_a_job_whatever_work_they_still_see() -> None:
         flat.add(phase)
         phase, _ = next_phase(phase, MORE, MORE, frozenset(flat))
     assert turns == [Phase.SYMBOLIC, Phase.NUMERIC]
-
-
-@pytest.mark.parametrize(
-    ("gain", "rows", "best", "pays"),
-    [
-        (3.1, 134, 0.0, True),
-        (2.9, 134, 0.0, False),
-        (112.0, 134, 0.9, True),
-        (6.0, 40, 0.9, False),
-        (9.5, 40, 0.9, True),
-        (6.0, 20, 0.9, True),
-        (6.0, 40, 0.4, True),
-    ],
-)
-def test_a_numeric_phase_is_begun_where_it_pays(gain: float, rows: int, best: float, *, pays: bool) -> None:
-    """More than the probe after it (here 3.0) and, by the row, at least a quarter of what the best one gained."""
-    assert tuning_pays(gain, rows, 3.0, best) is pays
