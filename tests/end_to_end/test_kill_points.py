@@ -12,10 +12,12 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,8 @@ def tmp_path(tmp_path: Path) -> Iterator[Path]:
 
 
 FORKS = multiprocessing.get_context("forkserver")
+ENDS = threading.Lock()
+"""start() looks how other processes ended, and of two threads that read how one did only the first gets to know."""
 FORKS.set_forkserver_preload(["life", "sqlite_utils", "sqlite_utils.plugins"])
 
 
@@ -62,12 +66,14 @@ def life(state: Path, options: list[str], mutation: str = "-") -> subprocess.Com
     outputs = (str(state.with_suffix(".stdout")), str(state.with_suffix(".stderr")))
     ready, waits = FORKS.Pipe()
     process = FORKS.Process(target=forked, args=(str(state), mutation, outputs, waits))
-    process.start()
+    with ENDS:
+        process.start()
     with traced(int(process.pid or 0), options, state.with_suffix(".strace")):
         ready.send(None)
-        process.join(60)
-        process.kill()
-    process.join()
+        wait([process.sentinel], 60)
+        with ENDS:
+            process.kill()
+            process.join()
     said, told = (Path(path).read_text() for path in outputs)
     return subprocess.CompletedProcess([], int(process.exitcode or 0), said, told)
 
