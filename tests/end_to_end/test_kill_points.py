@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -59,6 +60,14 @@ FORKS = multiprocessing.get_context("forkserver")
 ENDS = threading.Lock()
 """start() looks how other processes ended, and of two threads that read how one did only the first gets to know."""
 FORKS.set_forkserver_preload(["life", "sqlite_utils", "sqlite_utils.plugins"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forks_end() -> Iterator[None]:
+    """Nothing of ours is left for tests that look at what runs below them."""
+    yield
+    forkserver._forkserver._stop()
+    resource_tracker._resource_tracker._stop()
 
 
 def life(state: Path, options: list[str], mutation: str = "-") -> subprocess.CompletedProcess[str]:
