@@ -3,35 +3,51 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install demo test check docs torture audit clean
+.PHONY: install demo test-fast test test-all check docs audit clean
 
 install: .venv/installed
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/bin/python:
 	$(PYTHON) -m venv .venv
-	$(PIP) --editable .
 	mkdir -p .venv/share/man/man1
 	ln -sf ../../../../docs/nslora-agent.1 .venv/share/man/man1/
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable .
 	touch $@
 
-.venv/installed-test: .venv/installed
+# In one go where nothing is installed yet: to resolve the whole tree takes pip half a minute.
+.venv/installed-test: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) --editable '.[test]'
+	touch .venv/installed $@
+
+.venv/installed-test-all: .venv/installed-test
+	$(PIP) --editable '.[test,test-all]'
 	touch $@
 
 demo: install
 	$(BIN)/python -m examples.demo
 
-test: .venv/installed-test check
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Three sizes of the same tests: the inner loop's (a minute, in random order), everybody's (eight minutes, of whatever
+# exhausts a sample), and all there is (an hour), before something is called done.
+PYTEST := $(BIN)/python -m pytest
+IN_PARTS := --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+test-fast: .venv/installed-test
+	$(PYTEST) --numprocesses 2 -p randomly -m 'not process and not slow and not exhaustive and not cuda'
+
+test: .venv/installed-test
+	$(PYTEST) $(IN_PARTS)
+
+test-all: .venv/installed-test-all
+	HYPOTHESIS_PROFILE=exhaustive $(PYTEST) $(IN_PARTS) -m 'not cuda'
+	$(BIN)/python tests/torture/fuzz.py
 
 check: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-
-torture: .venv/installed-test
-	$(BIN)/python tests/torture/all_points.py
 
 audit: install
 	$(PIP) pip-audit
