@@ -210,10 +210,8 @@ class Stages:
     def promote(self, version: int) -> str:
         """Make the version active if the gate said so, unless it already was once; returns the gate's reason."""
         verdict = Verdict(**self.registry.get(version).about["verdict"])
-        store = self.attempt.store
-        if verdict.promote and not store.was_promoted(version):
-            with store.attempt(self.job.id, self.attempt.token):
-                self.registry.promote(version, job=self.job.id)
+        if verdict.promote and not self.attempt.store.was_promoted(version):
+            self.registry.promote(version, self.job.id, self.attempt.token)
             self.attempt.events.add("promoted", version=version)
         return verdict.reason
 
