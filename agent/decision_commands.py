@@ -12,8 +12,9 @@ from agent import api
 from agent.classifier import joint
 from agent.decision_store import Round
 from agent.durable import write_file
-from agent.errors import NotFound, StorageError
+from agent.errors import NotFound
 from agent.explaining import LONGEST_ID, MEANINGS, STATES, WIDTH, Explanation, wrapped
+from agent.faults import os_fault
 from agent.home import Home
 from agent.jobs import ENDED, Job
 from agent.lines import json_line, read_json_lines, shorten
@@ -221,12 +222,12 @@ def remade(arguments: argparse.Namespace, home: Home) -> int:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Raises StorageError; a file that was there keeps its old content then."""
+    """Raises StorageError or StateError; a file that was there keeps its old content then."""
     try:
         # A device or a pipe must be written to, not replaced; nor must a link.
         write_file(path.resolve(), data) if path.is_file() or not path.exists() else path.write_bytes(data)
     except OSError as fault:
-        raise StorageError(f"cannot write {path}: {fault.strerror}; give another file with -o") from fault
+        raise os_fault(path, fault, "give another file with -o") from fault
 
 
 # ---- report ----

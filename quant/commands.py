@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from agent import serving
-from agent.errors import BaseModelError, DataError, OutOfMemory, StateError, StorageError
+from agent.errors import BaseModelError, DataError, OutOfMemory, StateError
 from agent.export_messages import Export, Template
+from agent.faults import os_fault
 from agent.lines import json_line, read_json_lines
 from agent.protocol import (
     Answer,
@@ -85,7 +86,7 @@ class Commands:
                 raise OutOfMemory(f"out of memory while {type(request).__name__.lower()} was served") from fault
             raise
         except OSError as fault:
-            raise StorageError(f"{fault.strerror or fault} ({fault.filename or 'no file name'})") from fault
+            raise os_fault(f"the files of {type(request).__name__.lower()}", fault) from fault
 
     @property
     def model(self) -> Model:
