@@ -28,12 +28,12 @@ def os_fault(
 ) -> AgentError:
     """What the system says of a file: StorageError for a disk that is full or failing, else StateError with `mend`.
 
-    The file is the one that the system names; `path` where it names none, or one that is half-written, whose name says
+    The file is the one that the system names; `path` where it names none but one that is half-written, whose name says
     nothing to a person.
     """
-    named = fault.filename if isinstance(fault.filename, str) else ""
-    is_half_written = any(part.startswith(TEMPORARY) for part in Path(named).parts)
-    where = f"{path if is_half_written else named or path}: {fault.strerror or fault}"
+    named = [name for name in (fault.filename, fault.filename2) if isinstance(name, str)]
+    known = [name for name in named if not any(part.startswith(TEMPORARY) for part in Path(name).parts)]
+    where = f"{known[0] if known else path}: {fault.strerror or fault}"
     if fault.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
         return StorageError(f"{where}; free some space or check the disk")
     return StateError(f"{where}; {mend}")

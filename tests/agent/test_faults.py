@@ -27,6 +27,7 @@ OWNER, SPACE = "check owner and mode of it and of its folder", "free some space 
         (OSError(errno.EACCES, DENIED, 7), f"/given: {DENIED}; {OWNER}"),
         (OSError(errno.EACCES, DENIED, "/a/.tmp-file-4711"), f"/given: {DENIED}; {OWNER}"),
         (OSError(errno.EACCES, DENIED, "/a/.tmp-x/made/README.md"), f"/given: {DENIED}; {OWNER}"),
+        (OSError(errno.EACCES, DENIED, "/a/.tmp-file-4711", None, "/a/file"), f"/a/file: {DENIED}; {OWNER}"),
         (OSError("no number"), f"/given: no number; {OWNER}"),
     ],
 )
