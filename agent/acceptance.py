@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agent.lines import ASCII_MARK, shorten_line
 from agent.reward import content_reward, words
 
 SHORTEST, LONGEST = 0.25, 4.0
@@ -249,8 +250,7 @@ def _verbatim(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 60 else f"{line[:57]}..."
+    return shorten_line(text, 60, ASCII_MARK)
 
 
 # ---- what must not be new ----

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.jsonl import kind
+from agent.lines import ASCII_MARK, shorten_line
 
 LESS_THAN, AT_LEAST = "less than", "at least"
 LONGEST_QUOTE = 100
@@ -68,8 +69,7 @@ def counted(number: int, noun: str) -> str:
 
 def quoted(text: str) -> str:
     """The start of a text in double quotes and on one line."""
-    line = " ".join(text.split())
-    return f'"{line if len(line) <= LONGEST_QUOTE else line[: LONGEST_QUOTE - 3] + "..."}"'
+    return f'"{shorten_line(text, LONGEST_QUOTE, ASCII_MARK)}"'
 
 
 def listed(texts: Iterable[str]) -> str:

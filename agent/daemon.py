@@ -20,6 +20,7 @@ from agent import metrics, systemd
 from agent.config import read_config
 from agent.durable import locked, sweep_temporaries
 from agent.errors import AgentError, Busy, StaleAttempt, StateError
+from agent.faults import os_fault
 from agent.governed import Governed
 from agent.governor import Hold
 from agent.home import Home
@@ -225,7 +226,7 @@ class Daemon:
             metrics.write(path, metrics.exposition(told))
         except OSError as fault:
             self._textfile = None
-            hint(f"nslora-agent: no metrics are written any more: {path}: {fault.strerror}")
+            hint(f"nslora-agent: no metrics are written any more: {os_fault(path, fault)}")
 
     def _active(self) -> int | None:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -13,10 +12,12 @@ from agent import api
 from agent.classifier import joint
 from agent.decision_store import Round
 from agent.durable import write_file
-from agent.errors import NotFound, StorageError
-from agent.explaining import LONGEST_ID, MEANINGS, STATES, WIDTH, Explanation, shortened, wrapped
+from agent.errors import NotFound
+from agent.explaining import LONGEST_ID, MEANINGS, STATES, WIDTH, Explanation, wrapped
+from agent.faults import os_fault
 from agent.home import Home
 from agent.jobs import ENDED, Job
+from agent.lines import json_line, read_json_lines, shorten
 from agent.output import hint, print_json, print_table, say
 from agent.remade import REMADE
 from agent.rows import OWN_ANSWER
@@ -112,7 +113,7 @@ def _say_left_alone(left: Rows) -> None:
     say(f"\n{len(left)} left alone, because {why}:")
     rows = [
         (
-            *(shortened(row["example"], LONGEST_ID), row["line"]),
+            *(shorten(row["example"], LONGEST_ID), row["line"]),
             *(f"{_reward(row['standing'], prefix):.2f}" for prefix in ("", "reference_")),
             *(f"{row['gains'][action]['hoped']:+.2f}" for action in ("weights", "rewrite")),
         )
@@ -152,9 +153,9 @@ def _explain_example(arguments: argparse.Namespace, found: Explanation) -> int:
 
 def _say_rewards(standing: dict[str, Any]) -> None:
     if standing["answer"] is not None:
-        say(f"  the model answered {shortened(repr(standing['answer']), WIDTH - 21)}")
+        say(f"  the model answered {shorten(repr(standing['answer']), WIDTH - 21)}")
     by = {"": "", OWN_ANSWER: " (the model's own answer)"}.get(standing["source"], f" (by {standing['source']})")
-    texts = (("  answer", ""), (f"  reference{shortened(by, LONGEST_ID)}", "reference_"))
+    texts = (("  answer", ""), (f"  reference{shorten(by, LONGEST_ID)}", "reference_"))
     rows = [(name, *_rewards(standing, prefix)) for name, prefix in texts]
     print_table(("  reward of the", "content", "style", "joint"), rows)
 
@@ -205,10 +206,10 @@ def remade(arguments: argparse.Namespace, home: Home) -> int:
     if not path.exists():
         yet = " yet; it is written when the job ends" if job.state not in ENDED and job.mode != "numeric" else ""
         raise NotFound(f"job {job.id} ({job.mode}, {job.state}) has no remade data{yet}")
-    lines = path.read_bytes().splitlines(keepends=True)
-    chosen = lines if arguments.all else [line for line in lines if "remade" in json.loads(line)]
+    rows = list(read_json_lines(path))
+    chosen = [json_line(row) for row in rows if arguments.all or "remade" in row]
     if not chosen:
-        hint(f"job {job.id} remade no row; --all gives all {len(lines)} as they are")
+        hint(f"job {job.id} remade no row; --all gives all {len(rows)} as they are")
     if arguments.output == "-":
         sys.stdout.buffer.writelines(chosen)
         return 0
@@ -221,12 +222,12 @@ def remade(arguments: argparse.Namespace, home: Home) -> int:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Raises StorageError; a file that was there keeps its old content then."""
+    """Raises StorageError or StateError; a file that was there keeps its old content then."""
     try:
         # A device or a pipe must be written to, not replaced; nor must a link.
         write_file(path.resolve(), data) if path.is_file() or not path.exists() else path.write_bytes(data)
     except OSError as fault:
-        raise StorageError(f"cannot write {path}: {fault.strerror}; give another file with -o") from fault
+        raise os_fault(path, fault, "give another file with -o") from fault
 
 
 # ---- report ----

@@ -76,18 +76,20 @@ class DecisionStore:
 
     def choose(self, token: str, number: int, choices: Iterable[Chosen]) -> None:
         """Keep the choices of a round that differ from the example's last one. Raises StaleAttempt."""
+        rows = [  # made before the transaction: `choices` may be computed as they are read
+            (
+                *(self._job, each.example, number, each.line, each.state, each.reason),
+                *(to_json(each.standing), to_json(each.gains)),
+            )
+            for each in choices
+        ]
         with self._store.attempt(self._job, token):
             self._forget_from(number)
             last = {row["example"]: row["state"] for row in self._last_choices()}
-            for each in choices:
-                if last.get(each.example) != each.state:
-                    self._store.rows(
-                        "INSERT INTO choices VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                        (
-                            *(self._job, each.example, number, each.line, each.state, each.reason),
-                            *(to_json(each.standing), to_json(each.gains)),
-                        ),
-                    )
+            for row in rows:
+                example, state = row[1], row[4]
+                if last.get(example) != state:
+                    self._store.rows("INSERT INTO choices VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def forget(self) -> None:
         """Delete everything that was decided in a job that has ended."""
@@ -101,18 +103,20 @@ class DecisionStore:
 
     def finish(self, token: str, done: Round, outcomes: Iterable[Outcome]) -> None:
         """Keep a round that is over, and what came of its actions. Raises StaleAttempt."""
+        of = {"job": self._job, "round": done.number}
+        rows = [
+            {**asdict(each), "features": to_json(each.features), "kinds": to_json(each.kinds), **of}
+            for each in outcomes
+        ]
+        fields = (self._job, done.number, done.phase, done.why, done.ended, to_json(done.figures))
         with self._store.attempt(self._job, token):
-            fields = (done.phase, done.why, done.ended, to_json(done.figures))
-            self._store.rows(
-                "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?)", (self._job, done.number, *fields)
-            )
-            for each in outcomes:
-                row = {**asdict(each), "features": to_json(each.features), "kinds": to_json(each.kinds)}
+            self._store.rows("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?)", fields)
+            for row in rows:
                 self._store.rows(
                     "INSERT OR REPLACE INTO outcomes"
                     " (job, round, example, action, features, kinds, expected, gain, told)"
                     " VALUES (:job, :round, :example, :action, :features, :kinds, :expected, :gain, :told)",
-                    {**row, "job": self._job, "round": done.number},
+                    row,
                 )
 
     # ---- reads ----

@@ -9,6 +9,7 @@ from agent.classifier import FEATURES, Choice, Gains
 from agent.decision_store import Chosen, DecisionStore, Round
 from agent.errors import NotFound
 from agent.jobs import ENDED, Job
+from agent.lines import shorten
 from agent.rows import Row
 from agent.store import Rows, Store
 
@@ -73,11 +74,11 @@ def _nothing_decided(job: Job) -> str:
 
 
 def _unknown_example(name: str, decisions: DecisionStore, job: Job) -> str:
-    known = [shortened(row["example"], LONGEST_ID) for row in decisions.last_choices()[:3]]
+    known = [shorten(row["example"], LONGEST_ID) for row in decisions.last_choices()[:3]]
     if not known:
         return _nothing_decided(job)
     like = f"its training examples are called {', '.join(known)}, ...; held-out ones are only measured"
-    return f"job {job.id} has decided nothing about {shortened(name, LONGEST_ID)!r}: {like}"
+    return f"job {job.id} has decided nothing about {shorten(name, LONGEST_ID)!r}: {like}"
 
 
 def chosen(row: Row, choice: Choice, *, waits: bool, flagged: bool) -> Chosen:
@@ -113,8 +114,3 @@ def wrapped(text: str, label: str = "", *, indent: int = 0, labels: int = 0) -> 
     first = " " * indent + label.ljust(labels)
     lines = textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * (indent + labels))
     return "\n".join(lines) or first.rstrip()
-
-
-def shortened(text: str, longest: int) -> str:
-    """A text for one line of a screen, cut where it is longer."""
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"

@@ -10,6 +10,7 @@ from typing import Any
 
 from agent.durable import TEMPORARY, fsync_path
 from agent.errors import BaseModelError, NotFound, StateError
+from agent.faults import os_fault
 from agent.home import Home, is_local
 from agent.output import hint, print_json, say
 from agent.store import open_existing
@@ -73,7 +74,7 @@ def export(arguments: argparse.Namespace, home: Home) -> int:
             folder.rename(target)
             fsync_path(target.parent)
     except OSError as fault:
-        raise StateError(f"cannot write {target}: {fault.strerror}; give another folder with -o") from fault
+        raise os_fault(target, fault, "give another folder with -o") from fault
     size = sum(path.stat().st_size for path in target.iterdir())
     if arguments.json:
         print_json({"version": version.number, "to": arguments.to, "folder": str(target), "bytes": size})

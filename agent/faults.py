@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from agent.durable import TEMPORARY
 from agent.errors import AgentError, Busy, StateError, StorageError
 
 
@@ -22,12 +23,20 @@ def _sqlite_fault(path: Path, fault: sqlite3.Error) -> AgentError:
     return StateError(f"{path} cannot be read ({text}); move it away or restore it from a backup")
 
 
-def os_fault(path: Path | str, fault: OSError) -> AgentError:
-    """What the system says of a file, `path` where it names none itself."""
-    where = f"{fault.filename or path}: {fault.strerror}"
+def os_fault(
+    path: Path | str, fault: OSError, mend: str = "check owner and mode of it and of its folder"
+) -> AgentError:
+    """What the system says of a file: StorageError for a disk that is full or failing, else StateError with `mend`.
+
+    The file is the one that the system names; `path` where it names none but one that is half-written, whose name says
+    nothing to a person.
+    """
+    named = [name for name in (fault.filename, fault.filename2) if isinstance(name, str)]
+    known = [name for name in named if not any(part.startswith(TEMPORARY) for part in Path(name).parts)]
+    where = f"{known[0] if known else path}: {fault.strerror or fault}"
     if fault.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
         return StorageError(f"{where}; free some space or check the disk")
-    return StateError(f"{where}; check owner and mode of it and of its folder")
+    return StateError(f"{where}; {mend}")
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from typing import Any
 
 from agent import serving
 from agent.durable import sha256_file
-from agent.errors import BaseModelError, StorageError
+from agent.errors import BaseModelError
+from agent.faults import os_fault
 from agent.home import is_local
 from agent.protocol import Answer, Fetch, Fetched
 from agent.serving import Emit
@@ -122,7 +123,7 @@ def _handle(request: Any, _: Emit) -> Answer:
     try:
         return fetch(fetching.source, Path(fetching.target))
     except OSError as fault:
-        raise StorageError(f"{fault.strerror or fault} ({fault.filename or fetching.target})") from fault
+        raise os_fault(fetching.target, fault) from fault
 
 
 def main() -> None:

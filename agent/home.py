@@ -8,7 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.errors import BaseModelError, StateError
+from agent.errors import BaseModelError
+from agent.faults import os_fault
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,12 @@ class Home:
         return cls(Path(given or os.environ.get("NSLORA_STATE") or Path(xdg) / "nslora").absolute())
 
     def create(self) -> Home:
-        """Make the folders that are missing, readable by their owner alone; raises StateError if that fails."""
+        """Make the folders that are missing, readable by their owner alone; raises StateError or StorageError."""
         try:
             for folder in (self.path, self.spool, self.runs, self.versions, self.models):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as fault:
-            message = f"cannot create the state folder {self.path}: {fault.strerror}; choose another with --state DIR"
-            raise StateError(message) from fault
+            raise os_fault(self.path, fault, "choose another state folder with --state DIR") from fault
         return self
 
     @property

@@ -17,6 +17,7 @@ from agent.durable import locked
 from agent.errors import DataError
 from agent.home import Home
 from agent.jobs import Job, State, describe
+from agent.lines import shorten
 from agent.output import hint, print_json, print_table, say
 from agent.store import Store, open_existing
 
@@ -185,9 +186,8 @@ def _doing(job: Job) -> str:
     if job.state is State.RUNNING:
         return progress_in_words(job)
     if job.state is State.PARKED and job.wake:
-        return f"until {output.clock(job.wake)}: {job.reason}"[:REASON_SHOWN]
-    text = (f"version {job.version}: " if job.version else "") + (job.reason or "")
-    return text if len(text) <= REASON_SHOWN else text[:REASON_SHOWN] + "…"
+        return shorten(f"until {output.clock(job.wake)}: {job.reason}", REASON_SHOWN)
+    return shorten((f"version {job.version}: " if job.version else "") + (job.reason or ""), REASON_SHOWN)
 
 
 def show(arguments: argparse.Namespace, home: Home) -> int:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from agent.errors import DataError
+from agent.lines import shorten
 from agent.settings import setting
 
 QUOTED = 200
@@ -169,7 +170,7 @@ def kind(value: Any) -> str:
 
 def quote(text: str) -> str:
     """The start of a text, on one line, for a message."""
-    return repr(text if len(text) <= 40 else text[:37] + "...")
+    return repr(shorten(text, 40))
 
 
 def _syntax(fault: json.JSONDecodeError) -> tuple[str, str]:

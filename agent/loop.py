@@ -17,6 +17,7 @@ from agent.config import read_config
 from agent.durable import remove_tree
 from agent.errors import AgentError, OutOfMemory, StaleAttempt, WorkerDied
 from agent.events import EventLog
+from agent.faults import os_fault
 from agent.home import Home
 from agent.jobs import Job, State
 from agent.memory_plan import fallen
@@ -81,7 +82,7 @@ def _with_less_memory(home: Home, store: Store, job: Job, fault: OutOfMemory) ->
 
 
 def _failed(home: Home, store: Store, job: Job, fault: AgentError | OSError) -> int:
-    reason = str(fault) if isinstance(fault, AgentError) else f"{fault.strerror}: {fault.filename}"
+    reason = str(fault if isinstance(fault, AgentError) else os_fault(home.run(job.id), fault))
     EventLog(home.run(job.id) / "events.jsonl").add("ended", state=State.FAILED, reason=reason)
     store.finish(job.id, str(job.token), State.FAILED, reason)
     return 0

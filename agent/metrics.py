@@ -75,8 +75,13 @@ def exposition(told: Iterator[Sample]) -> str:
             lines += [f"# HELP {name} {MEANINGS[name]}", f"# TYPE {name} gauge"]
             last = name
         shown = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-        lines.append(f"{name}{{{shown}}} {float(value):g}" if shown else f"{name} {float(value):.15g}")
+        lines.append(f"{name}{{{shown}}} {_exact(value)}" if shown else f"{name} {_exact(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _exact(value: float) -> str:
+    """The shortest text that reads back as the same number: a timestamp in six digits would be hours off."""
+    return str(int(value)) if isinstance(value, int) else repr(value).removesuffix(".0")
 
 
 def _escaped(text: str) -> str:

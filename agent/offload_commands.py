@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from agent.config import given_flags, read_config, write_settings
 from agent.durable import TEMPORARY, write_file
 from agent.errors import DataError
 from agent.home import Home
+from agent.lines import read_json_lines, shorten
 from agent.output import hint, print_json, print_table, say
 from agent.store import Store
 
@@ -140,7 +140,7 @@ def log(arguments: argparse.Namespace, home: Home) -> int:
 
     with _worker(home) as ask, _exchange(home) as path:
         ask(ReadLog(str(path), arguments.last))
-        rows = [json.loads(line) for line in path.read_bytes().splitlines()]
+        rows = list(read_json_lines(path))
     if arguments.json:
         print_json(rows)
     elif not rows:
@@ -152,7 +152,7 @@ def log(arguments: argparse.Namespace, home: Home) -> int:
                 (
                     output.clock(row["at"]),
                     row["job"] or None,
-                    _shortened(", ".join(row["why"])),
+                    shorten(", ".join(row["why"]), WHY_SHOWN),
                     f"{row['bytes_out']} B",
                     f"{row['bytes_in']} B",
                     row["prompt_tokens"] + row["completion_tokens"],
@@ -163,10 +163,6 @@ def log(arguments: argparse.Namespace, home: Home) -> int:
             ],
         )
     return 0
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= WHY_SHOWN else text[: WHY_SHOWN - 1] + "…"
 
 
 @contextmanager

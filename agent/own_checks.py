@@ -9,6 +9,7 @@ from typing import Any
 from agent import patterns
 from agent.checks import COUNT, Argument, Check, counted
 from agent.ifeval import json_value
+from agent.lines import ASCII_MARK, shorten_line
 
 LONGEST_MESSAGE = 150
 """Characters of what the validator says about a value; it may quote all of the value."""
@@ -27,7 +28,7 @@ def _json_schema(text: str, *, schema: dict[str, Any]) -> str | None:
         error = best_match(_validator(schema).iter_errors(value))
     except RecursionError:
         return "the JSON is nested too deeply to be checked"
-    return None if error is None else f"the JSON breaks its schema at {error.json_path}: {_shortened(error.message)}"
+    return None if error is None else f"the JSON breaks its schema at {error.json_path}: {_short(error.message)}"
 
 
 def _validator(schema: dict[str, Any]) -> Any:
@@ -52,7 +53,7 @@ def _wrong_schema(value: Any) -> str | None:
         _resolve_references(value)
         validator.is_valid(None)
     except SchemaError as fault:
-        return f"is not a JSON Schema: {_shortened(fault.message)}"
+        return f"is not a JSON Schema: {_short(fault.message)}"
     except Unresolvable as fault:
         return f'refers to "{fault.ref}", which is not in the schema'
     except RecursionError:
@@ -79,9 +80,8 @@ def _members(value: Any) -> Iterator[tuple[str, Any]]:
         yield from _members(item)
 
 
-def _shortened(message: str) -> str:
-    line = " ".join(message.split())
-    return line if len(line) <= LONGEST_MESSAGE else line[: LONGEST_MESSAGE - 3] + "..."
+def _short(message: str) -> str:
+    return shorten_line(message, LONGEST_MESSAGE, ASCII_MARK)
 
 
 def _regex(text: str, *, pattern: str) -> str | None:

@@ -113,9 +113,12 @@ class Registry:
 
     def _version(self, number: int) -> Version:
         folder = self._versions / str(number)
-        about = {key: value for key, value in (read_manifest(folder) or {}).items() if key != "files"}
         whole = folder_fault(folder, contents=False) is None
-        return Version(number, about, whole, active=self._active_or_none() == number)
+        return Version(number, self._about(number), whole, active=self._active_or_none() == number)
+
+    def _about(self, number: int) -> dict[str, Any]:
+        manifest = read_manifest(self._versions / str(number)) or {}
+        return {key: value for key, value in manifest.items() if key != "files"}
 
     def find_by_job(self, job_id: int) -> int | None:
         """The newest whole version that this job published, if any: after a crash it need not be made again."""
@@ -153,23 +156,23 @@ class Registry:
 
         In use are the base model, the active version, its parent, and what a rollback leads to.
         """
-        with self._store.transaction():
+        doomed = []
+        with self._store.transaction(), disk_faults(self._versions):
             active = self._active_or_none()
             if active is None:
                 return []
-            used = {BASE, active, self._version(active).about.get("parent"), *self._stack()[-2:]}
-            old = [number for number in self._numbers()[: -keep or None] if number not in used]
-            for number in old:
+            stack, numbers = self._stack(), self._numbers()
+            used = {BASE, active, self._about(active).get("parent"), *stack[-2:]}
+            old = [number for number in numbers[: -keep or None] if number not in used]
+            kept = {*numbers} - {*old}
+            for number in {*stack} - kept - used:  # those of a prune that was killed before its commit included
                 self._store.forget_promotions(number)
-                self._delete(self._versions / str(number))
+            for number in old:  # a rename each: half a version is never seen, and nobody waits for the deleting
+                folder = self._versions / str(number)
+                doomed.append(folder.rename(temporary_beside(folder)))
+        for folder in doomed:
+            remove_tree(folder)
         return old
-
-    def _delete(self, folder: Path) -> None:
-        """In one step for a reader: half a version is never seen."""
-        doomed = temporary_beside(folder)
-        with disk_faults(folder):
-            folder.rename(doomed)
-        remove_tree(doomed)
 
     # ---- which one is active ----
 
@@ -190,13 +193,14 @@ class Registry:
         except StateError:
             return None
 
-    def promote(self, number: int, job: int | None = None) -> None:
+    def promote(self, number: int, job: int | None = None, token: str | None = None) -> None:
         """Make a version the active one; promoting the active one changes nothing.
 
-        Raises NotFound, or StateError for a version that is damaged.
+        `job` is who does it, and `token` that job's running attempt; a person has neither. Raises NotFound, StateError
+        for a version that is damaged, or StaleAttempt.
         """
-        self.get(number)
-        with self._store.transaction():
+        self.get(number)  # not in the transaction: reading all of a version may take longer than others wait for it
+        with self._store.transaction() if job is None or token is None else self._store.attempt(job, token):
             self.folder(number)  # once more: it may have been pruned meanwhile
             active = self._active_or_none()
             if active is not None:
@@ -211,16 +215,22 @@ class Registry:
 
         Raises NotFound where nothing was active before, and StateError if that version is damaged.
         """
-        with self._store.transaction():
-            active = self.active()
-            self._agree(active)
-            stack = self._stack()
-            if len(stack) == 1:
-                raise NotFound(f"nothing was active before version {active}, so there is nothing to roll back to")
-            self.get(stack[-2])
-            self._point(stack[-2])
-            self._store.pop_promotion()
-            return stack[-2]
+        checked = None
+        while True:
+            with self._store.transaction():
+                active = self.active()
+                self._agree(active)
+                stack = self._stack()
+                if len(stack) == 1:
+                    raise NotFound(f"nothing was active before version {active}, so there is nothing to roll back to")
+                before = stack[-2]
+                if before == checked:
+                    self.folder(before)
+                    self._point(before)
+                    self._store.pop_promotion()
+                    return before
+            self.get(before)  # not in the transaction, so that another one may come in between: look again afterwards
+            checked = before
 
     def reconcile(self) -> None:
         """Bring the rows into line with the link, and sweep half-written versions; for the daemon's start.
@@ -246,7 +256,7 @@ class Registry:
         if stack[-2:-1] == [active]:
             self._store.pop_promotion()
         else:
-            self._store.push_promotion(active, self._version(active).about.get("job"))
+            self._store.push_promotion(active, self._about(active).get("job"))
 
     def _point(self, number: int) -> None:
         """Let the link lead to this version, in one rename that is on the disk when this returns."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from agent.durable import write_file
 from agent.jobs import Job
+from agent.lines import json_line
 from agent.shapes import HELD_OUT, TRAIN, Example
 from agent.symbolic import Outcome, remade
 
@@ -37,15 +38,10 @@ def write_remade(
     """Write remade.jsonl into a run's folder: every row, ready for `enqueue`, with `remade` where it changed."""
     rows = [_row(example, changed.get(example.id), TRAIN) for example in train]
     rows += [_row(example, None, HELD_OUT) for example in held_out]
-    write_file(run / REMADE, lines(rows))
+    write_file(run / REMADE, b"".join(map(json_line, rows)))
 
 
 def _row(example: Example, new: Remade | None, split: str) -> dict[str, Any]:
     now = remade(example, new.part, new.text) if new else example
     more = {"remade": {"part": new.part, **new.lineage}} if new else {}
     return {**json.loads(now.to_json()), "split": split, **more}
-
-
-def lines(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Rows as JSON lines."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

@@ -17,6 +17,7 @@ from agent.errors import AgentError
 from agent.following import Following
 from agent.home import Home
 from agent.jobs import Job, Move, State
+from agent.lines import read_json_lines
 from agent.output import clock
 from agent.remade import REMADE
 from agent.rows import OWN_ANSWER, rewards
@@ -218,8 +219,7 @@ def _gains(outcomes: list[Row], rounds: list[Round], left: int) -> Iterator[Row]
 def _remade(home: Home, job: Job, examples: dict[str, Example]) -> Iterator[Row]:
     """Remade rows with what they were."""
     path = home.run(job.id) / REMADE
-    lines = path.read_text().splitlines() if path.exists() else []
-    told = [row for row in map(json.loads, lines) if "remade" in row]
+    told = [row for row in read_json_lines(path) if "remade" in row] if path.exists() else []
     for row in told[:SHOWN]:
         origin = examples.get(row["id"])
         lineage = row["remade"]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from agent.durable import write_file
 from agent.errors import ConfigError, StateError
+from agent.faults import os_fault
 from agent.home import Home
 from agent.output import hint, print_json, print_table, say
 from agent.sensors import board
@@ -37,7 +38,7 @@ def install(arguments: argparse.Namespace, home: Home) -> int:
             write_file(path, text.encode())
             path.chmod(0o644)
         except OSError as fault:
-            raise StateError(f"cannot write {path}: {fault.strerror}; run it with sudo, or give --to DIR") from fault
+            raise os_fault(path, fault, "run it with sudo, or give --to DIR") from fault
         written.append(str(path))
     started = _is_systemd_here(arguments.to) and _started(offload=arguments.offload)
     if arguments.json:
@@ -117,7 +118,7 @@ def uninstall(arguments: argparse.Namespace, home: Home) -> int:
         for name in there:
             (arguments.to / name).unlink()
     except OSError as fault:
-        raise StateError(f"cannot delete {fault.filename}: {fault.strerror}; run it with sudo") from fault
+        raise os_fault(arguments.to, fault, "run it with sudo") from fault
     if here and there:
         _systemctl("daemon-reload")
     if arguments.json:

@@ -8,7 +8,6 @@ A file with a final name is whole. The bad lines are published first: who sees t
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -21,14 +20,14 @@ from typing import BinaryIO
 
 from agent import durable
 from agent.dataset import BadLine, Report, list_bad, survey
-from agent.errors import DataError, NotFound, StateError, StorageError
+from agent.errors import DataError, NotFound, StateError
+from agent.faults import disk_faults
 from agent.jsonl import Limits
 from agent.shapes import Example
 
 ORPHAN_AGE = 3600.0
 """Seconds after which a spool file without a job is taken for what an enqueue that died left behind."""
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
 _NAME = re.compile(rf"(?:{re.escape(durable.TEMPORARY)})?(?P<name>.+?)(?:\.bad)?\.jsonl(?:-[0-9]+)?")
 
 
@@ -62,7 +61,7 @@ def spool(source: BinaryIO, folder: Path, name: str, limits: Limits, *, skip_bad
     if path.exists():
         raise StateError(f"{path} exists already: choose another name")
     draft, bad_draft = durable.temporary_beside(path), durable.temporary_beside(bad_path)
-    with _agent_errors(folder), _removed_on_failure(draft, bad_draft, bad_path):
+    with disk_faults(folder), _removed_on_failure(draft, bad_draft, bad_path):
         report = _write(source, limits, draft, bad_draft)
         if report.bad_total and not skip_bad:
             raise DataError(_refusal(report))
@@ -145,15 +144,3 @@ def _removed_on_failure(*paths: Path) -> Iterator[None]:
         for path in paths:
             path.unlink(missing_ok=True)
         raise
-
-
-@contextmanager
-def _agent_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as fault:
-        if fault.errno in _DISK:
-            raise StorageError(
-                f"cannot write to {folder} ({fault.strerror}): free some space or check the disk"
-            ) from fault
-        raise StateError(f"cannot write to {folder} ({fault.strerror}): check the folder") from fault

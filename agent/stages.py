@@ -23,6 +23,7 @@ from agent.errors import AgentError
 from agent.evaluation import Evaluation, model_card
 from agent.gate import Verdict
 from agent.ladder import differences
+from agent.lines import read_json_lines, write_json_lines
 from agent.memory_plan import Rung, fitting
 from agent.protocol import Generate, Load, Loaded, Peaks, Plan, Score
 from agent.registry import Registry
@@ -210,10 +211,8 @@ class Stages:
     def promote(self, version: int) -> str:
         """Make the version active if the gate said so, unless it already was once; returns the gate's reason."""
         verdict = Verdict(**self.registry.get(version).about["verdict"])
-        store = self.attempt.store
-        if verdict.promote and not store.was_promoted(version):
-            with store.attempt(self.job.id, self.attempt.token):
-                self.registry.promote(version, job=self.job.id)
+        if verdict.promote and not self.attempt.store.was_promoted(version):
+            self.registry.promote(version, self.job.id, self.attempt.token)
             self.attempt.events.add("promoted", version=version)
         return verdict.reason
 
@@ -249,19 +248,21 @@ class Stages:
 
         With `asked` the prompts alone, for answers. Plain writes: each attempt writes these files again.
         """
+
+        def row(example: Example) -> dict[str, Any]:
+            whole = with_system(example.prompt if asked else example.messages, system_prompt)
+            messages = [dataclasses.asdict(message) for message in whole]
+            return {"id": example.id, "messages": messages, "value": example.answer}
+
         path = self.folder / name
-        with path.open("w") as stream:
-            for example in examples:
-                whole = with_system(example.prompt if asked else example.messages, system_prompt)
-                messages = [dataclasses.asdict(message) for message in whole]
-                stream.write(json.dumps({"id": example.id, "messages": messages, "value": example.answer}) + "\n")
+        write_json_lines(path, map(row, examples))
         return path
 
     def losses(self, name: str, examples: Iterable[Example], system_prompt: str) -> dict[str, dict[str, Any]]:
         """Losses of references by row id, as `agent.protocol.Score` says; rows without a token to learn are missing."""
         data, out = self.write_rows(f"{name}-rows.jsonl", examples, system_prompt), self.folder / f"{name}-losses.jsonl"
         self.attempt.ask(Score(str(data), str(out), self.settings.sequence_length))
-        return {row["id"]: row for row in read_jsonl(out)}
+        return {row["id"]: row for row in read_json_lines(out)}
 
     def answers(self, name: str, examples: Iterable[Example], system_prompt: str, most_tokens: int) -> dict[str, str]:
         """Greedy answers by row id; rows of plain text ask nothing and are missing."""
@@ -269,7 +270,7 @@ class Stages:
         data = self.write_rows(f"{name}-prompts.jsonl", asked, system_prompt, asked=True)
         out = self.folder / f"{name}-answers.jsonl"
         self.attempt.ask(Generate(str(data), str(out), most_tokens, self.settings.memory_budget))
-        return {row["id"]: row["text"] for row in read_jsonl(out)}
+        return {row["id"]: row["text"] for row in read_json_lines(out)}
 
     def most_tokens(self, losses: dict[str, dict[str, Any]]) -> int:
         """Tokens that an answer may have: half as many again as the longest reference, and a few."""
@@ -282,9 +283,3 @@ def with_system(messages: tuple[Message, ...], system_prompt: str) -> tuple[Mess
     if not system_prompt or messages[0].role in {"system", "assistant"}:
         return messages
     return (Message("system", system_prompt), *messages)
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects in a JSON lines file of ours."""
-    with path.open("rb") as stream:
-        return [json.loads(line) for line in stream]

@@ -16,8 +16,9 @@ from agent.attempt import Attempt
 from agent.config import read_config
 from agent.durable import write_file, write_json
 from agent.errors import DataError
+from agent.lines import json_line
 from agent.parking import park_if_deferred
-from agent.remade import REMADE, Remade, lineage, lines, write_remade
+from agent.remade import REMADE, Remade, lineage, write_remade
 from agent.settings import Offload
 from agent.shapes import Example
 from agent.stages import Stages
@@ -89,7 +90,7 @@ class SymbolicJob(Stages):
             if outcome.state == "remade"
         }
         write_remade(self.run, *self.examples, remade)
-        write_file(self.run / REWRITES, lines([outcome.to_json() for outcome in outcomes]))
+        write_file(self.run / REWRITES, b"".join(json_line(outcome.to_json()) for outcome in outcomes))
 
     @property
     def _has_adapter(self) -> bool:

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from agent.lines import read_json_lines
 from benchmarks.boxes import machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +113,7 @@ def report_rows(told: dict[str, Any]) -> None:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return list(read_json_lines(path))
 
 
 # ---- what it was good for ----

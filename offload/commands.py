@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from agent.durable import write_file
 from agent.errors import StateError
 from agent.faults import disk_faults
 from agent.imports import pretending_absent
+from agent.lines import json_line
 from agent.protocol import Answer
 from agent.serving import Emit
 from agent.settings import Offload
@@ -146,5 +146,5 @@ def _is_step_of(answer: str, text: str | None) -> bool:
 
 def _write_lines(path: Path, rows: list[dict[str, Any]]) -> m.Listed:
     with disk_faults(path):
-        write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        write_file(path, b"".join(map(json_line, rows)))
     return m.Listed(len(rows))

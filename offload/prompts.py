@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from agent.lines import shorten_line
 from offload.cache import Messages
 
 TAGS = ("<IMPROVED_VARIABLE>", "</IMPROVED_VARIABLE>")
@@ -125,8 +126,7 @@ def between_tags(answer: str) -> str:
 
 def _one_line(text: str) -> str:
     """A rule or a fault: worded by our checks, what they quote from a row shortened and without line breaks."""
-    line = " ".join(text.split())
-    return line if len(line) <= LONGEST_LINE else line[: LONGEST_LINE - 1] + "…"
+    return shorten_line(text, LONGEST_LINE, "…")  # said here, because it is part of the key of a recorded answer
 
 
 def _tagged(tag: str, text: str) -> str:

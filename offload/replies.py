@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from agent.lines import shorten
+
 LONGEST_LINE = 200
 """Characters of a server's own words that are shown."""
 LARGEST_COUNT = 2**53
@@ -58,7 +60,7 @@ def one_line(text: str, secret: str | None = None) -> str:
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     if secret:
         line = re.sub(re.escape(secret), "[key]", line, flags=re.IGNORECASE)  # as part of a host it is in lower case
-    return line if len(line) <= LONGEST_LINE else line[: LONGEST_LINE - 1] + "…"
+    return shorten(line, LONGEST_LINE)
 
 
 def _load(body: bytes) -> Any:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from agent import serving
-from agent.errors import BaseModelError, DataError, OutOfMemory, StateError, StorageError
+from agent.errors import BaseModelError, DataError, OutOfMemory, StateError
 from agent.export_messages import Export, Template
+from agent.faults import os_fault
+from agent.lines import json_line, read_json_lines
 from agent.protocol import (
     Answer,
     Check,
@@ -84,7 +86,7 @@ class Commands:
                 raise OutOfMemory(f"out of memory while {type(request).__name__.lower()} was served") from fault
             raise
         except OSError as fault:
-            raise StorageError(f"{fault.strerror or fault} ({fault.filename or 'no file name'})") from fault
+            raise os_fault(f"the files of {type(request).__name__.lower()}", fault) from fault
 
     @property
     def model(self) -> Model:
@@ -113,25 +115,25 @@ class Commands:
 
     def _score(self, request: Score, _: Emit) -> Answer:
         model, started, rows, tokens = self.model, time.monotonic(), 0, 0
-        with Path(request.out).open("w") as out:
-            for some in _read_jsonl(request.data):
+        with Path(request.out).open("wb") as out:
+            for some in _batches(request.data):
                 judged = [e for e in self._encoded(some, request.sequence_length) if e.targets]
                 losses = mean_losses(model, judged, request.sequence_length)
                 for example, (loss, value_loss) in zip(judged, losses, strict=True):
                     line = {"id": example.id, "loss": loss, "value_loss": value_loss, "tokens": example.targets}
-                    out.write(json.dumps(line, allow_nan=False) + "\n")
+                    out.write(json_line(line))
                 rows, tokens = rows + len(judged), tokens + sum(len(e.ids) for e in judged)
         return Written(rows, tokens, round(time.monotonic() - started, 2))
 
     def _generate(self, request: Generate, _: Emit) -> Answer:
         model, started, rows, tokens = self.model, time.monotonic(), 0, 0
-        with Path(request.out).open("w") as out:
-            for some in _read_jsonl(request.data):
+        with Path(request.out).open("wb") as out:
+            for some in _batches(request.data):
                 prompts = [model.encoder.prompt(r["messages"]) for r in some]
                 answers = dict(greedy(model, prompts, request.max_new_tokens, request.memory_budget))
                 for number, row in enumerate(some):
                     line = {"id": row["id"], "text": answers[number].text, "tokens": answers[number].tokens}
-                    out.write(json.dumps(line) + "\n")
+                    out.write(json_line(line))
                 rows, tokens = rows + len(some), tokens + sum(a.tokens for a in answers.values())
         return Written(rows, tokens, round(time.monotonic() - started, 2))
 
@@ -177,7 +179,7 @@ class Commands:
         key = (request.data, data.stat().st_mtime_ns, longest)
         if self._kept is None or self._kept[0] != key:
             self._forget()
-            rows = itertools.chain.from_iterable(_read_jsonl(request.data))
+            rows = itertools.chain.from_iterable(_batches(request.data))
             self._kept = key, usable(self._encoded(rows, longest), data.parent, emit)
         return self._kept[1]
 
@@ -222,8 +224,8 @@ def _say(text: str, emit: Emit) -> None:
         emit(Said(text))
 
 
-def _read_jsonl(path: str) -> Iterator[list[dict[str, Any]]]:
+def _batches(path: str) -> Iterator[list[dict[str, Any]]]:
     """Rows, some at a time: memory does not grow with the file."""
-    with Path(path).open("rb") as stream:
-        while some := [json.loads(line) for line in itertools.islice(stream, ROWS)]:
-            yield some
+    rows = read_json_lines(Path(path))
+    while some := list(itertools.islice(rows, ROWS)):
+        yield some

@@ -36,8 +36,9 @@ LAZY = {
 }
 """Modules that are imported only where they are needed."""
 CONTRACT = (
-    "agent.errors", "agent.imports", "agent.faults", "agent.durable", "agent.settings", "agent.confinement",
-    "agent.export_messages", "agent.offload_messages", "agent.reply_messages", "agent.protocol", "agent.serving",
+    "agent.errors", "agent.imports", "agent.faults", "agent.lines", "agent.durable", "agent.settings",
+    "agent.confinement", "agent.export_messages", "agent.offload_messages", "agent.reply_messages", "agent.protocol",
+    "agent.serving",
 )  # fmt: skip
 """What the workers may import of agent/."""
 

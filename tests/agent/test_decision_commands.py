@@ -15,7 +15,7 @@ from deciding import FIGURES, GOOD, choices, claimed, example, numeric, offered,
 
 from agent.cli import main
 from agent.decision_store import DecisionStore, Round
-from agent.errors import NotFound, StorageError
+from agent.errors import NotFound, StateError, StorageError
 from agent.home import Home
 from agent.jobs import Job, State
 from agent.remade import REMADE, Remade, write_remade
@@ -447,8 +447,9 @@ def test_a_path_that_cannot_be_written_is_one_line_and_leaves_nothing(run: Run, 
     (tmp_path / "folder").mkdir()
     before = sorted(tmp_path.rglob("*"))
     said = run("remade", 1, "-o", tmp_path / place)
-    assert (said.code, said.out) == (StorageError.exit_code, "")
-    assert said.err.startswith(f"nslora-agent: cannot write {tmp_path / place}: ")
+    assert (said.code, said.out) == (StateError.exit_code, "")
+    assert said.err.startswith(f"nslora-agent: {tmp_path / place}: ")
+    assert said.err.endswith("; give another file with -o\n")
     assert said.err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -39,7 +39,7 @@ def test_what_is_created_only_its_owner_can_read(tmp_path: Path) -> None:
 def test_a_state_folder_that_cannot_be_made_is_a_state_error(tmp_path: Path) -> None:
     """It says what to do."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(StateError, match="--state DIR"):
+    with pytest.raises(StateError, match=r"/file: File exists; choose another state folder with --state DIR"):
         Home(tmp_path / "file").create()
     with pytest.raises(StateError, match="--state DIR"):
         Home(tmp_path / "file" / "below").create()

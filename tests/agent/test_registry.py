@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.errors import NotFound, StateError
-from agent.jobs import State
-from agent.registry import Registry
+from agent.errors import NotFound, StaleAttempt, StateError
+from agent.registry import Registry, Version
 from agent.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -244,16 +243,70 @@ def test_a_rollback_onto_a_damaged_version_is_refused(registry: Registry, home: 
 
 
 def test_a_stale_attempt_cannot_promote(registry: Registry, store: Store) -> None:
-    """Promotion and end of the job are one transaction of the current attempt."""
+    """Neither the link nor the rows change once the job has another attempt; the current one can."""
     store.add("f", "f", 1, 0, "", {}, "base", "numeric")
-    job = store.claim("boot", 1)
-    assert job is not None
-    assert job.token is not None
+    stale = store.claim("boot", 1)
+    assert stale
     number = publish(registry)
-    with store.attempt(job.id, job.token):
-        registry.promote(number, job.id)
-        store.finish(job.id, job.token, State.DONE, "promoted", version=number)
-    assert (registry.active(), stack(store), store.get(job.id).version) == (1, [1], 1)
+    store.died(stale.id, str(stale.token), "killed")
+    current = store.claim("boot", 1)
+    assert current
+    with pytest.raises(StaleAttempt):
+        registry.promote(number, stale.id, stale.token)
+    assert (registry.active(), stack(store)) == (0, [])
+    registry.promote(number, current.id, current.token)
+    assert (registry.active(), stack(store)) == (1, [1])
+
+
+# ---- what others do between the check of a version's files and the transaction ----
+
+Meanwhile = Callable[[Callable[[], object]], None]
+
+
+@pytest.fixture
+def meanwhile(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
+    """Has something happen once, after the next check of a version's files."""
+
+    def arrange(happen: Callable[[], object]) -> None:
+        check, todo = registry.get, [happen]
+
+        def get(number: int) -> Version:
+            found = check(number)
+            if todo:
+                todo.pop()()
+            return found
+
+        monkeypatch.setattr(registry, "get", get)
+
+    return arrange
+
+
+def test_a_version_that_is_pruned_meanwhile_is_not_promoted(
+    registry: Registry, home: Path, store: Store, meanwhile: Meanwhile
+) -> None:
+    """It is not found, and what was active stays so."""
+    publish(registry)
+    meanwhile(lambda: Registry(home, store).prune(0))
+    with pytest.raises(NotFound, match="there is no version 1"):
+        registry.promote(1)
+    assert (registry.active(), stack(store)) == (0, [])
+
+
+def test_a_rollback_goes_back_from_what_became_active_meanwhile(
+    registry: Registry, home: Path, store: Store, meanwhile: Meanwhile
+) -> None:
+    """One step from there, onto a version that is checked too."""
+    for _ in range(3):
+        publish(registry)
+    registry.promote(1)
+    registry.promote(2)
+    meanwhile(lambda: Registry(home, store).promote(3))
+    assert registry.rollback() == 2
+    assert (registry.active(), stack(store)) == (2, [1, 2])
+    meanwhile(lambda: (damage(home, 2), Registry(home, store).promote(3)))
+    with pytest.raises(StateError, match="version 2 is damaged"):
+        registry.rollback()
+    assert (registry.active(), stack(store)) == (3, [1, 2, 3])
 
 
 def test_a_reader_always_finds_an_active_version(registry: Registry, home: Path) -> None:
@@ -279,6 +332,30 @@ def test_a_reader_always_finds_an_active_version(registry: Registry, home: Path)
 
 
 # ---- after a crash ----
+
+
+def test_a_prune_that_is_killed_before_its_commit_leads_nowhere(
+    registry: Registry, store: Store, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folders are set aside and their rows stand; a new start sweeps the one, the next prune the other."""
+    for number in (1, 2, 3, 4):
+        publish(registry)
+        registry.promote(number)
+
+    def killed(self: Path, target: Path) -> None:
+        os.rename(self, target)  # noqa: PTH104
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            registry.prune(0)
+    assert stack(store) == [1, 2, 3, 4]
+    registry.reconcile()
+    assert sorted(path.name for path in (home / "versions").iterdir()) == ["0", "2", "3", "4"]
+    assert registry.prune(0) == [2]
+    assert stack(store) == [3, 4]
+    assert [registry.rollback(), registry.rollback()] == [3, 0]
 
 
 def promote_half(registry: Registry) -> None:

@@ -107,14 +107,15 @@ class Obstructing(io.BytesIO):
 
 def test_bad_lines_are_withdrawn_if_the_examples_cannot_be_published(tmp_path: Path) -> None:
     """A failure after the bad lines have their final name takes them away again."""
-    with pytest.raises(StateError, match="cannot write to"):
+    with pytest.raises(StateError, match=r"job\.jsonl: Is a directory; check owner and mode"):
         spool(Obstructing(MIXED, tmp_path / "job.jsonl"), tmp_path, "job", LIMITS, skip_bad=True)
     assert [path.name for path in tmp_path.iterdir()] == ["job.jsonl"]
 
 
 def test_a_folder_that_is_missing_is_a_state_error(tmp_path: Path) -> None:
     """A spool folder that cannot be written says so instead of blaming the data."""
-    assert "cannot write to" in fail(tmp_path / "missing", StateError)
+    told = f"{tmp_path / 'missing'}: No such file or directory; check owner and mode of it and of its folder"
+    assert fail(tmp_path / "missing", StateError) == told
 
 
 def test_a_name_in_use_is_refused_and_its_data_stays(tmp_path: Path) -> None:

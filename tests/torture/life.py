@@ -49,8 +49,7 @@ def work(store: Store, registry: Registry, job: Job) -> None:
     store.beat(job.id, token, {"phase": "train"})
     made = registry.find_by_job(job.id) or registry.publish(fill, {"job": job.id})
     if not store.was_promoted(made):
-        with store.attempt(job.id, token):
-            registry.promote(made, job.id)
+        registry.promote(made, job.id, token)
     say(f"version {made}")
     store.finish(job.id, token, State.DONE, "over", made)
 
