@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agent.jobs import Job, Move
+from agent.jobs import ENDED, Job, Move
 from agent.store import Store
 
 AGENT = str(Path(sys.executable).with_name("nslora-agent"))
@@ -25,6 +25,9 @@ BAD = '{"prompt": "Which port?"\n'
 REPRODUCIBLE = '[training]\ndtype = "float32"\n'
 """Settings of a job that another one is compared with: which format a box probes as the faster one says more about who
 else is busy on it, and the other format gives other bits."""
+PATIENCE = 600.0
+"""Seconds after which a wait is given up: a net under what hangs, never a bound on speed. What is waited for ends the
+wait, however long a busy machine takes."""
 T = TypeVar("T")
 
 
@@ -32,7 +35,7 @@ def agent(*arguments: object, state: Path, **options: Any) -> subprocess.Complet
     """Run one command to its end, its stdin empty unless `input` is given."""
     command = [AGENT, *map(str, arguments), "--state", str(state)]
     empty = {} if {"input", "stdin"} & options.keys() else {"stdin": subprocess.DEVNULL}
-    defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": 60}
+    defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": PATIENCE}
     return subprocess.run(command, check=False, **{**defaults, **empty, **options})
 
 
@@ -46,13 +49,13 @@ def failed(done: subprocess.CompletedProcess[str], code: int, *words: str) -> st
     return done.stderr
 
 
-def wait_until(found: Callable[[], T | None], seconds: float, what: str) -> T:
-    """The first value of `found()` that is true; fails after `seconds`."""
-    deadline = time.monotonic() + seconds
+def wait_until(found: Callable[[], T | None], what: str) -> T:
+    """The first value of `found()` that is true."""
+    deadline = time.monotonic() + PATIENCE
     while True:
         if value := found():
             return value
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
+        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE:g} s"
         time.sleep(0.05)
 
 
@@ -135,12 +138,11 @@ class Daemon:
         """The process that works on a job, if there is one."""
         return [pid for pid in descendants(self.process.pid) if "agent.loop" in command_line(pid)]
 
-    def told(self, until: str, seconds: float = 20) -> list[str]:
+    def told(self, until: str) -> list[str]:
         """The next messages to the service manager up to one that starts with `until`."""
         told: list[str] = []
-        deadline = time.monotonic() + seconds
         while not told or not told[-1].startswith(until):
-            told.append(self.messages.get(timeout=max(deadline - time.monotonic(), 0)))
+            told.append(self.messages.get(timeout=PATIENCE))
         return told
 
     def job(self, number: int) -> Job:
@@ -153,19 +155,24 @@ class Daemon:
         with Store(self.state / "jobs.db") as store:
             return store.moves(number)
 
-    def wait_for(self, number: int, state: str, seconds: float = 60) -> Job:
-        """The job's row once it is in a state; fails after `seconds`."""
+    def wait_for(self, number: int, state: str) -> Job:
+        """The job's row once it is in a state; fails when that can no longer be."""
 
         def reached() -> Job | None:
+            is_over = self.process.poll() is not None
             job = self.job(number)
-            return job if job.state == state else None
+            if job.state == state:
+                return job
+            assert job.state not in ENDED, f"job {number} is {job.state}: {job.reason}"
+            assert not is_over, f"the daemon ended: {(self.state / 'daemon.log').read_text()[-300:]}"
+            return None
 
-        return wait_until(reached, seconds, f"job {number} {state}")
+        return wait_until(reached, f"job {number} {state}")
 
     def stop(self) -> int:
         """SIGTERM; the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(PATIENCE)
 
 
 @contextmanager
@@ -209,4 +216,4 @@ def daemon(state: Path, *arguments: str) -> Iterator[Daemon]:
             below = descendants(process.pid)
             process.kill()
             process.wait()
-            wait_until(lambda: not any(map(is_alive, below)), 10, "everything below the daemon is gone")
+            wait_until(lambda: not any(map(is_alive, below)), "everything below the daemon is gone")

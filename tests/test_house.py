@@ -70,27 +70,45 @@ def named(path: Path) -> str:
 # ---- imports ----
 
 
-def imported_by(module: str) -> set[str]:
-    """Names of all modules that a fresh interpreter holds after importing `module` and did not hold before."""
-    code = f"import sys; old = set(sys.modules); import {module}; print(*(set(sys.modules) - old))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+IMPORT_EACH = """
+import importlib, os, sys
+for module in sys.argv[1:]:
+    if os.fork() == 0:
+        old = set(sys.modules)
+        importlib.import_module(module)
+        os.write(1, (" ".join([module, *(set(sys.modules) - old)]) + "\\n").encode())
+        os._exit(0)
+    assert os.wait()[1] == 0, module
+"""
 
 
+@pytest.fixture(scope="module")
+def imported_by() -> dict[str, set[str]]:
+    """By module of agent/: names of all modules that a fresh interpreter holds after its import and did not before."""
+    files = (path.relative_to(ROOT).with_suffix("") for path in python_files("agent"))
+    modules = [".".join(path.parts).removesuffix(".__init__") for path in files]
+    command = [sys.executable, "-c", IMPORT_EACH, *modules]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    told = (line.split() for line in done.stdout.splitlines())
+    return {module: set(names) for module, *names in told}
+
+
+@pytest.mark.process
 @pytest.mark.parametrize("path", python_files("agent"), ids=named)
-def test_a_module_of_agent_imports_nothing_heavy(path: Path) -> None:
+def test_a_module_of_agent_imports_nothing_heavy(path: Path, imported_by: dict[str, set[str]]) -> None:
     """Commands start at once and the daemon stays small: torch and the like are imported where they are used."""
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    tops = {name.partition(".")[0] for name in imported_by(module)}
+    tops = {name.partition(".")[0] for name in imported_by[module]}
     assert "agent" in tops
     assert not tops & (HEAVY - LAZY.get(named(path), set()))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", CONTRACT)
-def test_the_contract_imports_only_the_standard_library(module: str) -> None:
+def test_the_contract_imports_only_the_standard_library(module: str, imported_by: dict[str, set[str]]) -> None:
     """What the workers share with the loop brings nothing else of agent along."""
     allowed = {"agent", *CONTRACT}
-    found = {name for name in imported_by(module) if name.partition(".")[0] not in sys.stdlib_module_names}
+    found = {name for name in imported_by[module] if name.partition(".")[0] not in sys.stdlib_module_names}
     assert module in found
     assert found <= allowed
 

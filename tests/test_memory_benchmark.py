@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE
 
 from benchmarks.contenders import Run
 from benchmarks.models import SHAPES, SMOLLM2, floor_mib
@@ -67,7 +68,7 @@ def test_a_group_tells_its_peak_and_holds_its_limit() -> None:
         assert process.stdin
         process.stdin.write("\n")
         process.stdin.flush()
-        process.wait(30)
+        process.wait(PATIENCE)
     assert process.returncode == -9
     peak = group.peak()
     assert peak is None or peak <= BLOCK / 2 + 1

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from checkout import ROOT
-from processes import GOOD, agent
+from processes import GOOD, PATIENCE, agent
 
 from agent import api
 from agent.errors import ConfigError, DataError, NotFound, StateError
@@ -126,7 +126,7 @@ def test_wait_returns_when_the_job_ends_and_gives_up_in_time(state: Path, data: 
     with pytest.raises(TimeoutError, match=r"job 1 is queued after 0\.1 s"):
         api.wait(number, 0.1, state=state)
     waited: list[Job] = []
-    waiting = threading.Thread(target=lambda: waited.append(api.wait(number, 30, state=state)))
+    waiting = threading.Thread(target=lambda: waited.append(api.wait(number, PATIENCE, state=state)))
     waiting.start()
     time.sleep(0.2)
     assert not waited

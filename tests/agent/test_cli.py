@@ -12,7 +12,7 @@ from pathlib import Path
 import make_cli
 import pytest
 from checkout import pyproject
-from processes import AGENT, Daemon, agent, daemon, failed
+from processes import AGENT, PATIENCE, Daemon, agent, daemon, failed
 from tiny import write_model
 
 from agent.cli import build_parser
@@ -215,7 +215,7 @@ def shell(command: str, state: Path, **environment: str) -> subprocess.Completed
     """Run a line of bash in which $AGENT is the command."""
     values = {**os.environ, "AGENT": AGENT, "NSLORA_STATE": str(state), **environment}
     return subprocess.run(
-        ["/bin/bash", "-c", command], capture_output=True, text=True, env=values, timeout=60, check=False
+        ["/bin/bash", "-c", command], capture_output=True, text=True, env=values, timeout=PATIENCE, check=False
     )
 
 
@@ -265,7 +265,7 @@ def test_a_second_daemon_is_refused_and_the_commands_go_on(running: Daemon, data
     (running.state / "config.toml").write_text('base = "/nowhere"\n')
     done = agent("enqueue", data, state=running.state)
     assert (done.stdout, done.stderr) == ("job 2: 3 rows queued\n", "")
-    failed_job = running.wait_for(2, "failed", 20)
+    failed_job = running.wait_for(2, "failed")
     assert "nslora-agent init" in str(failed_job.reason)
 
 
@@ -279,10 +279,9 @@ def test_two_state_folders_have_a_daemon_each(running: Daemon, tmp_path: Path) -
 # ---- set-up ----
 
 
-@pytest.mark.timeout(120)
 def test_doctor_examines_a_box_on_which_nothing_was_done_yet(state: Path) -> None:
     """Everything but the missing base model is found in order, each failure with advice."""
-    done = agent("doctor", "--json", state=state, timeout=100)
+    done = agent("doctor", "--json", state=state)
     told = json.loads(done.stdout)
     findings = {finding["check"]: finding for finding in told["findings"]}
     assert (done.returncode, told["can_train"]) == (1, False)
@@ -301,18 +300,17 @@ def test_init_says_what_is_wrong_with_a_base_model_and_does_not_keep_its_name(st
     assert list((state / "models").iterdir()) == [state / "models" / ".lock"]
 
 
-@pytest.mark.timeout(200)
 def test_init_prepares_a_model_once_and_it_answers(state: Path, tmp_path: Path) -> None:
     """From a folder named by a relative path; the second init finds it, generate uses it, from any folder."""
     write_model(tmp_path / "source")
-    done = agent("init", "--base", "./source", "--json", state=state, cwd=tmp_path, timeout=100)
+    done = agent("init", "--base", "./source", "--json", state=state, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["base"], told["architecture"]) == (str(tmp_path / "source"), "llama")
     assert folder_fault(Path(told["model"])) is None
     assert f'base = "{tmp_path}/source"' in (state / "config.toml").read_text()
     assert "already prepared" in agent("init", state=state).stdout
-    done = agent("generate", "hi", "--max-new-tokens", 3, "--json", state=state, cwd="/", timeout=100)
+    done = agent("generate", "hi", "--max-new-tokens", 3, "--json", state=state, cwd="/")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert (answer["version"], answer["base"], answer["tokens"] <= 3) == (0, told["base"], True)

@@ -171,7 +171,7 @@ def test_a_lock_excludes_others_until_the_last_process_that_inherited_it_is_dead
     finally:
         process.kill()
         os.kill(child, signal.SIGKILL)
-    wait_until(lambda: not is_locked(path), 5, "the lock is free")
+    wait_until(lambda: not is_locked(path), "the lock is free")
 
 
 def test_who_comes_second_learns_who_is_at_work_and_where(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_what_cannot_be_a_data_file_is_refused_without_hanging(state: Path, tmp_
     (tmp_path / "array").write_text(f"[{GOOD}]")
     failed(agent("enqueue", tmp_path / "missing", state=state), 66, "missing")
     failed(agent("enqueue", tmp_path, state=state), 65, "directory")
-    failed(agent("enqueue", tmp_path / "fifo", state=state, timeout=10), 65, "pipe")
+    failed(agent("enqueue", tmp_path / "fifo", state=state), 65, "pipe")
     failed(agent("enqueue", tmp_path / "empty", state=state), 65, "empty")
     failed(agent("enqueue", tmp_path / "utf16", state=state), 65, "iconv")
     failed(agent("enqueue", tmp_path / "array", state=state), 65, "jq")

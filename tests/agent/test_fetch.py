@@ -137,7 +137,6 @@ def test_a_source_package_is_never_taken_for_a_wheel(
 # ---- from the hub ----
 
 
-@pytest.mark.timeout(120)
 def test_a_hub_that_cannot_be_reached_is_one_clear_line(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the process that downloads, as `init` runs it: the name, what to check, and no traceback."""
     with socket.socket() as closed:

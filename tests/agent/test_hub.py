@@ -72,7 +72,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[Hub]]:
     server.server_close()
 
 
-@pytest.mark.timeout(120)
 def test_a_hub_id_brings_weights_and_tokenizer_but_no_pickle_and_no_code(hub: type[Hub], tmp_path: Path) -> None:
     """Real HTTP to a hub on loopback, by the process that `init` starts; what is unsafe is not even asked for."""
     target = tmp_path / "target"

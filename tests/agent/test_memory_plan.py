@@ -176,15 +176,15 @@ def test_a_worker_that_the_kernel_kills_goes_on_from_its_checkpoint_with_less(ho
         return
     with daemon(home.path) as running:
         group.add(running.process.pid)
-        wait_until(lambda: "step" in running.job(1).progress, 60, "the job trains")
+        wait_until(lambda: "step" in running.job(1).progress, "the job trains")
         (worker,) = [pid for pid in descendants(running.process.pid) if "quant.worker" in command_line(pid)]
         # The kernel shall choose the worker: the others are what a box cannot do without.
         Path(f"/proc/{worker}/oom_score_adj").write_text("1000")
         with subprocess.Popen([sys.executable, "-c", HOG]) as hog:
             group.add(hog.pid)
-            wait_until(lambda: not is_alive(worker), 60, "the worker is killed")
+            wait_until(lambda: not is_alive(worker), "the worker is killed")
             hog.kill()
-        wait_until(lambda: told(home, "resume"), 60, "the job goes on")
+        wait_until(lambda: told(home, "resume"), "the job goes on")
         job = running.job(1)
         reasons = [move.reason for move in running.moves(1)]
         assert running.stop() == 0

@@ -95,7 +95,7 @@ def test_the_daemon_writes_the_file_and_goes_on_without_it(tmp_path: Path) -> No
     path = tmp_path / "nslora.prom"
     (state / "config.toml").write_text(f'[metrics]\ntextfile = "{path}"\n')
     with daemon(state) as running:
-        wait_until(path.exists, 10, "the metrics are written")
+        wait_until(path.exists, "the metrics are written")
         running.stop()
     assert path.stat().st_mode & 0o777 == 0o644
     assert "nslora_paused 0\n" in path.read_text()

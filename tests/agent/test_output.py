@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import pytest
+from processes import PATIENCE
 
 from agent.output import age, clock, hint, print_json, print_table, remote_in_words, say
 
@@ -18,7 +19,7 @@ def on_a_terminal(code: str) -> str:
     """What a program writes to a terminal of 60 columns."""
     parent, child = pty.openpty()
     environment = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "COLUMNS": "60", "LANG": "C.UTF-8"}
-    subprocess.run([sys.executable, "-I", "-c", code], stdout=child, env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-I", "-c", code], stdout=child, env=environment, check=True, timeout=PATIENCE)
     os.close(child)
     shown = b""
     try:
@@ -48,7 +49,7 @@ def test_off_a_terminal_there_are_columns_and_no_codes(capsys: pytest.CaptureFix
 def test_off_a_terminal_rich_is_not_even_imported() -> None:
     """It costs 80 ms that a script should not pay."""
     code = f"{TABLE}\nimport sys\nassert 'rich' not in sys.modules"
-    subprocess.run([sys.executable, "-I", "-c", code], stdout=subprocess.DEVNULL, check=True, timeout=60)
+    subprocess.run([sys.executable, "-I", "-c", code], stdout=subprocess.DEVNULL, check=True, timeout=PATIENCE)
 
 
 def test_an_empty_table_is_its_header(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE
 
 from agent.errors import NotFound, StaleAttempt, StateError
 from agent.registry import Registry, Version
@@ -116,7 +117,8 @@ def test_processes_that_publish_at_once_never_share_a_number(registry: Registry,
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
     os.close(start_in)
-    made = {who: [int(n) for n in process.communicate(timeout=60)[0].split()] for who, process in enumerate(processes)}
+    told = [process.communicate(timeout=PATIENCE)[0] for process in processes]
+    made = {who: [int(number) for number in text.split()] for who, text in enumerate(told)}
     os.close(start_out)
     assert sorted(number for numbers in made.values() for number in numbers) == list(range(1, 21))
     for who, numbers in made.items():

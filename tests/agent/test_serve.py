@@ -20,7 +20,7 @@ import pytest
 from answering_box import make_box, publish
 from needs import needs
 from openai import OpenAI
-from processes import AGENT, agent, descendants, failed, internet_sockets, is_alive, wait_until
+from processes import AGENT, PATIENCE, agent, descendants, failed, internet_sockets, is_alive, wait_until
 
 from agent.answering import Answering
 from agent.config import read_config
@@ -60,9 +60,14 @@ def server(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
         yield process, path
 
 
+def asking(path: Path) -> httpx.Client:
+    """A client of the server behind a socket."""
+    return httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://box", timeout=PATIENCE)
+
+
 @pytest.fixture
 def http(server: tuple[subprocess.Popen[str], Path]) -> Iterator[httpx.Client]:
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(server[1])), base_url="http://box", timeout=60) as client:
+    with asking(server[1]) as client:
         yield client
 
 
@@ -159,7 +164,7 @@ def test_a_client_that_leaves_keeps_nobody_waiting(http: httpx.Client) -> None:
     body = {"messages": QUESTION, "max_tokens": 450, "temperature": 1, "stream": True}
     with http.stream("POST", "/v1/chat/completions", json=body) as answer:
         next(answer.iter_lines())
-    wait_until(lambda: http.get("/health").json()["waiting"] == 0 or None, 10, "nobody waits")
+    wait_until(lambda: http.get("/health").json()["waiting"] == 0 or None, "nobody waits")
 
 
 # ---- versions come and go ----
@@ -172,7 +177,7 @@ def test_a_promotion_drops_no_question(home: Home, server: tuple[subprocess.Pope
     is_over = threading.Event()
 
     def ask() -> None:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(server[1])), base_url="http://box", timeout=60) as http:
+        with asking(server[1]) as http:
             while not is_over.is_set():
                 told = http.post("/v1/chat/completions", json={"messages": QUESTION, "max_tokens": 12}).json()
                 got.append((told["model"], told["choices"][0]["message"]["content"]))
@@ -182,13 +187,13 @@ def test_a_promotion_drops_no_question(home: Home, server: tuple[subprocess.Pope
         thread.start()
     for version in ("2", "1", "2", "1"):
         count = len(got)
-        wait_until(lambda seen=count: len(got) > seen + 8 or None, 30, "answers")
+        wait_until(lambda seen=count: len(got) > seen + 8 or None, "answers")
         assert agent("promote", version, state=home.path).returncode == 0
     count = len(got)
-    wait_until(lambda: len(got) > count + 8 or None, 30, "answers")
+    wait_until(lambda: len(got) > count + 8 or None, "answers")
     is_over.set()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     assert {text == expected[model] for model, text in got} == {True}
     assert {model for model, _ in got} == set(expected)
     assert got[-1][0] == "nslora-agent-version-1"
@@ -225,7 +230,7 @@ def test_a_job_that_trains_refuses_questions_that_do_not_fit_beside_it(
     with (
         locked(home.device_lock, "the test") as lock,
         serving(home, path),
-        httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://box", timeout=60) as http,
+        asking(path) as http,
     ):
         refused = http.post("/v1/chat/completions", json=body)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
@@ -243,7 +248,7 @@ def test_an_idle_model_is_given_back_and_comes_again(home: Home, tmp_path: Path)
         first = asyncio.run(ask(voice))
         assert descendants(os.getpid())
         voice.rest_after(0.0)
-        wait_until(lambda: answering.loaded is None or None, 10, "rest")
+        wait_until(lambda: answering.loaded is None or None, "rest")
         again = asyncio.run(ask(voice))
         voice.close()
     assert getattr(first, "text", first) == getattr(again, "text", again)
@@ -269,7 +274,7 @@ def test_a_worker_that_died_meanwhile_costs_no_question(home: Home, tmp_path: Pa
         assert answering._worker
         process = answering._worker.process
         process.kill()
-        wait_until(process.poll, 5, "dead")
+        wait_until(process.poll, "dead")
         again = asyncio.run(ask(voice))
         voice.close()
     assert isinstance(first, Replied)
@@ -300,9 +305,9 @@ def test_what_a_killed_server_left_is_taken_away(home: Home, tmp_path: Path) -> 
         below = descendants(process.pid)
         assert below
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
         assert not path.exists()
-        wait_until(lambda: not any(map(is_alive, below)) or None, 5, "worker gone")
+        wait_until(lambda: not any(map(is_alive, below)) or None, "worker gone")
 
 
 def test_a_server_that_ends_leaves_the_socket_of_its_successor(home: Home, tmp_path: Path) -> None:
@@ -312,8 +317,8 @@ def test_a_server_that_ends_leaves_the_socket_of_its_successor(home: Home, tmp_p
         path.unlink()
         with serving(home, path):
             old.send_signal(signal.SIGTERM)
-            assert old.wait(20) == 0
-            with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://box") as http:
+            assert old.wait(PATIENCE) == 0
+            with asking(path) as http:
                 assert http.get("/health").json()["status"] == "ok"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import PATIENCE
 
 from agent.errors import AgentError, Busy, IllegalMove, NotFound, StaleAttempt, StateError, StorageError
 from agent.jobs import Job, State
@@ -67,7 +68,7 @@ def child(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 def output(process: subprocess.Popen[str]) -> str:
-    text, _ = process.communicate(timeout=60)
+    text, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     return text
 
@@ -609,7 +610,7 @@ def test_a_kill_in_the_middle_of_a_transaction_leaves_the_old_queue(store: Store
     assert process.stdout.readline() == "written\n"
     assert path.stat().st_size > size, "the transaction must have reached the file for this test to mean anything"
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=10)
+    process.communicate(timeout=PATIENCE)
     with Store(path) as reopened:
         assert reopened.list() == [job]
         assert reopened._connection.execute("PRAGMA integrity_check").fetchall() == [{"integrity_check": "ok"}]

@@ -8,12 +8,11 @@ import os
 import pty
 import select
 import subprocess
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from processes import AGENT, agent
+from processes import AGENT, PATIENCE, agent
 from rich.console import Console
 
 from agent import screen
@@ -164,12 +163,12 @@ def test_on_a_terminal_q_leaves_the_screen_as_it_was(home: Home) -> None:
     with subprocess.Popen(
         command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"}
     ) as shown:
-        told, deadline = b"", time.monotonic() + 20
-        while b"data.jsonl" not in told and time.monotonic() < deadline:
-            if select.select([ours], [], [], 1)[0]:
-                told += os.read(ours, 65536)
+        told = b""
+        while b"data.jsonl" not in told:
+            assert select.select([ours], [], [], PATIENCE)[0], told
+            told += os.read(ours, 65536)
         os.write(ours, b"q")
-        assert shown.wait(10) == 0
+        assert shown.wait(PATIENCE) == 0
         told += os.read(ours, 65536)
     assert b"queued" in told
     assert told.count(b"\x1b[?1049h") == told.count(b"\x1b[?1049l") == 1

@@ -29,6 +29,6 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, source: Path, tiny_b
     with LLMServer(careful) as server, daemon(made.path) as running:
         set_up(made, server)
         enqueue(made)
-        running.wait_for(1, "done", 200)
+        running.wait_for(1, "done")
         (made.path / "asked").write_text(json.dumps([request.prompt for request in server.requests]))
     return made

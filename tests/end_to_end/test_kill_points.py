@@ -10,10 +10,8 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,27 +20,37 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
-from harness import CALLS, DAEMON, HERE, Harness, Outcome, Point, outcome, unflushed
+from harness import (
+    CALLS,
+    DAEMON,
+    EVERY_CALL,
+    PROCESSES,
+    Harness,
+    Outcome,
+    Point,
+    one_of_each,
+    outcome,
+    points_in,
+    unflushed,
+)
 from life import forked
-from processes import REPRODUCIBLE, agent, wait_until
+from needs import needs
+from processes import PATIENCE, REPRODUCIBLE, agent, wait_until
 
-from agent.durable import folder_fault
+from agent.durable import TEMPORARY, folder_fault
 from agent.home import Home
 from agent.jobs import State
 from agent.registry import Registry
 from agent.store import Store
 
-SAMPLE = 60
-"""Kill points of a whole job that CI tries; `make torture` tries all."""
+SAMPLE = 5
+"""Kill points of each process of a whole job that `make test` tries; `make test-all` tries all."""
 TOGETHER = 2
 ROWS = [{"prompt": f"which number has pump {i}?", "completion": f"it has number {i * 37}"} for i in range(8)]
 FLAGS = (
     "--mode", "numeric", "--steps", "8", "--rank", "4", "--micro-batch", "4", "--sequence-length", "64",
     "--checkpoint-every", "2", "--max-new-tokens", "2", "--learning-rate", "1e-2",
 )  # fmt: skip
-STRACE = shutil.which("strace")
-
-pytestmark = pytest.mark.timeout(900)
 
 
 # ---- queue and registry, without a model ----
@@ -79,7 +87,7 @@ def life(state: Path, options: list[str], mutation: str = "-") -> subprocess.Com
         process.start()
     with traced(int(process.pid or 0), options, state.with_suffix(".strace")):
         ready.send(None)
-        wait([process.sentinel], 60)
+        wait([process.sentinel], PATIENCE)
         with ENDS:
             process.kill()
             process.join()
@@ -93,34 +101,34 @@ def traced(pid: int, options: list[str], log: Path) -> Iterator[None]:
     if not options:
         yield
         return
-    with subprocess.Popen([str(STRACE), "-qq", "-o", str(log), *options, "-p", str(pid)]):
+    with subprocess.Popen([needs("strace", "strace"), "-qq", "-o", str(log), *options, "-p", str(pid)]):
         status = Path(f"/proc/{pid}/status")
-        wait_until(lambda: "TracerPid:\t0\n" not in status.read_text(), 10, "strace is there")
+        wait_until(lambda: "TracerPid:\t0\n" not in status.read_text(), "strace is there")
         yield
 
 
-def life_points(tmp_path: Path) -> list[tuple[str, int]]:
+def life_points(tmp_path: Path, mutation: str = "-") -> list[Point]:
     """Every call that changes something, of a life that nobody disturbs."""
-    done = life(tmp_path / "undisturbed", ["-e", "trace=" + ",".join(f"?{call}" for call in CALLS)])
+    state = tmp_path / "undisturbed"
+    done = life(state, EVERY_CALL, mutation)
     assert done.returncode == 0, done.stderr
-    log = (tmp_path / "undisturbed.strace").read_text()
-    found = Counter(re.findall(r"^(\w+)\(", log, re.MULTILINE))
-    return [(call, number + 1) for call, count in found.items() for number in range(count)]
+    return points_in((tmp_path / "undisturbed.strace").read_text(), "life", str(state))
 
 
-def survives(state: Path, call: str, number: int, mutation: str = "-") -> str:
+def survives(tmp_path: Path, point: Point, mutation: str = "-") -> str:
     """What went wrong after a kill and a new start; empty if nothing did."""
-    inject = f"inject={call}:signal=SIGKILL:when={number}"
-    killed = life(state, ["-e", f"trace={call}", "-e", inject], mutation)
+    state = tmp_path / f"{point.call}-{point.number}"
+    inject = f"inject={point.call}:signal=SIGKILL:when={point.number}"
+    killed = life(state, ["-e", f"trace={point.call}", "-e", inject], mutation)
     if killed.returncode != -signal.SIGKILL:
-        return f"{call} {number}: nobody was killed"
+        return f"{point}: nobody was killed"
     seen = half_seen(state)
     again = life(state, [], mutation)
     if again.returncode != 0:
-        return f"{call} {number}: the next start fails: {again.stderr[-300:]}"
+        return f"{point}: the next start fails: {again.stderr[-300:]}"
     fault = seen or left_wrong(state, killed.stdout + again.stdout)
     shutil.rmtree(state)
-    return f"{call} {number}: {fault}" if fault else ""
+    return f"{point}: {fault}" if fault else ""
 
 
 def half_seen(state: Path) -> str:
@@ -141,8 +149,10 @@ def left_wrong(state: Path, told: str) -> str:
         promoted = [row["version"] for row in store.rows("SELECT version FROM promotions ORDER BY id")]
         spools = {path.stem for path in home.spool.glob("*.jsonl")}
         active = registry.active()
-    lost = set(map(int, re.findall(r"job (\d+)", told))) - {job.id for job in jobs}
+    lost = set(re.findall(r"job (\d+) is (\w+)", told)) - {(str(job.id), job.file) for job in jobs}
+    left = list(state.rglob(f"{TEMPORARY}*"))
     faults = {
+        f"half-written: {left}": bool(left),
         f"acknowledged jobs are lost: {lost}": bool(lost),
         "an acknowledged version is lost": bool(set(map(int, re.findall(r"version (\d+)", told))) - set(numbers)),
         f"jobs are not done: {jobs}": {job.state for job in jobs} != {State.DONE},
@@ -154,45 +164,34 @@ def left_wrong(state: Path, told: str) -> str:
     return next((text for text, is_so in faults.items() if is_so), "")
 
 
-def test_queue_and_registry_survive_a_kill_at_every_point(tmp_path: Path) -> None:
-    """Each write, flush, rename and unlink of a job's life: what was acknowledged is there, once and whole.
+def violations(tmp_path: Path, points: list[Point], mutation: str = "-") -> list[str]:
+    """What went wrong, of all points."""
+    with ThreadPoolExecutor(2 * TOGETHER) as pool:  # they wait more than they work
+        return [fault for fault in pool.map(lambda each: survives(tmp_path, each, mutation), points) if fault]
 
-    Without strace the process is killed at moments of its life instead.
-    """
-    if STRACE is None:
-        return moments_survive(tmp_path)
+
+@pytest.mark.parametrize("choose", [one_of_each, pytest.param(list, marks=pytest.mark.exhaustive)])
+def test_queue_and_registry_survive_a_kill_at_every_point(
+    tmp_path: Path, choose: Callable[[list[Point]], list[Point]]
+) -> None:
+    """Each write, flush, rename and unlink of a job's life: what was acknowledged is there, once and whole."""
     points = life_points(tmp_path)
     assert len(points) > 100
-    with ThreadPoolExecutor(2 * TOGETHER) as pool:  # they wait more than they work
-        found = pool.map(lambda at: survives(tmp_path / f"{at[0]}-{at[1]}", *at), points)
-    assert [fault for fault in found if fault] == []
-    return None
+    assert violations(tmp_path, choose(points)) == []
 
 
-def moments_survive(tmp_path: Path) -> None:
-    """The same with kills at random moments, for machines without strace."""
-    draw = random.Random(0)
-    for number in range(60):
-        state = tmp_path / str(number)
-        command = [sys.executable, str(HERE / "life.py"), str(state), "-"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            try:
-                told, _ = process.communicate(timeout=draw.uniform(0.05, 0.6))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                told, _ = process.communicate()
-        assert not half_seen(state)
-        again = life(state, [])
-        assert again.returncode == 0, again.stderr
-        assert not left_wrong(state, told + again.stdout)
-
-
-def test_a_planted_bug_is_found(tmp_path: Path) -> None:
-    """A version that is renamed before its manifest is written can be seen by halves: the harness must say so."""
-    if STRACE is None:
-        return
-    found = (survives(tmp_path / str(number), "write", number, "publish before writing") for number in range(1, 40))
-    assert any("half a version" in fault for fault in found)
+@pytest.mark.parametrize(
+    ("mutation", "fault"),
+    [
+        ("publish before writing", "half a version"),
+        ("acknowledge before storing", "acknowledged jobs are lost"),
+        ("sweep nothing", "half-written"),
+    ],
+)
+def test_a_planted_bug_is_found(tmp_path: Path, mutation: str, fault: str) -> None:
+    """The sample of points that is tried each time is enough for each of them."""
+    found = violations(tmp_path, one_of_each(life_points(tmp_path, mutation)), mutation)
+    assert any(fault in text for text in found), found
 
 
 # ---- the order of writes ----
@@ -201,8 +200,6 @@ def test_a_planted_bug_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("mutation", "is_sound"), [("-", True), ("write without flushing", False)])
 def test_files_and_folders_are_flushed_around_each_rename(tmp_path: Path, mutation: str, is_sound: bool) -> None:  # noqa: FBT001
     """What a power cut would need: the trace of a whole life shows it, and shows it missing where it was taken out."""
-    if STRACE is None:
-        return
     state = tmp_path / "state"
     done = life(state, ["-f", "-y", "-e", "trace=?" + ",?".join(CALLS)], mutation)
     assert done.returncode == 0, done.stderr
@@ -263,19 +260,24 @@ def tried(harness: Harness, points: list[Point], wanted: Outcome) -> list[str]:
         return [text for text in pool.map(fault, points) if text]
 
 
-def test_a_job_ends_as_if_nobody_had_been_killed(template: Path, tmp_path: Path, undisturbed: Outcome) -> None:
-    """Daemon, loop or worker, at a sample of all their writes: the same adapter, promoted once, and no process left."""
+def some_of_each_process(points: list[Point]) -> list[Point]:
+    """A sample that is spread over processes and kinds of files."""
+    draw = random.Random(0)
+    of_process = ([each for each in one_of_each(points) if each.process == process] for process in PROCESSES)
+    return [point for each in of_process for point in draw.sample(each, min(SAMPLE, len(each)))]
+
+
+@pytest.mark.parametrize("choose", [some_of_each_process, pytest.param(list, marks=pytest.mark.exhaustive)])
+def test_a_job_ends_as_if_nobody_had_been_killed(
+    template: Path, tmp_path: Path, undisturbed: Outcome, choose: Callable[[list[Point]], list[Point]]
+) -> None:
+    """Daemon, loop or worker, at their writes: the same adapter, promoted once, and no process left."""
     harness = Harness(template, tmp_path)
-    points = harness.points() if STRACE else harness.moments(SAMPLE, 0)
-    sample = random.Random(0).sample(points, SAMPLE)
-    assert {point.process for point in sample} == {point.process for point in points}
-    assert tried(harness, sample, undisturbed) == []
+    assert tried(harness, choose(harness.points()), undisturbed) == []
 
 
 def test_the_daemon_is_what_is_traced(template: Path, tmp_path: Path) -> None:
     """The harness kills whom it says: a daemon at its first write ends, and the next one does the job."""
-    if STRACE is None:
-        return
     folder = Harness(template, tmp_path).kill(Point(DAEMON, "write", 1))
     assert list(folder.glob("strace.*"))
     assert "killed by SIGKILL" in next(folder.glob("strace.*")).read_text()

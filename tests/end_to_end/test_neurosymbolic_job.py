@@ -7,15 +7,14 @@ import json
 import os
 import re
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from llm_server import Act, LLMServer, Request, failing
+from llm_server import LLMServer, failing
 from processes import Daemon, agent, command_line, daemon, descendants, wait_until
-from test_symbolic_job import careful, rows, set_up
+from test_symbolic_job import careful, come_again, rows, set_up
 from whole_job import FLAGGED, enqueue, make_home
 
 from agent.decision_store import DecisionStore
@@ -132,10 +131,10 @@ def reached(home: Home, event: str, count: int) -> Callable[[], bool]:
     ("module", "event", "count"),
     [
         ("agent.loop", "rewrite", 2),
-        ("agent.loop", "window", 2),
+        pytest.param("agent.loop", "window", 2, marks=pytest.mark.exhaustive),
         ("quant.worker", "step", 13),
-        ("agent.loop", "round over", 1),
-        ("agent.loop", "round over", 2),
+        pytest.param("agent.loop", "round over", 1, marks=pytest.mark.exhaustive),
+        pytest.param("agent.loop", "round over", 2, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_killed_process_changes_nothing_but_the_time(
@@ -145,10 +144,10 @@ def test_a_killed_process_changes_nothing_but_the_time(
     with LLMServer(careful) as server, daemon(home.path) as running:
         set_up(home, server)
         enqueue(home)
-        wait_until(reached(home, event, count), 120, event)
+        wait_until(reached(home, event, count), event)
         for pid in pids_of(running, module):
             os.kill(pid, signal.SIGKILL)
-        job = running.wait_for(1, "done", 200)
+        job = running.wait_for(1, "done")
         asked = [request.prompt for request in server.requests]
     assert job.deaths == 1
     assert story(home) == story(uninterrupted)
@@ -163,10 +162,10 @@ def test_a_stop_in_good_order_goes_on_later(home: Home, uninterrupted: Home) -> 
         with daemon(home.path) as running:
             set_up(home, server)
             enqueue(home)
-            wait_until(reached(home, "step", 5), 120, "five steps")
+            wait_until(reached(home, "step", 5), "five steps")
             assert running.stop() == 0
         with daemon(home.path) as running:
-            job = running.wait_for(1, "done", 200)
+            job = running.wait_for(1, "done")
     assert job.deaths == 0
     assert story(home) == story(uninterrupted)
 
@@ -177,11 +176,11 @@ def test_a_damaged_checkpoint_costs_time_not_the_job(home: Home) -> None:
         with daemon(home.path) as running:
             set_up(home, server)
             enqueue(home)
-            wait_until(reached(home, "step", 15), 120, "fifteen steps")
+            wait_until(reached(home, "step", 15), "fifteen steps")
         for path in home.run(1).glob("attempt-*/checkpoints-*/step-*/adapter.safetensors"):
             path.write_bytes(path.read_bytes()[:-1] + b"?")
         with daemon(home.path) as running:
-            job = running.wait_for(1, "done", 200)
+            job = running.wait_for(1, "done")
     assert job.version == 1
     assert "starting over" in agent("logs", "1", state=home.path).stdout
 
@@ -193,28 +192,22 @@ def test_a_box_without_a_remote_tunes_only_and_says_what_it_left(home: Home) -> 
     """No request, no failure."""
     with daemon(home.path) as running:
         enqueue(home)
-        job = running.wait_for(1, "done", 200)
+        job = running.wait_for(1, "done")
     assert job.version == 1
     assert {each["phase"] for each in explained(home)["rounds"]} == {"numeric", "stop"}
 
 
 def test_an_outage_defers_rewrites_and_the_numeric_side_goes_on(home: Home) -> None:
     """Parked only when nothing else is left; taken up when the remote answers again."""
-    moment = [time.time() + 3600]
-
-    def script(request: Request) -> Act:
-        return failing(503) if time.time() < moment[0] else careful(request)
-
-    with LLMServer(script) as server, daemon(home.path) as running:
+    with LLMServer(lambda _: failing(503)) as server, daemon(home.path) as running:
         set_up(home, server)
         enqueue(home)
-        parked = running.wait_for(1, "parked", 120)
+        parked = running.wait_for(1, "parked")
         assert "wait for the remote" in str(parked.reason)
         assert "numeric" in {each["phase"] for each in explained(home)["rounds"]}
-        moment[0] = 0.0
-        # It would go on by itself after five minutes.
-        assert agent("retry", "1", state=home.path).returncode == 0
-        job = running.wait_for(1, "done", 200)
+        server.script = careful
+        come_again(home)
+        job = running.wait_for(1, "done")
     assert job.deaths == 0
     assert rows(home.run(1) / "remade.jsonl")
     assert any("remade" in row for row in rows(home.run(1) / "remade.jsonl"))
@@ -225,21 +218,26 @@ def test_a_spent_budget_ends_the_rewriting_and_not_the_job(home: Home) -> None:
     with LLMServer(careful) as server, daemon(home.path) as running:
         set_up(home, server, "--requests-per-job", "3")
         enqueue(home)
-        job = running.wait_for(1, "done", 200)
+        job = running.wait_for(1, "done")
     assert len(server.requests) == 3
     assert job.version == 1
     assert sum("remade" in row for row in rows(home.run(1) / "remade.jsonl")) == 3
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"), [(("--rounds", "1"), "1 rounds"), (("--minutes", "0.001"), "minutes"), ((), "steps")]
+    ("flags", "words"),
+    [
+        (("--rounds", "1"), "1 rounds"),
+        pytest.param(("--minutes", "0.001"), "minutes", marks=pytest.mark.exhaustive),
+        pytest.param((), "steps", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_budgets_end_a_job(home: Home, flags: tuple[str, ...], words: str) -> None:
     """Rounds, minutes and steps; the reason says which."""
     with LLMServer(careful) as server, daemon(home.path) as running:
         set_up(home, server)
         enqueue(home, *flags)
-        running.wait_for(1, "done", 200)
+        running.wait_for(1, "done")
     shown = agent("logs", "1", state=home.path).stdout
     assert f"the budget of {words}" in shown or words in shown
 
@@ -249,7 +247,7 @@ def test_alternating_phases_have_fixed_lengths(home: Home) -> None:
     with LLMServer(careful) as server, daemon(home.path) as running:
         set_up(home, server)
         enqueue(home, "--mode", "alternate")
-        running.wait_for(1, "done", 200)
+        running.wait_for(1, "done")
     assert [each["phase"] for each in explained(home)["rounds"]][:2] == ["symbolic", "numeric"]
 
 
@@ -263,5 +261,5 @@ def test_the_same_seed_and_the_same_answers_give_the_same_job(home: Home, uninte
     assert agent("cache", "import", exported, state=home.path).returncode == 0
     with daemon(home.path) as running:
         enqueue(home)
-        running.wait_for(1, "done", 200)
+        running.wait_for(1, "done")
     assert story(home) == story(uninterrupted)

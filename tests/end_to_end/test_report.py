@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from needs import needs
-from processes import agent, failed
+from processes import PATIENCE, agent, failed
 
 from agent import report as report_module
 from agent.charts import Chart, Line, Shade, ticks
@@ -48,7 +48,7 @@ def in_browser(page: Path, width: int = 1100) -> str:
     ]
     options += [f"--window-size={width},2000", "--proxy-server=127.0.0.1:1", "--dump-dom", page.as_uri()]
     command = [needs("chromium", "chromium"), *options]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
 
 
 def test_the_report_needs_nothing_but_itself(report: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,14 @@ from typing import Any
 
 import pytest
 from checkout import ROOT
-from llm_server import Act, LLMServer, Request, Script, failing, hanging, saying
+from llm_server import Act, LLMServer, Request, failing, hanging, saying
 from processes import REPRODUCIBLE, Daemon, agent, command_line, daemon, descendants, wait_until
 from tiny import write_model
 
 from agent import constraints
 from agent.home import Home
 from agent.reward import content_reward
+from agent.store import Store
 
 MODEL = "scripted"
 EXAMPLES = ROOT / "examples"
@@ -97,7 +99,7 @@ def test_flagged_rows_are_remade_and_the_system_prompt_becomes_a_version(home: H
     with LLMServer(careful) as server, daemon(home.path) as running:
         set_up(home, server)
         enqueue(home)
-        job = running.wait_for(1, "done", 120)
+        job = running.wait_for(1, "done")
     assert states(home) == ["remade"] * 6
     remade = rows(home.run(1) / "remade.jsonl")
     assert {row["id"]: row["split"] for row in remade} == {row["id"]: row["split"] for row in ROWS}
@@ -124,11 +126,11 @@ def test_a_second_job_on_the_same_data_asks_nothing(home: Home) -> None:
     with LLMServer(careful) as server, daemon(home.path) as running:
         set_up(home, server)
         enqueue(home)
-        running.wait_for(1, "done", 120)
+        running.wait_for(1, "done")
         # Else the second job would start from the first one's system prompt, if that was promoted.
         assert agent("promote", "0", state=home.path).returncode == 0
         enqueue(home)
-        running.wait_for(2, "done", 120)
+        running.wait_for(2, "done")
     assert len(server.requests) == 7
     assert states(home, 2) == ["remade"] * 6
     shown = json.loads(agent("offload", "log", "--json", state=home.path).stdout)
@@ -142,7 +144,7 @@ def test_a_rewrite_that_loses_a_name_is_not_taken(home: Home) -> None:
     with LLMServer(mending) as server, daemon(home.path) as running:
         set_up(home, server)
         enqueue(home)
-        running.wait_for(1, "done", 120)
+        running.wait_for(1, "done")
     outcomes = rows(home.run(1) / "rewrites.jsonl")
     assert [row["state"] for row in outcomes] == ["remade"] + ["rejected"] * 5
     assert "the name B is gone" in outcomes[1]["reasons"]
@@ -153,22 +155,20 @@ def test_a_rewrite_that_loses_a_name_is_not_taken(home: Home) -> None:
 # ---- outages ----
 
 
-def down_until(moment: list[float]) -> Script:
-    """503 until `moment` (unix time), then a good model."""
-
-    def script(request: Request) -> Act:
-        return failing(503) if time.time() < moment[0] else careful(request)
-
-    return script
+def come_again(home: Home) -> None:
+    """Let the time pass that a remote which failed is left alone, and a parked job waits for it."""
+    with sqlite3.connect(home.cache) as connection:
+        connection.execute("UPDATE breaker SET since = since - 1e6, until = until - 1e6")
+    with Store(home.database) as store:
+        store.rows("UPDATE jobs SET wake = 0 WHERE state = 'parked'")
 
 
 def test_a_job_waits_for_a_remote_that_is_down_and_others_go_on(home: Home) -> None:
     """Parked, shown in `ls` and `doctor`'s words; the next job runs; it is taken up when the remote answers again."""
-    moment = [time.time() + 3600]
-    with LLMServer(down_until(moment)) as server, daemon(home.path) as running:
+    with LLMServer(lambda _: failing(503)) as server, daemon(home.path) as running:
         set_up(home, server)
         enqueue(home)
-        parked = running.wait_for(1, "parked", 60)
+        parked = running.wait_for(1, "parked")
         assert len(server.requests) == 5
         assert "6 of 6 rewrites wait for the remote" in str(parked.reason)
         listed = agent("ls", state=home.path)
@@ -179,9 +179,10 @@ def test_a_job_waits_for_a_remote_that_is_down_and_others_go_on(home: Home) -> N
         (home.path.parent / "other.jsonl").write_text('{"prompt": "Who?", "completion": "Lund."}\n' * 4)
         done = agent("enqueue", home.path.parent / "other.jsonl", "--steps", "1", state=home.path)
         assert done.returncode == 0
-        running.wait_for(2, "done", 60)
-        moment[0] = 0.0
-        job = running.wait_for(1, "done", 120)
+        running.wait_for(2, "done")
+        server.script = careful
+        come_again(home)
+        job = running.wait_for(1, "done")
     assert states(home) == ["remade"] * 6
     assert job.deaths == 0
     assert len(server.requests) == 5 + 7
@@ -200,7 +201,7 @@ def test_a_remote_that_flaps_costs_only_time(home: Home) -> None:
     with LLMServer(flapping) as server, daemon(home.path) as running:
         set_up(home, server, "--attempts", "3")
         enqueue(home)
-        running.wait_for(1, "done", 120)
+        running.wait_for(1, "done")
     assert states(home) == ["remade"] * 6
     assert len(answered) == len(set(answered)) == 7
 
@@ -210,7 +211,7 @@ def test_a_remote_that_never_answers_does_not_hold_up_the_box(home: Home) -> Non
     with LLMServer(lambda _: hanging) as server, daemon(home.path) as running:
         set_up(home, server, "--read-timeout", "0.3")
         enqueue(home)
-        parked = running.wait_for(1, "parked", 60)
+        parked = running.wait_for(1, "parked")
         assert len(server.requests) == 5
         assert agent("cancel", "1", state=home.path).returncode == 0
     assert "left alone after 5 failures" in str(parked.reason)
@@ -221,7 +222,7 @@ def test_a_job_whose_budget_is_spent_ends_with_what_it_has(home: Home) -> None:
     with LLMServer(careful) as server, daemon(home.path) as running:
         set_up(home, server, "--requests-per-job", "4")
         enqueue(home)
-        job = running.wait_for(1, "done", 120)
+        job = running.wait_for(1, "done")
     assert len(server.requests) == 4
     assert states(home) == ["remade"] * 4 + ["spent"] * 2
     assert "4 remade, 2 spent" in str(job.reason)
@@ -232,7 +233,7 @@ def test_the_day_s_budget_parks_the_job_until_midnight(home: Home) -> None:
     with LLMServer(careful) as server, daemon(home.path) as running:
         set_up(home, server, "--requests-per-day", "3")
         enqueue(home)
-        parked = running.wait_for(1, "parked", 60)
+        parked = running.wait_for(1, "parked")
     assert len(server.requests) == 3
     assert parked.wake is not None
     assert parked.wake % 86_400 == pytest.approx(0, abs=1)
@@ -243,7 +244,7 @@ def test_a_wrong_key_fails_the_job_with_what_to_do(home: Home) -> None:
     with LLMServer(lambda _: failing(401)) as server, daemon(home.path) as running:
         set_up(home, server)
         enqueue(home)
-        job = running.wait_for(1, "failed", 60)
+        job = running.wait_for(1, "failed")
     assert len(server.requests) == 1
     assert "check the API key" in str(job.reason)
 
@@ -256,7 +257,7 @@ def test_a_replay_with_a_miss_fails_loudly(home: Home) -> None:
     with LLMServer(careful) as server, daemon(home.path) as running:
         set_up(home, server, "--mode", "cache-only")
         enqueue(home)
-        job = running.wait_for(1, "failed", 60)
+        job = running.wait_for(1, "failed")
     assert server.requests == []
     assert "no recorded answer for example 'pump-0'" in str(job.reason)
 
@@ -266,7 +267,7 @@ def test_answers_of_one_box_replay_on_another(home: Home, tmp_path: Path, source
     with LLMServer(careful) as server, daemon(home.path) as running:
         set_up(home, server)
         enqueue(home)
-        running.wait_for(1, "done", 120)
+        running.wait_for(1, "done")
     exported = tmp_path / "answers.jsonl"
     assert agent("cache", "export", exported, state=home.path).returncode == 0
     other = Home(tmp_path / "other").create()
@@ -277,7 +278,7 @@ def test_answers_of_one_box_replay_on_another(home: Home, tmp_path: Path, source
     data = home.path.parent / "data.jsonl"
     assert agent("enqueue", data, "--mode", "symbolic", "--max-new-tokens", "8", state=other.path).returncode == 0
     with daemon(other.path) as running:
-        running.wait_for(1, "done", 120)
+        running.wait_for(1, "done")
     there, here = (rows(each.run(1) / "remade.jsonl") for each in (other, home))
     assert [row["messages"] for row in there] == [row["messages"] for row in here]
     assert [row["remade"]["calls"] for row in there if "remade" in row] == [0] * 6
@@ -289,14 +290,14 @@ def test_a_killed_offload_worker_costs_one_attempt_and_no_answer(home: Home) -> 
 
     def script(request: Request) -> Act:
         if len(server.requests) == 4 and not killed:
-            killed.extend(wait_until(lambda: offload_workers(running), 10, "an offload worker"))
+            killed.extend(wait_until(lambda: offload_workers(running), "an offload worker"))
             os.kill(killed[0], signal.SIGKILL)
         return careful(request)
 
     with LLMServer(script) as server, daemon(home.path) as running:
         set_up(home, server)
         enqueue(home)
-        job = running.wait_for(1, "done", 200)
+        job = running.wait_for(1, "done")
     assert job.deaths == 1
     assert states(home) == ["remade"] * 6
     assert len(server.requests) == 8
@@ -310,7 +311,7 @@ def test_the_shipped_answers_of_a_real_llm_replay_without_a_network(home: Home) 
     data = EXAMPLES / "mixed.jsonl"
     assert agent("enqueue", data, "--mode", "symbolic", "--max-new-tokens", "8", state=home.path).returncode == 0
     with daemon(home.path) as running:
-        job = running.wait_for(1, "done", 200)
+        job = running.wait_for(1, "done")
     assert "56 examples flagged" in str(job.reason)
     outcomes = rows(home.run(1) / "rewrites.jsonl")
     assert {row["state"] for row in outcomes} == {"remade", "rejected"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from offload.retries import RemoteUnavailable
 
 KEY = "sk-Secret-0123456789"
 ATTEMPTS = 3
-TIMEOUT = 20.0
+TIMEOUT = 600.0
 """Seconds: more than any answer here takes on a busy machine; tests of time set their own."""
 CAP = 20_000
 HI = [{"role": "user", "content": "hi"}]
@@ -32,19 +31,17 @@ class Call:
     outcome: Reply | Exception
     waits: list[float]
     requests: int
-    seconds: float
 
 
 def call(script: Script, *, rng: float = 1.0, **changes: Any) -> Call:
     """One call, with waits noted instead of waited."""
     waits: list[float] = []
     with LLMServer(script) as server, client_of(server, waits, rng, **changes) as client:
-        started = time.monotonic()
         try:
             outcome: Reply | Exception = client.complete(HI, {"temperature": 0})
         except (RemoteUnavailable, RemoteRefused) as fault:
             outcome = fault
-        return Call(outcome, waits, len(server.requests), time.monotonic() - started)
+        return Call(outcome, waits, len(server.requests))
 
 
 def client_of(server: LLMServer, waits: list[float], rng: float = 1.0, **changes: Any) -> Client:

@@ -14,6 +14,7 @@ from typing import Any
 
 import sqlite_utils
 from checkout import ROOT
+from processes import PATIENCE
 
 from agent.settings import Offload
 from offload.budget import Subject
@@ -24,7 +25,12 @@ from offload.remote import Cost, Remote
 
 SUBJECT = Subject(1, "example-1", ("starts_with",))
 SETTINGS = Offload(
-    model="asked-model", attempts=1, connect_timeout=20.0, read_timeout=20.0, total_timeout=20.0, max_tokens=16
+    model="asked-model",
+    attempts=1,
+    connect_timeout=300.0,
+    read_timeout=PATIENCE,
+    total_timeout=PATIENCE,
+    max_tokens=16,
 )
 
 
@@ -120,8 +126,8 @@ def start(path: Path, script: str, url: str = "", **changes: Any) -> subprocess.
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finished(process: subprocess.Popen[str], seconds: float = 60) -> list[str]:
+def finished(process: subprocess.Popen[str]) -> list[str]:
     """The lines it printed; it must end well."""
-    out, errors = process.communicate(timeout=seconds)
+    out, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, errors) == (0, "")
     return out.splitlines()

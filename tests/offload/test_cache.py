@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,19 +69,21 @@ connected = []
 sys.addaudithook(lambda event, _: connected.append(event) if event in ("socket.connect", "socket.__new__") else None)
 commands = Commands()
 commands.handle(Open(str(path), settings), print)
-times, request = [], RewriteExample(**json.load(open(sys.argv[1] + "/request.json")))
+written, request = [], RewriteExample(**json.load(open(sys.argv[1] + "/request.json")))
+commands._remote._database.conn.set_trace_callback(lambda sql: written.append(sql) if sql == "COMMIT" else None)
 for _ in range(200):
-    began = time.perf_counter()
     answer = commands.handle(request, print)
-    times.append(1000 * (time.perf_counter() - began))
     assert (answer.outcome, answer.text, answer.cached, answer.calls) == ("rewritten", "mended", True, 0), answer
-print(json.dumps([times, sorted(name.partition(".")[0] for name in sys.modules), connected]))
+print(json.dumps([len(written), sorted(name.partition(".")[0] for name in sys.modules), connected]))
 """
 
 
 @pytest.mark.parametrize("mode", ["remote", "cache-only"])
-def test_a_hit_takes_less_than_20_ms_and_imports_nothing_heavy(fast_disk: Path, mode: str) -> None:
-    """Whole rewrites in a running worker, redaction included, with 1,000 answers recorded; no socket is made."""
+def test_a_hit_costs_one_commit_and_imports_nothing_heavy(fast_disk: Path, mode: str) -> None:
+    """Whole rewrites in a running worker, redaction included, with 1,000 answers recorded; no socket is made.
+
+    The commit is nearly all of a hit's time, some milliseconds on a good disk.
+    """
     request = RewriteExample(1, "example-1", "reference", "text", "Which port?", ["Say yes."], ["no yes"], "", ["yes"])
     (fast_disk / "request.json").write_text(json.dumps(dataclasses.asdict(request)))
     with remote_at(fast_disk, "http://127.0.0.1:1/v1") as remote, databases.transaction(remote._database):
@@ -91,9 +92,8 @@ def test_a_hit_takes_less_than_20_ms_and_imports_nothing_heavy(fast_disk: Path, 
         recorded = remote.cache.put(remote.question(first_messages(request, Redactor(()))), ANSWER, 7, 3)
         remote.cache.note_text(recorded.key, "mended")
     (line,) = finished(start(fast_disk, HITS, "http://127.0.0.1:1/v1", mode=mode))
-    times, modules, connected = json.loads(line)
-    print(f"{mode}: median {statistics.median(times):.2f} ms, longest {max(times):.2f} ms")
-    assert max(times) < 20
+    commits, modules, connected = json.loads(line)
+    assert commits == 200
     assert not {"textgrad", "httpx", "httpcore", "litellm", "openai", "torch"} & set(modules)
     assert connected == []
     assert rows(fast_disk, "SELECT outcome, count(*) AS n FROM calls") == [{"outcome": "cached", "n": 200}]

@@ -9,7 +9,7 @@ from pathlib import Path
 import llm_server as llm
 import pytest
 from llm_server import LLMServer, in_turn, saying
-from processes import command_line, environment, internet_sockets
+from processes import PATIENCE, command_line, environment, internet_sockets
 from workers import (
     AUDIT,
     EXAMPLE,
@@ -133,13 +133,11 @@ def first_idle(seconds: float) -> str:
 
 
 def test_it_ends_when_it_is_idle(tmp_path: Path, server: LLMServer) -> None:
-    """In good order; time is counted from the last answer, and a request that is being served is not idleness."""
+    """In good order; a request that is being served is not idleness, though it takes longer."""
     server.script = slow(0.8, SHOUT)
     with worker(tmp_path, server, first=first_idle(0.5)) as started:
         assert started.rewrite(EXAMPLE).outcome == "rewritten"
-        began = time.monotonic()
-        assert started.process.wait(20) == 0
-        assert 0.3 < time.monotonic() - began < 10
+        assert started.process.wait(PATIENCE) == 0
         with pytest.raises(WorkerDied, match="exit code 0"):
             started.rewrite(EXAMPLE)
 
@@ -156,7 +154,7 @@ def test_requests_that_come_together_are_all_served(tmp_path: Path) -> None:
         started.process.stdin.write(data[:-20])
         time.sleep(0.2)
         started.process.stdin.write(data[-20:])
-        answers = [decode(started._lines.get(timeout=20)) for _ in lines]
+        answers = [decode(started._lines.get(timeout=PATIENCE)) for _ in lines]
     assert [answer.id for answer in answers if answer.kind == "answer"] == [1, 2, 3]
 
 
@@ -317,12 +315,10 @@ def peak_mb(pid: int) -> float:
 def test_memory_of_hits_and_misses(tmp_path: Path, server: LLMServer) -> None:
     """A miss costs TextGrad and the HTTP client, which a worker that only serves hits does not hold."""
     with worker(tmp_path, server) as started:
-        began = time.monotonic()
         started.rewrite(EXAMPLE)
-        seconds = time.monotonic() - began
         miss = peak_mb(started.process.pid)
     with worker(tmp_path, server) as started:
         started.rewrite(EXAMPLE)
         hit = peak_mb(started.process.pid)
-    print(f"peak of hits {hit:.0f} MB, with a miss {miss:.0f} MB; first miss {seconds:.2f} s, imports included")
+    print(f"peak of hits {hit:.0f} MB, with a miss {miss:.0f} MB")
     assert hit < miss < hit + 60

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import llm_server as llm
 import pytest
 from llm_server import LLMServer, in_turn, saying
-from processes import wait_until
+from processes import PATIENCE, wait_until
+from remotes import rows
 from workers import (
     EXAMPLE,
     PROMPT,
@@ -77,14 +77,13 @@ def test_sigterm_breaks_off_a_call_in_good_order(tmp_path: Path, server: LLMServ
         with pytest.raises(WorkerDied, match="SIGTERM"):
             started.rewrite(EXAMPLE)
     assert (tmp_path / "log").read_text() == ""
-    began = time.monotonic()
+    assert rows(tmp_path, "SELECT * FROM leases") == []
     with worker(tmp_path, server) as started:
         assert started.rewrite(EXAMPLE).text == SHOUT
-    assert time.monotonic() - began < 15
 
 
 def terminate_when_asked(started: OffloadWorker, server: LLMServer) -> None:
-    wait_until(lambda: server.requests, 20, "the request is there")
+    wait_until(lambda: server.requests, "the request is there")
     started.stop()
 
 
@@ -92,7 +91,7 @@ def test_sigterm_ends_a_worker_that_waits(tmp_path: Path) -> None:
     """At once."""
     with worker(tmp_path) as started:
         started.stop()
-        assert started.process.wait(10) == -signal.SIGTERM
+        assert started.process.wait(PATIENCE) == -signal.SIGTERM
 
 
 def test_it_ends_with_its_input(tmp_path: Path) -> None:
@@ -100,7 +99,7 @@ def test_it_ends_with_its_input(tmp_path: Path) -> None:
     with worker(tmp_path) as started:
         assert started.process.stdin is not None
         started.process.stdin.close()
-        assert started.process.wait(10) == 0
+        assert started.process.wait(PATIENCE) == 0
     assert (tmp_path / "log").read_text() == ""
 
 
@@ -110,7 +109,7 @@ def test_an_asker_that_is_gone_is_no_crash(tmp_path: Path, server: LLMServer) ->
         connection.ask(Open(str(tmp_path / "cache.db"), settings(server)))
         server.script = slow(1.0, SHOUT)
         connection._send(Envelope("request", 9, EXAMPLE))
-        wait_until(lambda: server.requests, 20, "the request is there")
+        wait_until(lambda: server.requests, "the request is there")
     assert process.returncode == 1
     assert (tmp_path / "log").read_text() == "offload.worker: the process that asked is gone\n"
     with worker(tmp_path, server) as started:
@@ -140,7 +139,7 @@ def test_garbage_on_stdin_is_one_line_that_quotes_nothing(tmp_path: Path, name: 
             started.process.stdin.close()
         except BrokenPipeError:
             assert name == "an overlong line"
-        assert started.process.wait(20) == 1
+        assert started.process.wait(PATIENCE) == 1
     said = (tmp_path / "log").read_text()
     assert said == "offload.worker: stdin brought no line of the protocol; reinstall nslora-agent\n"
 

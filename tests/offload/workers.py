@@ -16,6 +16,7 @@ from typing import Any
 
 from checkout import ROOT
 from llm_server import Act, LLMServer, Request, Script, saying
+from processes import PATIENCE
 
 from agent.errors import AgentError
 from agent.offload_messages import ImprovePrompt, Open, Opened, RewriteExample, Rewritten
@@ -101,7 +102,7 @@ def over_a_socket(tmp_path: Path) -> Iterator[tuple[Connection, subprocess.Popen
         try:
             yield Connection("the unit", ours.sendall, ours.makefile("rb"), SILENCE), process
             ours.shutdown(socket.SHUT_RDWR)
-            process.wait(20)
+            process.wait(PATIENCE)
         finally:
             process.kill()
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from agent import durable, registry
+from agent.jobs import Job
+from agent.store import Store
 
 
 def publish_before_writing(temporary: Path, final: Path, about: dict[str, Any]) -> None:
@@ -34,12 +36,31 @@ def write_without_flushing(path: Path, data: bytes) -> None:
     temporary.rename(path)
 
 
+def acknowledge_before_storing(store: Store, file: str, *given: Any) -> Job:
+    """The number is told before the job is on the disk."""
+    print(f"job {len(store.list()) + 1} is {file}", flush=True)
+    return ADD(store, file, *given)
+
+
+ADD = Store.add
+
+
+def sweep_nothing(_: Path) -> None:
+    """What a killed writer left half-written stays for ever."""
+
+
 def plant(mutation: str) -> None:
     """Replace what the mutation is about."""
     if mutation == "publish before writing":
         durable.publish_folder = registry.publish_folder = publish_before_writing
     elif mutation == "write without flushing":
         durable.write_file = write_without_flushing
+    elif mutation == "acknowledge before storing":
+        Store.add = acknowledge_before_storing  # type: ignore[method-assign, assignment]
+    elif mutation == "sweep nothing":
+        durable.sweep_temporaries = registry.sweep_temporaries = sweep_nothing
+    else:
+        assert mutation == "-", mutation
 
 
 def main() -> None:

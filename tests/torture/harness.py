@@ -1,28 +1,26 @@
 """Kills a process of the agent at one of its writes, lets the rest go on, and looks at what is left.
 
 A whole job's life on a tiny model: the daemon claims it, the loop works, the worker trains, a version is published and
-promoted. A point is the Nth system call of one kind by one process; strace kills it as it enters the call. Where strace
-is not there, points are moments instead.
+promoted. A point is the Nth system call of one kind by one process; strace kills it as it enters the call.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from processes import command_line, descendants, is_alive
+from needs import needs
+from processes import PATIENCE, command_line, descendants, is_alive
 
 from agent.durable import TEMPORARY, folder_fault
 from agent.home import Home
@@ -39,17 +37,18 @@ CALLS = (
 )  # fmt: skip
 """What changes the disk, or tells another process something."""
 NONE = "-"
-LIMIT = 120
-"""Seconds that a run may take."""
+EVERY_CALL = ["-y", "-e", "trace=" + ",".join(f"?{call}" for call in CALLS)]
+"""strace's options for a trace of them all; a "?" forgives a call that this architecture does not have."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """The Nth call of one kind by one process; without strace `number` is milliseconds after the process's start."""
+    """The Nth call of one kind by one process; `what` is the kind of file that it changes."""
 
     process: str
     call: str
     number: int
+    what: str = ""
 
     def __str__(self) -> str:
         return f"{self.process}, {self.call} number {self.number}"
@@ -73,7 +72,7 @@ class Harness:
 
     def __init__(self, template: Path, work: Path, mutation: str = NONE) -> None:
         self.template, self.work, self.mutation = template, work, mutation
-        self.strace = shutil.which("strace")
+        self.strace = needs("strace", "strace")
         self._runs = 0
 
     def fresh(self) -> Path:
@@ -110,7 +109,7 @@ class Harness:
         for _ in range(3):
             with self.start(folder) as daemon:
                 below: set[int] = set()
-                deadline = time.monotonic() + LIMIT
+                deadline = time.monotonic() + PATIENCE
                 while daemon.poll() is None and time.monotonic() < deadline:
                     below.update(descendants(daemon.pid))
                     time.sleep(0.1)
@@ -126,47 +125,52 @@ class Harness:
 
     def points(self) -> list[Point]:
         """Every point of a job that nobody disturbs."""
-        found: Counter[tuple[str, str]] = Counter()
+        found = []
         for process in PROCESSES:
             folder = self.fresh()
-            self.plan(folder, process, ["-e", "trace=" + ",".join(f"?{call}" for call in CALLS)], once=False)
+            self.plan(folder, process, EVERY_CALL, once=False)
             self.finish(folder)
             for log in folder.glob("strace.*"):
-                found.update((process, match[1]) for match in re.finditer(r"^(\w+)\(", log.read_text(), re.MULTILINE))
-        return [Point(process, call, number + 1) for (process, call), count in found.items() for number in range(count)]
-
-    def moments(self, count: int, seed: int) -> list[Point]:
-        """Where there is no strace: moments of the first four seconds of each process."""
-        draw = random.Random(seed)
-        return [Point(draw.choice(PROCESSES), "moment", draw.randrange(1, 4000)) for _ in range(count)]
+                found += points_in(log.read_text(), process, str(folder))
+        return found
 
     def kill(self, point: Point) -> Path:
         """Run a job in which a process is killed at a point; returns the run's folder, the job having ended."""
         folder = self.fresh()
-        if point.call == "moment":
-            self.plan(folder, "nobody", [], once=True)
-            self._kill_after(folder, point)
-        else:
-            inject = f"inject={point.call}:signal=SIGKILL:when={point.number}"
-            self.plan(folder, point.process, ["-e", f"trace={point.call}", "-e", inject], once=True)
+        inject = f"inject={point.call}:signal=SIGKILL:when={point.number}"
+        self.plan(folder, point.process, ["-e", f"trace={point.call}", "-e", inject], once=True)
         self.finish(folder)
         return folder
 
-    def _kill_after(self, folder: Path, point: Point) -> None:
-        with self.start(folder) as daemon:
-            victim = None
-            while victim is None and daemon.poll() is None:
-                pids = [daemon.pid, *descendants(daemon.pid)]
-                victim = next((pid for pid in pids if f" {point.process} " in command_line(pid)), None)
-            time.sleep(point.number / 1000)
-            if victim and is_alive(victim):
-                os.kill(victim, signal.SIGKILL)
-            below = set(descendants(daemon.pid))
-        _wait_for_the_end(below)
+
+def points_in(log: str, process: str, below: str) -> list[Point]:
+    """Every point in a trace, in order; `below` is the folder whose name says nothing of a file's kind."""
+    counts: Counter[str] = Counter()
+    found = []
+    for match in re.finditer(r"^(\w+)\((.*)", log, re.MULTILINE):
+        call, given = match[1], match[2]
+        counts[call] += 1
+        paths = re.findall(r"<([^>]*)>|\"(/[^\"]*)\"", given)[:2]
+        kinds = [re.sub(r"[0-9a-f]{8,}|\d+", "N", (opened or named).replace(below, "")) for opened, named in paths]
+        found.append(Point(process, call, counts[call], " ".join(kinds)))
+    return found
+
+
+def one_of_each(points: Sequence[Point], seed: int = 0) -> list[Point]:
+    """For each process, call and kind of file one of its points.
+
+    A write that is cut off is noticed, or not, by what reads the file afterwards; so where a bug shows at one of a
+    kind, it mostly shows at the others.
+    """
+    kinds: dict[tuple[str, str, str], list[Point]] = {}
+    for point in points:
+        kinds.setdefault((point.process, point.call, point.what), []).append(point)
+    draw = random.Random(seed)
+    return [draw.choice(each) for each in kinds.values()]
 
 
 def _wait_for_the_end(pids: set[int]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while left := [pid for pid in pids if is_alive(pid)]:
         assert time.monotonic() < deadline, f"orphans: {[command_line(pid) for pid in left]}"
         time.sleep(0.02)

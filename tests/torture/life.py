@@ -10,6 +10,7 @@ import ctypes
 import io
 import os
 import sys
+import uuid
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def enqueue(home: Home, store: Store) -> None:
     for left in home.spool.glob(f"{name}.jsonl"):  # a name of our own, which an enqueue that was killed has used
         left.unlink()
     kept = spool(io.BytesIO(ROWS), home.spool, name, Limits(), skip_bad=False)
-    say(f"job {store.add('f', kept.path.stem, kept.rows, 0, kept.sha256, {}, 'base', 'numeric').id}")
+    told = uuid.uuid4().hex  # that of another life, or of none, would not do
+    say(f"job {store.add(told, kept.path.stem, kept.rows, 0, kept.sha256, {}, 'base', 'numeric').id} is {told}")
 
 
 def work(store: Store, registry: Registry, job: Job) -> None:

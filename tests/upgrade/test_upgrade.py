@@ -89,7 +89,7 @@ def test_the_jobs_in_its_queue_go_on(state: Path) -> None:
     assert [each["status"] for each in checks["findings"] if each["check"] == "base model"] == ["ok"]
     assert told(state, "generate", "Which port does the pump use?")["version"] == 1
     before = steps(state)
-    done = agent("run", "--drain", state=state, timeout=120)
+    done = agent("run", "--drain", state=state)
     assert done.returncode == 0, done.stderr
     assert [job["state"] for job in told(state, "ls")] == ["done", "done", "done", "cancelled"]
     assert [each["about"]["job"] for each in told(state, "versions")] == [None, 1, 2, 3]
