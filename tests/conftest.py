@@ -19,29 +19,32 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # now two, and that changes the last bits of a result that is compared with another one.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-running: pytest.Item | None = None
+running: list[pytest.Item] = []
+"""The test that runs now."""
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
-    """Note which test runs."""
-    global running  # noqa: PLW0603  an audit hook is told nothing else
-    running = item
+    """Note which test runs, for who is told of a process."""
+    running.append(item)
     result = yield
-    running = None
+    running.remove(item)
     return result
 
 
-def refuse_unmarked_processes(event: str, _: object) -> None:
-    """Only a test that is marked may start a process; the others are what `make test-fast` is made of."""
-    if event == "subprocess.Popen" and running and not running.get_closest_marker("process"):
-        import os
-
-        with open(f"/tmp/record-{os.getpid()}", "a") as f:
-            f.write(running.nodeid + "\n")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole jobs first: they take longest, and begun last they would keep one process busy while the others wait."""
+    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
 
 
-sys.addaudithook(refuse_unmarked_processes)
+def refuse_unmarked(event: str, _: object) -> None:
+    """Only a test with the marker may start a process; `make test-fast` is made of the others."""
+    if event == "subprocess.Popen" and running and not running[0].get_closest_marker("process"):
+        raise AssertionError(f"{running[0].nodeid} starts a process: mark it with pytest.mark.process")
+
+
+sys.addaudithook(refuse_unmarked)
+
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE / "offload"), str(HERE / "torture"), str(HERE.parent / "docs")]

@@ -228,6 +228,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+@pytest.mark.process
 def test_a_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
     """No test, benchmark or example is shipped; every module, the classifier's prior, page and licence are."""
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -238,6 +239,7 @@ def test_a_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+@pytest.mark.process
 def test_man_finds_the_page_where_the_program_is_installed(wheel: Path, tmp_path: Path) -> None:
     """By the path alone, as in an environment that is activated."""
     venv.create(tmp_path / "env", with_pip=False)  # one of its own: pip would take the tests' program away

@@ -265,6 +265,7 @@ def test_another_language_is_fine_where_the_constraint_asks_for_it() -> None:
     assert objections(ENGLISH, "насос надо выключить", constraints=constraints) == ()
 
 
+@pytest.mark.process
 def test_importing_the_module_reads_no_language_profiles() -> None:
     """Commands start at once."""
     code = "import sys, agent.acceptance; sys.exit('langdetect' in sys.modules)"

@@ -41,6 +41,7 @@ def asked(home: Home, *arguments: str, **options: Any) -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.process
 def test_the_active_version_answers_or_the_one_that_is_named(home: Home) -> None:
     """With its own system prompt, which costs tokens of the prompt."""
     ((base, active),) = asked(home, "generate", "port?", "--compare")
@@ -51,6 +52,7 @@ def test_the_active_version_answers_or_the_one_that_is_named(home: Home) -> None
     assert active["ended"] in {"length", "stop"}
 
 
+@pytest.mark.process
 def test_a_chat_remembers_what_was_said_until_a_new_one_begins(home: Home) -> None:
     """Off a terminal each line of stdin is a question; blank ones are none."""
     first, second, third = asked(home, "chat", input="port?\n\ncolour?\n/new\nport?\n/end\nnever asked\n")
@@ -58,6 +60,7 @@ def test_a_chat_remembers_what_was_said_until_a_new_one_begins(home: Home) -> No
     assert {**third, "seconds": 0} == {**first, "seconds": 0}
 
 
+@pytest.mark.process
 def test_people_see_who_says_what(home: Home) -> None:
     """Names stand above the answers where there are several, nothing else does."""
     done = agent("generate", "port?", "--compare", "--max-new-tokens", 8, state=home.path)
@@ -65,6 +68,7 @@ def test_people_see_who_says_what(home: Home) -> None:
     assert done.stdout == f"base:\n{base['text']}\n\nversion 1:\n{active['text']}\n"
 
 
+@pytest.mark.process
 def test_the_base_model_is_not_compared_with_itself(home: Home) -> None:
     """Where it is what would answer."""
     failed(agent("chat", "--compare", "--version", "base", state=home.path), 66, "nothing to compare")
@@ -76,6 +80,7 @@ def test_an_answer_can_do_nothing_to_a_terminal() -> None:
     assert harmless("12\u202f000 €, क\u200dष") == "12\u202f000 €, क\u200dष"
 
 
+@pytest.mark.process
 def test_what_does_not_fit_the_model_is_refused(home: Home) -> None:
     """The tiny model was made for 512 tokens."""
     failed(agent("generate", "port? " * 600, state=home.path), 65, "512", "begin a new conversation")
@@ -101,6 +106,7 @@ def box(tmp_path: Path, tiny_base: Callable[[str], Path]) -> Home:
     return make_box(tmp_path / "state", tiny_base("llama"))
 
 
+@pytest.mark.process
 def test_a_job_that_trains_keeps_the_memory_it_was_promised(box: Home) -> None:
     """What does not fit beside it is told to come again."""
     running_job(box, planned_mb=1e9)
@@ -108,6 +114,7 @@ def test_a_job_that_trains_keeps_the_memory_it_was_promised(box: Home) -> None:
         failed(agent("generate", "hi", state=box.path), 75, "a job is using the device", "are to spare beside it")
 
 
+@pytest.mark.process
 def test_a_job_that_has_not_planned_yet_may_take_everything(box: Home) -> None:
     """So nobody loads a model beside it."""
     running_job(box)
@@ -115,6 +122,7 @@ def test_a_job_that_has_not_planned_yet_may_take_everything(box: Home) -> None:
         failed(agent("generate", "hi", state=box.path), 75, "a job is using the device")
 
 
+@pytest.mark.process
 def test_where_there_is_room_a_question_is_answered_beside_a_job(box: Home) -> None:
     """The lock alone refuses nobody."""
     running_job(box, planned_mb=200.0)
@@ -122,6 +130,7 @@ def test_where_there_is_room_a_question_is_answered_beside_a_job(box: Home) -> N
         assert asked(box, "generate", "hi")[0]["version"] == 1
 
 
+@pytest.mark.process
 def test_nobody_else_gets_the_device_while_a_model_is_loaded(
     box: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +161,7 @@ def is_free(home: Home) -> bool:
 # ---- ending an answer ----
 
 
+@pytest.mark.process
 def test_an_answer_can_be_broken_off_and_the_next_one_is_whole(home: Home, tmp_path: Path) -> None:
     """By SIGUSR1, at the next token."""
     request = Reply(({"role": "user", "content": "port?"},), 400, stops=("\x00",))
@@ -174,6 +184,7 @@ def test_an_answer_can_be_broken_off_and_the_next_one_is_whole(home: Home, tmp_p
     assert whole.tokens > broken.tokens
 
 
+@pytest.mark.process
 def test_ctrl_c_ends_the_answer_not_the_chat(home: Home) -> None:
     """On a terminal, nor does what is refused; Ctrl-D at the prompt ends it in good order."""
     parent, child = pty.openpty()

@@ -37,11 +37,13 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.process
 def test_the_example_prints_what_the_page_says(state: Path) -> None:
     """Rows and a file into a new state folder, and what is refused."""
     assert ran(blocks("python")[0], state) == blocks("text")[0]
 
 
+@pytest.mark.process
 def test_the_example_of_a_job_that_has_ended(state: Path) -> None:
     """On a folder with one: figures, decisions, back to the base model and forth again."""
     shutil.copytree(ROOT / "tests" / "upgrade" / "0.1.0", state, symlinks=True)
@@ -61,6 +63,7 @@ def test_every_call_is_on_the_page() -> None:
     assert set(re.findall(r"(?<!\w)(\w+)\(", "".join(re.findall("^\\| `.*`", TEXT, re.MULTILINE)))) == public
 
 
+@pytest.mark.process
 def test_rows_and_a_file_of_them_make_the_same_job(state: Path, data: Path) -> None:
     """Whoever queues it, by whatever way: one queue, one history."""
     rows = api.enqueue([{"prompt": "Which port?", "completion": "Port 4713.", "answer": "4713"}] * 3, state=state)
@@ -135,6 +138,7 @@ def test_wait_returns_when_the_job_ends_and_gives_up_in_time(state: Path, data: 
     assert waited == [ended]
 
 
+@pytest.mark.process
 def test_the_calls_need_no_heavy_library() -> None:
     """A program that only queues rows must not pay for torch."""
     code = "import sys, agent.api as api; api.Job; print(*sys.modules)"
@@ -144,6 +148,7 @@ def test_the_calls_need_no_heavy_library() -> None:
     assert not loaded & {"torch", "transformers", "numpy", "sqlite_utils", "argcomplete", "quant", "offload"}
 
 
+@pytest.mark.process
 def test_the_commands_and_the_calls_see_one_folder(state: Path, tmp_path: Path) -> None:
     """$NSLORA_STATE is followed where no folder is named."""
     (tmp_path / "data.jsonl").write_text(GOOD)

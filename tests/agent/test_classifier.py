@@ -438,6 +438,7 @@ def test_choosing_costs_next_to_nothing() -> None:
     assert 0 < calls < 2_000
 
 
+@pytest.mark.process
 def test_the_classifier_needs_nothing_heavy() -> None:
     """It runs in the loop, which is torch-free."""
     code = "import sys; import agent.classifier; print({'torch', 'numpy'} & set(sys.modules))"

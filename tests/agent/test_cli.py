@@ -35,6 +35,7 @@ def end(state: Path, how: State) -> None:
 # ---- help ----
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_with_an_example(command: str, state: Path) -> None:
     """Exit code 0, a line that can be copied, and nothing is made."""
@@ -45,6 +46,7 @@ def test_every_command_explains_itself_with_an_example(command: str, state: Path
     assert not state.exists()
 
 
+@pytest.mark.process
 def test_the_command_line_names_all_commands_and_its_version() -> None:
     """Without a command it is a usage error."""
     shown = subprocess.run([AGENT, "--help"], capture_output=True, text=True, check=True).stdout
@@ -62,6 +64,7 @@ def test_an_example_that_is_shown_can_be_parsed() -> None:
         assert build_parser().parse_args(words[1:]).command == name.split()[0]
 
 
+@pytest.mark.process
 def test_commands_need_no_heavy_library() -> None:
     """Neither torch nor transformers, rich or asyncio: a command starts in a tenth of a second."""
     code = "import sys, agent.cli, agent.daemon, agent.loop; print(*sys.modules)"
@@ -73,6 +76,7 @@ def test_commands_need_no_heavy_library() -> None:
 # ---- reading the queue ----
 
 
+@pytest.mark.process
 def test_jobs_are_listed_oldest_first_and_can_be_narrowed(job: Path, data: Path) -> None:
     """By state and by number; a table for people, an array for programs."""
     for _ in range(2):
@@ -91,6 +95,7 @@ def test_jobs_are_listed_oldest_first_and_can_be_narrowed(job: Path, data: Path)
     assert ids("--only", "done") == []
 
 
+@pytest.mark.process
 def test_a_job_is_shown_with_its_history(job: Path) -> None:
     """Every move with its reason."""
     end(job, State.FAILED)
@@ -102,6 +107,7 @@ def test_a_job_is_shown_with_its_history(job: Path) -> None:
     assert [move["new"] for move in moves] == ["queued", "running", "failed"]
 
 
+@pytest.mark.process
 def test_logs_of_a_job_that_ran_and_of_one_that_did_not(job: Path) -> None:
     """Words for people, the events themselves as JSON lines; with -f an ended job ends the command."""
     assert agent("logs", 1, state=job).stdout == ""
@@ -113,6 +119,7 @@ def test_logs_of_a_job_that_ran_and_of_one_that_did_not(job: Path) -> None:
     assert json.loads(line) == {"at": 1.0, "event": "checkpoint", "step": 20}
 
 
+@pytest.mark.process
 def test_every_command_that_needs_no_model_prints_json(job: Path, data: Path) -> None:
     """One value on stdout that a program can parse."""
     with Store(job / "jobs.db") as store:
@@ -130,6 +137,7 @@ def test_every_command_that_needs_no_model_prints_json(job: Path, data: Path) ->
 # ---- failures ----
 
 
+@pytest.mark.process
 def test_a_state_folder_without_a_queue_is_an_error_and_is_not_made(state: Path) -> None:
     """A mistyped --state must not look like an empty queue."""
     for call in (("ls",), ("show", 1), ("logs", 1), ("cancel", 1), ("retry", 1), ("versions",), ("rollback",)):
@@ -137,6 +145,7 @@ def test_a_state_folder_without_a_queue_is_an_error_and_is_not_made(state: Path)
     assert not state.exists()
 
 
+@pytest.mark.process
 def test_what_does_not_exist_is_not_found(job: Path) -> None:
     """Jobs and versions by number, the same code for all."""
     for call in (("show", 7), ("logs", 7), ("cancel", 7), ("retry", 7), ("promote", 7), ("rollback",)):
@@ -145,6 +154,7 @@ def test_what_does_not_exist_is_not_found(job: Path) -> None:
     failed(agent("generate", "hi", "--version", "newest", state=job), 66, "newest")
 
 
+@pytest.mark.process
 def test_moves_that_a_job_does_not_allow_are_refused_with_those_it_would(job: Path) -> None:
     """Retry while it waits, cancel after the end; each message says from where it goes."""
     failed(agent("retry", 1, state=job), 77, "job 1 is queued", "failed", "cancelled")
@@ -153,6 +163,7 @@ def test_moves_that_a_job_does_not_allow_are_refused_with_those_it_would(job: Pa
     failed(agent("retry", 1, state=job), 77, "job 1 is done")
 
 
+@pytest.mark.process
 def test_a_cancelled_job_can_be_retried(job: Path) -> None:
     """And back again, as often as a person likes."""
     for _ in range(2):
@@ -160,6 +171,7 @@ def test_a_cancelled_job_can_be_retried(job: Path) -> None:
         assert agent("retry", 1, state=job).stdout == "job 1: queued\n"
 
 
+@pytest.mark.process
 def test_every_fault_of_the_settings_is_told_before_anything_is_done(job: Path, data: Path) -> None:
     """In config.toml and on the command line; no job is made."""
     done = agent("enqueue", data, "--rank", 0, "--device", "tpu", state=job)
@@ -171,6 +183,7 @@ def test_every_fault_of_the_settings_is_told_before_anything_is_done(job: Path, 
     assert len(json.loads(agent("ls", "--json", state=job).stdout)) == 1
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "call",
     [
@@ -187,6 +200,7 @@ def test_a_mistyped_value_is_a_usage_error(call: tuple[str, ...], job: Path) -> 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.process
 def test_errors_are_json_on_stderr_if_asked_for(job: Path, tmp_path: Path) -> None:
     """The class, the message and the exit code; stdout stays empty."""
     cases: tuple[tuple[tuple[object, ...], str], ...] = (
@@ -202,6 +216,7 @@ def test_errors_are_json_on_stderr_if_asked_for(job: Path, tmp_path: Path) -> No
         assert told["message"]
 
 
+@pytest.mark.process
 def test_a_prompt_that_is_no_text_is_refused(job: Path) -> None:
     """From the command line as from a pipe."""
     failed(shell("printf '\\xff' | $AGENT generate -", job), 65, "UTF-8")
@@ -219,6 +234,7 @@ def shell(command: str, state: Path, **environment: str) -> subprocess.Completed
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", ["ls", "show 1", "versions", "ls --json", "--help", "show --help"])
 def test_a_reader_that_goes_away_is_no_failure_worth_words(job: Path, command: str) -> None:
     """`nslora-agent ls | head` says nothing but what head shows."""
@@ -230,6 +246,7 @@ def test_a_reader_that_goes_away_is_no_failure_worth_words(job: Path, command: s
     assert done.returncode == 141 or "--help" in command
 
 
+@pytest.mark.process
 def test_a_stdout_that_is_closed_or_full_leads_to_no_traceback(job: Path) -> None:
     """A full disk is told as one line with its own code; a closed stdout loses what is written."""
     done = shell("$AGENT ls > /dev/full", job)
@@ -239,6 +256,7 @@ def test_a_stdout_that_is_closed_or_full_leads_to_no_traceback(job: Path) -> Non
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.process
 def test_an_encoding_without_arrows_shows_escapes(job: Path) -> None:
     """An old locale is no reason to fail."""
     done = shell("$AGENT cancel 1 && $AGENT show 1", job, PYTHONIOENCODING="ascii")
@@ -258,6 +276,7 @@ def running(job: Path) -> Iterator[Daemon]:
         yield started
 
 
+@pytest.mark.process
 def test_a_second_daemon_is_refused_and_the_commands_go_on(running: Daemon, data: Path) -> None:
     """One daemon for one state folder; ls answers beside it, and enqueue no longer asks for one."""
     failed(agent("run", state=running.state), 75, "a daemon is already running")
@@ -269,6 +288,7 @@ def test_a_second_daemon_is_refused_and_the_commands_go_on(running: Daemon, data
     assert "nslora-agent init" in str(failed_job.reason)
 
 
+@pytest.mark.process
 def test_two_state_folders_have_a_daemon_each(running: Daemon, tmp_path: Path) -> None:
     """The lock belongs to the folder."""
     done = agent("run", "--drain", state=tmp_path / "other")
@@ -279,6 +299,7 @@ def test_two_state_folders_have_a_daemon_each(running: Daemon, tmp_path: Path) -
 # ---- set-up ----
 
 
+@pytest.mark.process
 def test_doctor_examines_a_box_on_which_nothing_was_done_yet(state: Path) -> None:
     """Everything but the missing base model is found in order, each failure with advice."""
     done = agent("doctor", "--json", state=state)
@@ -291,6 +312,7 @@ def test_doctor_examines_a_box_on_which_nothing_was_done_yet(state: Path) -> Non
     assert findings["remote LLM"]["seen"] == "none is set, nothing is sent"
 
 
+@pytest.mark.process
 def test_init_says_what_is_wrong_with_a_base_model_and_does_not_keep_its_name(state: Path, tmp_path: Path) -> None:
     """A relative path is meant from where the command is run; the settings name only what could be prepared."""
     done = agent("init", "--base", "./nothing", state=state, cwd=tmp_path)
@@ -300,6 +322,7 @@ def test_init_says_what_is_wrong_with_a_base_model_and_does_not_keep_its_name(st
     assert list((state / "models").iterdir()) == [state / "models" / ".lock"]
 
 
+@pytest.mark.process
 def test_init_prepares_a_model_once_and_it_answers(state: Path, tmp_path: Path) -> None:
     """From a folder named by a relative path; the second init finds it, generate uses it, from any folder."""
     write_model(tmp_path / "source")
@@ -316,6 +339,7 @@ def test_init_prepares_a_model_once_and_it_answers(state: Path, tmp_path: Path) 
     assert (answer["version"], answer["base"], answer["tokens"] <= 3) == (0, told["base"], True)
 
 
+@pytest.mark.process
 def test_nothing_but_fetch_reaches_for_the_network(state: Path, data: Path) -> None:
     """With the index on a closed port, queueing works and init fails with the reason."""
     with socket.socket() as closed:

@@ -68,6 +68,7 @@ def box(state: Path, data: Path) -> Path:
     return state
 
 
+@pytest.mark.process
 def test_what_is_offered(box: Path) -> None:
     """Commands, flags, choices, files, and what the state folder has; jobs only where the command can take them."""
     offered = {
@@ -95,6 +96,7 @@ def test_what_is_offered(box: Path) -> None:
     assert dict(zip(offered, asked(box, *offered), strict=True)) == offered
 
 
+@pytest.mark.process
 def test_a_fault_is_silent_and_changes_nothing(box: Path) -> None:
     """A folder that is not there, a database that is locked or none, a version without a manifest."""
     (box / "versions" / "1" / "manifest.json").unlink()
@@ -122,6 +124,7 @@ def test_who_presses_tab_does_not_wait_as_a_command_would(box: Path, monkeypatch
     assert tab <= command / 100
 
 
+@pytest.mark.process
 def test_only_a_shell_that_asks_pays_for_it(box: Path) -> None:
     """A command imports no argcomplete."""
     code = "import sys; from agent.cli import main; main(['ls']); print('argcomplete' in sys.modules)"

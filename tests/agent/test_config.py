@@ -240,6 +240,7 @@ def test_a_setting_of_an_earlier_version_is_passed_over(path: Path) -> None:
     assert read_config(path).training == Training(rank=8)
 
 
+@pytest.mark.process
 def test_what_holds_is_shown_with_where_it_comes_from(tmp_path: Path) -> None:
     """Every setting, by its full name; a part of the name is enough to find it."""
     (tmp_path / "config.toml").write_text('base = "tiny"\n[training]\nrank = 8\n')
@@ -253,6 +254,7 @@ def test_what_holds_is_shown_with_where_it_comes_from(tmp_path: Path) -> None:
     assert all(row["meaning"] for row in told)
 
 
+@pytest.mark.process
 def test_a_config_is_checked_without_using_it(tmp_path: Path) -> None:
     """Exit code 78 with every fault, as for any command."""
     (tmp_path / "config.toml").write_text("[training]\nrank = 8\n")

@@ -43,6 +43,7 @@ def listener() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
+@pytest.mark.process
 def test_a_confined_process_and_its_children_reach_nothing(listener: int, tmp_path: Path) -> None:
     """Before, it connects; afterwards neither it nor a child does, over IPv4 or IPv6; Unix sockets stay."""
     path = tmp_path / "socket"
@@ -59,6 +60,7 @@ def test_a_confined_process_and_its_children_reach_nothing(listener: int, tmp_pa
     assert "Permission" in child
 
 
+@pytest.mark.process
 def test_the_training_worker_is_confined_from_its_start(tmp_path: Path, tiny_base: Callable[[str], Path]) -> None:
     """In the foreground, without systemd: the kernel says so of the process that holds the model, and `doctor` asks."""
     with Worker("quant.worker", tmp_path / "log") as worker:

@@ -313,6 +313,7 @@ def test_a_pattern_that_makes_a_backtracking_matcher_hang_is_decided(pattern: st
     assert fault(constraint("format:regex", pattern=pattern), "a" * 90 + "b") is None
 
 
+@pytest.mark.process
 def test_importing_constraints_imports_nothing_heavy() -> None:
     """The libraries for schemas, languages and sentences wait until a check needs them."""
     heavy = ["jsonschema", "referencing", "langdetect", "punkt"]
@@ -338,6 +339,7 @@ def row(**changes: Any) -> dict[str, Any]:
     return {"key": 7, "prompt": "p", "instruction_id_list": ids, "kwargs": [{}, {}], **judged, **changes}
 
 
+@pytest.mark.process
 def test_the_benchmark_counts_agreement_and_shows_each_disagreement(tmp_path: Path) -> None:
     """One row of two: the reference finds a title that is not there."""
     file = tmp_path / "rows.jsonl"
@@ -351,6 +353,7 @@ def test_the_benchmark_counts_agreement_and_shows_each_disagreement(tmp_path: Pa
     assert ["punctuation:no_comma", "2", "of", "2"] in [line.split() for line in lines]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -369,6 +372,7 @@ def test_the_benchmark_refuses_rows_of_another_shape(tmp_path: Path, changes: di
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.process
 def test_the_benchmark_says_that_a_file_is_missing(tmp_path: Path) -> None:
     """One line on stderr, exit status 66."""
     done = benchmark(tmp_path / "rows.jsonl")

@@ -70,6 +70,7 @@ def wait_for_phase(running: processes.Daemon, job: int, phase: str) -> None:
 # ---- at rest ----
 
 
+@pytest.mark.process
 def test_an_idle_daemon_is_small_silent_and_alive(home: Home) -> None:
     """It tells systemd that it is ready, idle and alive; under 45 MB, no child, no socket of the internet."""
     with daemon(home.path) as running:
@@ -85,6 +86,7 @@ def test_an_idle_daemon_is_small_silent_and_alive(home: Home) -> None:
         assert running.told("STOPPING=1")
 
 
+@pytest.mark.process
 def test_drain_ends_with_the_queue(home: Home, data: Path) -> None:
     """Every job is worked on once; an empty queue is no reason to wait."""
     assert agent("run", "--drain", state=home.path).returncode == 0
@@ -111,6 +113,7 @@ def test_half_written_models_are_swept_unless_init_is_at_work(home: Home) -> Non
 # ---- jobs that cannot be worked on ----
 
 
+@pytest.mark.process
 def test_a_job_without_its_base_model_fails_with_advice_and_the_next_one_starts(prepared: Home, data: Path) -> None:
     """And cancelling that one, while it trains, ends every process of it and not the daemon."""
     prepared.config.write_text('base = "gone"\n')
@@ -138,6 +141,7 @@ def test_a_job_without_its_base_model_fails_with_advice_and_the_next_one_starts(
 # ---- deaths ----
 
 
+@pytest.mark.process
 def test_a_job_that_dies_three_times_is_given_up_with_the_reason(home: Home, data: Path) -> None:
     """Each kill -9 of its process is counted, the job is taken up again twice, then it is dead until a retry."""
     enqueue(home, data)
@@ -159,6 +163,7 @@ def test_a_job_that_dies_three_times_is_given_up_with_the_reason(home: Home, dat
         assert (retried.deaths, retried.attempt) == (0, 4)
 
 
+@pytest.mark.process
 def test_when_the_daemon_is_killed_its_job_dies_with_it_and_is_taken_up_by_the_next(home: Home, data: Path) -> None:
     """On the same boot that counts as a death."""
     home.model("tiny").mkdir()
@@ -178,6 +183,7 @@ def test_when_the_daemon_is_killed_its_job_dies_with_it_and_is_taken_up_by_the_n
         assert "the daemon died" in [move.reason for move in store.moves(1)]
 
 
+@pytest.mark.process
 def test_a_power_cut_counts_no_death(home: Home, data: Path) -> None:
     """A row that was left running on another boot goes back as it was, and is worked on."""
     for boot in ("another boot", boot_id()):
@@ -206,6 +212,7 @@ def freeze(home: Home, pid: int) -> None:
                 return
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("locks", [False, True])
 def test_a_job_that_no_longer_beats_is_killed(
     home: Home, data: Path, monkeypatch: pytest.MonkeyPatch, *, locks: bool
@@ -242,6 +249,7 @@ def test_a_job_that_no_longer_beats_is_killed(
 # ---- stopping ----
 
 
+@pytest.mark.process
 def test_a_stop_while_training_checkpoints_and_puts_the_job_back_without_a_death(prepared: Home, data: Path) -> None:
     """SIGTERM, as systemd sends it: exit code 0, a whole checkpoint, a queued job, and no process left."""
     enqueue(prepared, data, *LONG)
@@ -259,6 +267,7 @@ def test_a_stop_while_training_checkpoints_and_puts_the_job_back_without_a_death
     assert int(checkpoint.name.removeprefix("step-")) >= 1
 
 
+@pytest.mark.process
 def test_a_stop_while_a_job_waits_for_the_device_counts_no_death(home: Home, data: Path) -> None:
     """Nothing was done yet, so nothing is lost."""
     home.model("tiny").mkdir()
@@ -273,6 +282,7 @@ def test_a_stop_while_a_job_waits_for_the_device_counts_no_death(home: Home, dat
 # ---- the governor ----
 
 
+@pytest.mark.process
 def test_a_hot_box_pauses_its_job_at_a_checkpoint_and_goes_on_when_it_has_cooled(prepared: Home, data: Path) -> None:
     """What holds it stands in the job's row and in systemd's status; no other job starts meanwhile, nothing is lost."""
     enqueue(prepared, data, *LONG)
@@ -304,6 +314,7 @@ def test_a_hot_box_pauses_its_job_at_a_checkpoint_and_goes_on_when_it_has_cooled
     assert {"paused", "resumed"} < set(told)
 
 
+@pytest.mark.process
 def test_hours_of_the_day_hold_a_box(home: Home, data: Path) -> None:
     """`ls` and the service's status say why nothing runs."""
     hour = dt.datetime.now().astimezone().hour

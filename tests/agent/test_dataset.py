@@ -100,6 +100,7 @@ def test_a_file_is_opened_and_read(tmp_path: Path) -> None:
         assert stream.read() == b"abc"
 
 
+@pytest.mark.process
 def test_dash_is_standard_input() -> None:
     """Data piped in is read under the name -."""
     code = "from agent.dataset import open_source; print(open_source('-').read())"
@@ -107,6 +108,7 @@ def test_dash_is_standard_input() -> None:
     assert done.stdout == b"b'abc'\n"
 
 
+@pytest.mark.process
 def test_dash_without_standard_input_is_refused() -> None:
     """A process started with standard input closed gets a DataError, no AttributeError."""
     code = "import os\nos.close(0)\nos.execv(__import__('sys').executable, ['python', '-c', '''{}'''])"

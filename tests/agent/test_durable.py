@@ -157,6 +157,7 @@ def is_locked(path: Path) -> bool:
         return True
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("how", ["inherit", "alone"])
 def test_a_lock_excludes_others_until_the_last_process_that_inherited_it_is_dead(tmp_path: Path, how: str) -> None:
     """After kill -9 of the holder, a child with the descriptor still has the lock; one without has not."""

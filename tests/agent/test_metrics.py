@@ -88,6 +88,7 @@ def test_an_idle_box_without_a_remote_tells_less(store: Store) -> None:
     assert f'nslora_jobs{{state="{State.DONE}"}} 0' in told
 
 
+@pytest.mark.process
 def test_the_daemon_writes_the_file_and_goes_on_without_it(tmp_path: Path) -> None:
     """Readable by the exporter, whoever that runs as; a folder that is not there is said once."""
     state = tmp_path / "state"

@@ -12,6 +12,8 @@ from processes import agent, failed
 
 from agent.config import read_config
 
+pytestmark = pytest.mark.process
+
 KEY = "sk-live0123456789abcdefABCDEF99"
 ROWS = [
     {

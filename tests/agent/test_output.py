@@ -31,6 +31,7 @@ def on_a_terminal(code: str) -> str:
     return shown.decode()
 
 
+@pytest.mark.process
 def test_a_terminal_gets_a_table_with_colours_and_a_rule() -> None:
     """Cells that are a word with a style of its own carry it, others do not."""
     shown = on_a_terminal(TABLE)
@@ -46,6 +47,7 @@ def test_off_a_terminal_there_are_columns_and_no_codes(capsys: pytest.CaptureFix
     assert capsys.readouterr().out == "job  state   x\n1    done\n22   failed  y\n"
 
 
+@pytest.mark.process
 def test_off_a_terminal_rich_is_not_even_imported() -> None:
     """It costs 80 ms that a script should not pay."""
     code = f"{TABLE}\nimport sys\nassert 'rich' not in sys.modules"

@@ -225,6 +225,7 @@ def processes() -> Iterator[list[Process]]:
         process.end()
 
 
+@pytest.mark.process
 def test_any_order_of_events_keeps_the_queue_whole(processes: list[Process]) -> None:
     """Three processes, any of which may do anything at any time."""
     Queue.processes = processes
@@ -277,6 +278,7 @@ for number in range(int(sys.argv[2])):
 """
 
 
+@pytest.mark.process
 def test_two_hundred_enqueues_at_once_lose_none(tmp_path: Path) -> None:
     """Twenty processes that start together, ten files each: each job has a number and its data."""
     (tmp_path / "spool").mkdir()

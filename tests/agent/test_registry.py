@@ -100,6 +100,7 @@ with Store(home / "jobs.db") as store:
 """
 
 
+@pytest.mark.process
 def test_processes_that_publish_at_once_never_share_a_number(registry: Registry, home: Path) -> None:
     """Four processes publish five versions each: twenty numbers, each whole and its publisher's own."""
     start_out, start_in = os.pipe()

@@ -94,6 +94,7 @@ async def ask(voice: Voice) -> object:
 # ---- what clients get ----
 
 
+@pytest.mark.process
 def test_the_openai_client_gets_what_generate_says_whole_and_streamed(home: Home, openai: OpenAI) -> None:
     """The same tokens, the same end."""
     assert [model.id for model in openai.models.list()] == ["nslora-agent-version-1"]
@@ -111,6 +112,7 @@ def test_the_openai_client_gets_what_generate_says_whole_and_streamed(home: Home
     assert whole.usage.completion_tokens <= 12
 
 
+@pytest.mark.process
 def test_curl_gets_an_answer(home: Home, server: tuple[subprocess.Popen[str], Path]) -> None:
     """As the documents show it."""
     curl = needs("curl", "curl")
@@ -170,6 +172,7 @@ def test_a_client_that_leaves_keeps_nobody_waiting(http: httpx.Client) -> None:
 # ---- versions come and go ----
 
 
+@pytest.mark.process
 def test_a_promotion_drops_no_question(home: Home, server: tuple[subprocess.Popen[str], Path]) -> None:
     """Four clients ask all the time; each answer is that of the version it names, the last ones the new one's."""
     expected = {f"nslora-agent-version-{n}": said(home, "--version", str(n)) for n in (1, 2)}
@@ -214,6 +217,7 @@ def test_a_version_that_cannot_be_loaded_takes_nobodys_place(
     assert told["model"] == "nslora-agent-version-1"
 
 
+@pytest.mark.process
 def test_a_job_that_trains_refuses_questions_that_do_not_fit_beside_it(
     tmp_path: Path, tiny_base: Callable[[str], Path]
 ) -> None:
@@ -240,6 +244,7 @@ def test_a_job_that_trains_refuses_questions_that_do_not_fit_beside_it(
         assert http.post("/v1/chat/completions", json=body).status_code == 200
 
 
+@pytest.mark.process
 def test_an_idle_model_is_given_back_and_comes_again(home: Home, tmp_path: Path) -> None:
     """Its process is gone; the next question starts another."""
     config = read_config(home.config)
@@ -265,6 +270,7 @@ def test_whatever_goes_wrong_somebody_is_told(home: Home, tmp_path: Path) -> Non
     assert "FileNotFoundError" in str(told)
 
 
+@pytest.mark.process
 def test_a_worker_that_died_meanwhile_costs_no_question(home: Home, tmp_path: Path) -> None:
     """Another one is started."""
     config = read_config(home.config)
@@ -285,6 +291,7 @@ def test_a_worker_that_died_meanwhile_costs_no_question(home: Home, tmp_path: Pa
 # ---- the socket ----
 
 
+@pytest.mark.process
 def test_the_socket_is_its_owners_alone_and_nothing_listens_elsewhere(
     server: tuple[subprocess.Popen[str], Path], home: Home
 ) -> None:
@@ -296,6 +303,7 @@ def test_the_socket_is_its_owners_alone_and_nothing_listens_elsewhere(
     failed(agent("serve", "--socket", path, state=home.path), 75, "somebody answers on")
 
 
+@pytest.mark.process
 def test_what_a_killed_server_left_is_taken_away(home: Home, tmp_path: Path) -> None:
     """And one that is told to end leaves nothing: no socket, no process."""
     path = tmp_path / "serve.sock"
@@ -310,6 +318,7 @@ def test_what_a_killed_server_left_is_taken_away(home: Home, tmp_path: Path) -> 
         wait_until(lambda: not any(map(is_alive, below)) or None, "worker gone")
 
 
+@pytest.mark.process
 def test_a_server_that_ends_leaves_the_socket_of_its_successor(home: Home, tmp_path: Path) -> None:
     """It may still be answering when the next one takes its place."""
     path = tmp_path / "serve.sock"
@@ -322,6 +331,7 @@ def test_a_server_that_ends_leaves_the_socket_of_its_successor(home: Home, tmp_p
                 assert http.get("/health").json()["status"] == "ok"
 
 
+@pytest.mark.process
 def test_a_path_that_cannot_be_a_socket_is_refused(home: Home, tmp_path: Path) -> None:
     """A file of somebody else is never overwritten."""
     (tmp_path / "file").write_text("mine")
@@ -331,6 +341,7 @@ def test_a_path_that_cannot_be_a_socket_is_refused(home: Home, tmp_path: Path) -
     failed(agent("serve", "--socket", tmp_path / "no" / "s", state=home.path), 73, "give another --socket")
 
 
+@pytest.mark.process
 def test_without_a_model_the_server_says_what_to_do(state: Path) -> None:
     """At once, not at the first question."""
     failed(agent("serve", state=state), 68, "nslora-agent init")

@@ -31,6 +31,7 @@ def units(tmp_path: Path) -> Path:
     return tmp_path / "units"
 
 
+@pytest.mark.process
 def test_the_units_name_this_installation_and_its_state_folder(units: Path, tmp_path: Path) -> None:
     """No placeholder is left; it runs as the owner of the state folder; anyone may read a unit."""
     owner = pwd.getpwuid((tmp_path / "state").stat().st_uid).pw_name
@@ -42,6 +43,7 @@ def test_the_units_name_this_installation_and_its_state_folder(units: Path, tmp_
         assert unit.stat().st_mode & 0o777 == 0o644
 
 
+@pytest.mark.process
 def test_systemd_accepts_the_units(units: Path) -> None:
     """No unknown key and no wrong value."""
     files = sorted(path for path in units.iterdir() if path.is_file())
@@ -52,6 +54,7 @@ def test_systemd_accepts_the_units(units: Path) -> None:
     assert (done.returncode, complaints) == (0, [])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", [MAIN, OFFLOAD])
 def test_the_services_are_confined(units: Path, name: str) -> None:
     """At most 1.5 of 10 points of exposure: also as root, which is the worst user to run as."""
@@ -65,6 +68,7 @@ def test_the_services_are_confined(units: Path, name: str) -> None:
     assert "Overall exposure level" in done.stdout
 
 
+@pytest.mark.process
 def test_the_agent_has_no_network_and_the_offload_unit_no_device(units: Path) -> None:
     """What one may, the other may not."""
     main, offload = (set((units / name).read_text().splitlines()) for name in (MAIN, OFFLOAD))
@@ -74,6 +78,7 @@ def test_the_agent_has_no_network_and_the_offload_unit_no_device(units: Path) ->
     assert not [line for line in offload if line.startswith("PrivateNetwork")]
 
 
+@pytest.mark.process
 def test_what_is_installed_is_told_and_taken_away(units: Path, tmp_path: Path) -> None:
     """The state folder stays; a second uninstall finds nothing to do."""
     state = tmp_path / "state"
@@ -87,6 +92,7 @@ def test_what_is_installed_is_told_and_taken_away(units: Path, tmp_path: Path) -
     assert "none in" in agent("service", "status", "--to", units, state=state).stdout
 
 
+@pytest.mark.process
 def test_a_user_that_is_not_there_and_a_path_that_no_unit_can_hold_are_refused(tmp_path: Path) -> None:
     """Before anything is written."""
     to = ("service", "install", "--to", tmp_path / "units")
@@ -95,6 +101,7 @@ def test_a_user_that_is_not_there_and_a_path_that_no_unit_can_hold_are_refused(t
     assert not (tmp_path / "units").exists()
 
 
+@pytest.mark.process
 def test_a_folder_that_cannot_be_written_asks_for_sudo(tmp_path: Path) -> None:
     """A file stands where the folder should be: root could write anywhere else."""
     (tmp_path / "file").write_text("")

@@ -433,6 +433,7 @@ print("sqlite_utils" in sys.modules)
 """
 
 
+@pytest.mark.process
 def test_only_the_first_command_imports_sqlite_utils(path: Path) -> None:
     """The one that makes the tables pays for the import, later ones do not."""
     assert output(child(OPEN, path)) == "True\n"
@@ -461,6 +462,7 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(store: Store) -> None:
     assert store.counts()[State.QUEUED] == 1
 
 
+@pytest.mark.process
 def test_a_failing_disk_is_a_storage_error(store: Store, path: Path) -> None:
     """A write that the system refuses is told as StorageError, and the queue can be read afterwards."""
     add(store)
@@ -544,6 +546,7 @@ with Store(Path(sys.argv[1])) as store:
 """
 
 
+@pytest.mark.process
 def test_four_processes_never_claim_the_same_job(store: Store, path: Path) -> None:
     """Forty jobs, four claimants started together: each job is claimed once, with a token of its own."""
     for _ in range(40):
@@ -577,6 +580,7 @@ for thread in threads: thread.join()
 """
 
 
+@pytest.mark.process
 def test_fifty_adds_at_once_lose_none_even_on_the_first_command(path: Path) -> None:
     """Five processes with ten connections each race to make the tables and to add: all fifty jobs are there."""
     for process in [child(ADD_TEN, path, n) for n in range(5)]:
@@ -601,6 +605,7 @@ with store.transaction():
 """
 
 
+@pytest.mark.process
 def test_a_kill_in_the_middle_of_a_transaction_leaves_the_old_queue(store: Store, path: Path) -> None:
     """SIGKILL after half of a transaction reached the file: the next reader finds what was there before."""
     job = add(store)

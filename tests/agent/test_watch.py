@@ -144,6 +144,7 @@ def home(tmp_path: Path) -> Home:
     return made
 
 
+@pytest.mark.process
 def test_off_a_terminal_there_are_lines_until_the_job_ends(home: Home) -> None:
     """No colour, no cursor; with --json one object a line."""
     agent("run", "--drain", state=home.path)
@@ -156,6 +157,7 @@ def test_off_a_terminal_there_are_lines_until_the_job_ends(home: Home) -> None:
     assert agent("watch", 7, state=home.path).returncode == 66
 
 
+@pytest.mark.process
 def test_on_a_terminal_q_leaves_the_screen_as_it_was(home: Home) -> None:
     """And the keyboard."""
     ours, theirs = pty.openpty()

@@ -31,6 +31,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
 # ---- talking ----
 
 
+@pytest.mark.process
 def test_a_worker_answers_and_goes_on_after_an_error(worker: Worker, tmp_path: Path) -> None:
     """A request that cannot be served raises the worker's own error here; the same process serves the next one."""
     events: list[Event] = []
@@ -46,6 +47,7 @@ def test_a_worker_answers_and_goes_on_after_an_error(worker: Worker, tmp_path: P
     assert worker.process.poll() is None
 
 
+@pytest.mark.process
 def test_a_library_that_prints_cannot_break_the_stream() -> None:
     """What is printed before and after, by Python or by C, goes to stderr; stdout carries the protocol alone."""
     code = """
@@ -62,6 +64,7 @@ stream.write(b"protocol\\n")
     assert set(done.stderr.split(b"\n")) == {b"before", b"after", b"from C", b""}
 
 
+@pytest.mark.process
 def test_what_is_no_protocol_is_an_error_and_not_a_hang(tmp_path: Path) -> None:
     """A module that prints something else breaks the protocol; one that says nothing and ends has died."""
     with Worker("platform", tmp_path / "log") as chatty, pytest.raises(WorkerDied) as fault:
@@ -71,6 +74,7 @@ def test_what_is_no_protocol_is_an_error_and_not_a_hang(tmp_path: Path) -> None:
         missing.ask(Check())
 
 
+@pytest.mark.process
 def test_idle_is_called_while_a_worker_is_busy(tmp_path: Path) -> None:
     """Whoever waits can beat, and can break off by raising."""
 
@@ -85,6 +89,7 @@ def test_idle_is_called_while_a_worker_is_busy(tmp_path: Path) -> None:
 # ---- dying ----
 
 
+@pytest.mark.process
 def test_a_killed_worker_is_reported_with_its_signal_and_last_words(tmp_path: Path) -> None:
     """SIGKILL in the middle of a request, as the kernel does when memory runs out."""
     (tmp_path / "log").write_text("loading weights\nallocating 3 GB\n")
@@ -117,6 +122,7 @@ def test_last_words_are_the_last_line_that_says_something(tmp_path: Path) -> Non
     assert len(last_words(log)) < 400
 
 
+@pytest.mark.process
 def test_a_frozen_worker_is_given_up(tmp_path: Path) -> None:
     """SIGSTOP: alive, but silent for longer than a busy one would be."""
     with Worker("quant.worker", tmp_path / "log", silence=1.0) as frozen:
@@ -140,6 +146,7 @@ def handles_sigterm(pid: int) -> bool:
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
+@pytest.mark.process
 def test_a_worker_dies_with_the_process_that_started_it() -> None:
     """Even though its pipes stay open, it is gone within two seconds of its parent's kill -9."""
     command = [sys.executable, "-I", "-c", STARTS_A_WORKER]
@@ -156,6 +163,7 @@ def test_a_worker_dies_with_the_process_that_started_it() -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", ["quant.worker", "agent.fetch"])
 def test_a_worker_whose_parent_died_before_it_could_ask_ends_at_once(module: str) -> None:
     """The kernel tells nobody of a death that was before; the worker looks for itself."""
@@ -177,6 +185,7 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("secrets")
 def test_a_worker_sees_no_secret_of_its_parent(tmp_path: Path) -> None:
     """The environment of a real worker holds what computing needs, switches off the network, and nothing else."""
@@ -195,6 +204,7 @@ def test_the_downloading_process_sees_the_index_and_the_hub_only() -> None:
     assert "HF_HUB_OFFLINE" not in seen
 
 
+@pytest.mark.process
 def test_a_module_in_the_working_folder_is_not_picked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder called quant/ beside the user's data is not what gets started."""
     (tmp_path / "quant").mkdir()

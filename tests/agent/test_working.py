@@ -38,6 +38,7 @@ def test_with_json_each_event_is_a_line(capsys: pytest.CaptureFixture[str]) -> N
     assert found.out == ""
 
 
+@pytest.mark.process
 def test_init_tells_how_far_it_is(tmp_path: Path) -> None:
     """From the worker that quantises, tensor by tensor, up to all of it."""
     source = write_model(tmp_path / "source")

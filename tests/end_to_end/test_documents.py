@@ -17,6 +17,8 @@ from test_symbolic_job import careful
 from agent.config import default_toml
 from agent.home import Home
 
+pytestmark = pytest.mark.process
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
 RUN = [page for page in PAGES if any(b.language in LANGUAGES and not b.why_not for b in blocks(page.read_text()))]
 SMALL = {"rank": "4", "learning_rate": "1e-2", "max_new_tokens": "8", "dtype": '"float32"'}

@@ -24,6 +24,8 @@ from agent.protocol import Alive, Envelope, Ping, encode
 from agent.store import Store
 from agent.workers import MOST_WAITING, Connection
 
+pytestmark = pytest.mark.process
+
 SAMPLE = 6
 """Failed calls that `make test` tries; `make test-all` tries one of each kind."""
 FAILING = ("write", "pwrite64", "fsync", "fdatasync", "rename", "mkdir", "unlink")

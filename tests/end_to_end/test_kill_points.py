@@ -43,6 +43,8 @@ from agent.jobs import State
 from agent.registry import Registry
 from agent.store import Store
 
+pytestmark = pytest.mark.process
+
 SAMPLE = 5
 """Kill points of each process of a whole job that `make test` tries; `make test-all` tries all."""
 TOGETHER = 2

@@ -22,6 +22,8 @@ from agent.events import read_events
 from agent.home import Home
 from agent.store import Store
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def home(tmp_path: Path, source: Path, tiny_base: Callable[[str], Path]) -> Home:

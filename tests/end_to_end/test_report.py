@@ -18,6 +18,8 @@ from agent.charts import Chart, Line, Shade, ticks
 from agent.decision_store import Round
 from agent.home import Home
 
+pytestmark = pytest.mark.process
+
 AXE = """<script>{axe}</script><script>
 axe.run().then(found => {{
   const faults = found.violations.map(fault => [fault.id, fault.nodes.length, fault.nodes[0].html]);

@@ -19,6 +19,8 @@ from agent.home import Home
 from agent.registry import Registry
 from agent.store import Store
 
+pytestmark = pytest.mark.process
+
 FLAGS = [
     "--mode",
     "numeric",

@@ -23,6 +23,8 @@ from agent.home import Home
 from agent.reward import content_reward
 from agent.store import Store
 
+pytestmark = pytest.mark.process
+
 MODEL = "scripted"
 EXAMPLES = ROOT / "examples"
 ROWS: list[dict[str, Any]] = [

@@ -150,8 +150,10 @@ def points_in(log: str, process: str, below: str) -> list[Point]:
     for match in re.finditer(r"^(\w+)\((.*)", log, re.MULTILINE):
         call, given = match[1], match[2]
         counts[call] += 1
-        paths = re.findall(r"<([^>]*)>|\"(/[^\"]*)\"", given)[:2]
-        kinds = [re.sub(r"[0-9a-f]{8,}|\d+", "N", (opened or named).replace(below, "")) for opened, named in paths]
+        # A call on a descriptor shows its path first, and maybe data in quotes; the others have their paths in quotes.
+        opened = re.match(r"\d+<([^>]*)>", given)
+        paths = [opened[1]] if opened else re.findall(r"\"(/[^\"]*)\"", given)
+        kinds = [re.sub(r"[0-9a-f]{8,}|\d+", "N", path.replace(below, "")) for path in paths]
         found.append(Point(process, call, counts[call], " ".join(kinds)))
     return found
 

@@ -20,6 +20,8 @@ from quant import checkpoint
 from quant.flat import Flat
 from quant.optimizer import MOMENTS, AdamW
 
+pytestmark = pytest.mark.process
+
 MADE = Path(__file__).parent / "0.1.0"
 CHECKPOINT = "runs/2/attempt-1/checkpoints-1/step-00000010"
 
