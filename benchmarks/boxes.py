@@ -49,8 +49,15 @@ def machine(*more: str) -> dict[str, Any]:
     return {
         "machine": f"{model.partition(': ')[2]}, {os.cpu_count()} cores",
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in names},
+        "versions": {name: _version(name) for name in names},
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 Make = Callable[[Attempt], Works]
