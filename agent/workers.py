@@ -35,8 +35,8 @@ PASSED_ON = {
 PREFIXES = ("LC_", "CUDA_", "OMP_", "MKL_", "MALLOC_")
 """Families of variables it may see: none of them has a secret."""
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Threads that wait for one another sleep instead of spinning: beside other busy processes they would spin away the time
-that the thread needs which they wait for. libgomp reads it when it is loaded; what the operator has set wins."""
+"""Threads that wait for one another sleep instead of spinning: beside other busy processes they would spin away the
+time of the thread that they wait for. libgomp reads it when it is loaded; what the operator has set wins."""
 NETWORK = ("PIP_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "HF_", "SSL_CERT")
 """What the downloading process may see besides, by prefix."""
 

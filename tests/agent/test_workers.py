@@ -193,7 +193,7 @@ def test_a_worker_sees_no_secret_of_its_parent(tmp_path: Path) -> None:
 def test_a_worker_threads_sleep_while_they_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operator: str | None, seen: str
 ) -> None:
-    """Beside busy processes threads that spin take the cores from the one that they wait for; an operator may differ."""
+    """Beside busy processes threads that spin take the cores from whom they wait for; an operator may differ."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     if operator:
         monkeypatch.setenv("OMP_WAIT_POLICY", operator)
