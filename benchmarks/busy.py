@@ -119,14 +119,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def parts(counts: list[int]) -> list[Part]:
-    """Every part of this arm with its seconds."""
+def parts(counts: list[int], ours: Figures) -> list[Part]:
+    """Every part of this arm with its seconds; `ours` is what our figures depend on."""
     found = []
     for count in (0, *counts):
         slower = 1 / left_by_count(cores(), cores(), count)
-        found += [Part(name(who, count), min(SECONDS[who] * slower, 200)) for who in ("ours", "trainer")]
         if count:
             found.append(Part(name("share", count), SECONDS["share"]))
+        for who, question in (("ours", ours), ("trainer", {})):
+            found.append(Part(name(who, count), min(SECONDS[who] * slower, 200), question))
     return found
 
 

@@ -33,7 +33,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agent import symbolic
 from agent.config import DEFAULT_BASE
 from agent.dataset import read_examples
 from agent.durable import remove_tree, sha256_file, write_json
@@ -44,8 +43,7 @@ from agent.offload_messages import CacheExport
 from agent.offloading import offload_worker
 from agent.progress import PROGRESS
 from agent.remade import REMADE
-from agent.settings import Offload
-from agent.shapes import HELD_OUT, TRAIN, Example, Message
+from agent.shapes import HELD_OUT, TRAIN, Example
 from benchmarks import open_sets
 from benchmarks.arms import ARMS, NumericOnly
 from benchmarks.boxes import box, machine, run_job
@@ -64,7 +62,7 @@ from benchmarks.running import (
     say,
     write_lines,
 )
-from benchmarks.untrained import UNTRAINED
+from benchmarks.untrained import UNTRAINED, rewritten
 
 Figures = dict[str, Any]
 DATA = Path(__file__).with_name("data")
@@ -77,9 +75,8 @@ RATES = (1e-3, 2e-3)
 TUNING_SEED = 100
 LONGEST, LONGEST_OF_FILES = 56, 256
 """Tokens of an answer."""
-SECONDS = {**dict.fromkeys(UNTRAINED, 60), "rewritten answers": 20}
-SECONDS_OF_A_JOB = 260
-"""On two cores: what an arm that trains takes with one seed."""
+SECONDS_OF_ANSWERS, SECONDS_OF_A_JOB = 60, 260
+"""On two cores: what an arm takes that trains nothing, and one that trains with one seed."""
 ON_FILES = ("numeric only", "rewrite everything", "neurosymbolic")
 MAIN = ("numeric only", "rewrite everything", "fixed alternation", "random routing", "obvious rule", "neurosymbolic")
 
@@ -102,6 +99,10 @@ class Setup:
     settings: dict[str, Any]
     tuned: dict[str, dict[str, Any]]
     """By arm, the settings that its grid chose."""
+
+    def settings_of(self, arm: str, seed: int) -> Figures:
+        """How an arm is trained."""
+        return {**self.settings, **self.tuned.get(arm, {}), "seed": seed}
 
     @property
     def data(self) -> Path:
@@ -179,7 +180,7 @@ def measured(setup: Setup, name: str, work: Callable[[Home], Figures], question:
 
 def run_arm(setup: Setup, arm: str, seed: int, data: Path | None = None) -> Figures:
     """One arm with one seed; with other `data` a numeric one on that."""
-    settings = {**setup.settings, **setup.tuned.get(arm, {}), "seed": seed}
+    settings = setup.settings_of(arm, seed)
 
     def trained(home: Home) -> Figures:
         _share_before(setup, home)
@@ -198,8 +199,12 @@ def run_arm(setup: Setup, arm: str, seed: int, data: Path | None = None) -> Figu
             "verdict": about["verdict"],
         }
 
-    question = {"settings": settings, "data": sha256_file(data or setup.data)}
-    return measured(setup, f"seed-{seed}/{arm}", trained, question)
+    return measured(setup, f"seed-{seed}/{arm}", trained, question_of(setup, settings, data))
+
+
+def question_of(setup: Setup, settings: Figures, data: Path | None = None) -> Figures:
+    """What an arm depends on besides what all do."""
+    return {"settings": settings, "data": sha256_file(data or setup.data)}
 
 
 def run_worth(setup: Setup, seed: int) -> list[Figures]:
@@ -234,7 +239,7 @@ def run_untrained(setup: Setup, arm: str) -> Figures:
         requests = int(arm == "system prompt")
         return {"arm": arm, "seed": None, "answers": evaluation.answers, "requests": requests, "tokens": 0}
 
-    return measured(setup, arm, answered, {"settings": setup.settings, "data": sha256_file(setup.data)})
+    return measured(setup, arm, answered, question_of(setup, setup.settings))
 
 
 def rewritten_answers(setup: Setup, numeric: Figures, held_out: list[Figures]) -> Figures:
@@ -255,18 +260,6 @@ def rewritten_answers(setup: Setup, numeric: Figures, held_out: list[Figures]) -
 
     question = {"of": hashlib.sha256(json.dumps(numeric["answers"]).encode()).hexdigest()}
     return measured(setup, f"seed-{numeric['seed']}/rewritten answers", mended, question)
-
-
-def rewritten(example: Example, text: str, worker: Any) -> tuple[str, int]:
-    """An answer that breaks a constraint rewritten, if that is accepted, and the requests that took."""
-    messages = (*example.prompt, Message("assistant", text or " "))
-    asked = replace(example, messages=messages, answer=None, split=None)
-    flag = symbolic.flag(asked, Offload())
-    if flag is None:
-        return text, 0
-    request = symbolic.first_request(1, asked, flag, "reference")
-    told = symbolic.rewrite(asked, flag, request, lambda each: worker.ask(each, lambda _: None, lambda: None))
-    return told.text or text, symbolic.requests(flag, told)
 
 
 def all_results(setup: Setup, seeds: list[int], arms: tuple[str, ...], held_out: list[dict[str, Any]]) -> Iterator[Any]:
@@ -336,14 +329,19 @@ def compare(setup: Setup, arms: tuple[str, ...], seeds: list[int]) -> Figures:
 
 def parts(setup: Setup, arms: tuple[str, ...], seeds: list[int]) -> list[Part]:
     """Every arm with its seconds."""
-    names = [arm for arm in UNTRAINED if not (setup.file and arm == "fact in the prompt")]
+    prefix, of_file = setup.boxes.name, setup.file and "fact in the prompt"
+    same = question_of(setup, setup.settings)
+    found = [Part(f"{prefix}/{arm}", SECONDS_OF_ANSWERS, same) for arm in UNTRAINED if arm != of_file]
     for seed in seeds:
         for arm in arms:
-            more = ["rewritten answers"] * (arm == "numeric only")
-            more += ["remade rows alone", "their originals"] * (arm == "neurosymbolic" and setup.worth)
-            names += [f"seed-{seed}/{each}" for each in (arm, *more)]
-    prefix = setup.boxes.name
-    return [Part(f"{prefix}/{name}", SECONDS.get(name.rpartition("/")[2], SECONDS_OF_A_JOB)) for name in names]
+            question = question_of(setup, setup.settings_of(arm, seed))
+            found.append(Part(f"{prefix}/seed-{seed}/{arm}", SECONDS_OF_A_JOB, question))
+            if arm == "numeric only":
+                found.append(Part(f"{prefix}/seed-{seed}/rewritten answers", 20, None))
+            if arm == "neurosymbolic" and setup.worth:
+                more = ("remade rows alone", "their originals")
+                found += [Part(f"{prefix}/seed-{seed}/{each}", SECONDS_OF_A_JOB, None) for each in more]
+    return found
 
 
 def options() -> argparse.Namespace:

@@ -136,16 +136,16 @@ def main() -> int:
         what, folder = case(given, given.model), given.out / given.model
         chosen = [each for each in work(what, folder) if each[0] in given.only]
         counts = given.busy if "busy" in given.only else []
-        parts = [Part(preparing(what), 25), *(Part(_title(*each[:2]), each[2]) for each in chosen)]
-        parts += busy.parts(counts) if counts else []
-        ours = {part.name: {} if _is_peer(part.name) else {"code": OURS} for part in parts}
-        session.announce(parts, "how fast probes and top layers are, and training beside others", **ours)
+        parts = [Part(preparing(what), 25, {"code": OURS})]
+        parts += [Part(_title(group, name), took, _question(group, name)) for group, name, took, _ in chosen]
+        parts += busy.parts(counts, {"code": OURS}) if counts else []
+        session.announce(parts, "how fast probes and top layers are, and training beside others")
         figures: dict[str, Any] = {"probe": {}, "top": {}, "recipe": {}, **machine()}
         made = make(session, given, what)
         if made.get("fault"):
             return session.end(figures)
         for group, name, _, part in chosen:
-            found = session.measure(_title(group, name), part, **ours[_title(group, name)])
+            found = session.measure(_title(group, name), part, **_question(group, name))
             figures[group] = {**figures[group], name: found} if name else found
             shown = {key: value for key, value in found.items() if key != "losses"}
             print(f"{_title(group, name):<28}{shown}", flush=True)
@@ -160,8 +160,9 @@ def _title(group: str, name: str) -> str:
     return f"{group}: {name}" if name else group
 
 
-def _is_peer(title: str) -> bool:
-    return title in {_title("probe", STOCK), "recipe"} or title.startswith(("busy: trainer", "busy: share"))
+def _question(group: str, name: str) -> dict[str, Any]:
+    """Peers do not depend on our code."""
+    return {} if group == "recipe" or name == STOCK else {"code": OURS}
 
 
 if __name__ == "__main__":

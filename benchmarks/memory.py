@@ -159,21 +159,16 @@ def limits_of(given: argparse.Namespace, what: Case) -> list[Any]:
     return [part for part in limit_parts() if wanted(given, part[0])]
 
 
-def plan(given: argparse.Namespace, cases: list[Case], chosen: str) -> tuple[list[Part], dict[str, Figures]]:
-    """All parts with their seconds, and what each depends on besides."""
-    parts, questions = [], {}
+def plan(given: argparse.Namespace, cases: list[Case], chosen: str) -> list[Part]:
+    """All parts in their order."""
+    parts = []
     for what in cases:
-        parts.append(Part(preparing(what), PREPARING[what.name]))
-        questions[preparing(what)] = {"code": OURS}
-        for each in contenders(given, what, chosen):
-            if wanted(given, each.name):
-                parts.append(Part(f"{what.name}: {each.name}", SECONDS[what.name]))
-                questions[parts[-1].name] = each.question
+        parts.append(Part(preparing(what), PREPARING[what.name], {"code": OURS}))
+        rows = [each for each in contenders(given, what, chosen) if wanted(given, each.name)]
+        parts += [Part(f"{what.name}: {each.name}", SECONDS[what.name], each.question) for each in rows]
     for what in cases:
-        for name, seconds, _ in limits_of(given, what):
-            parts.append(Part(f"{what.name}: {name}", seconds))
-            questions[parts[-1].name] = {"code": OURS}
-    return parts, questions
+        parts += [Part(f"{what.name}: {name}", took, {"code": OURS}) for name, took, _ in limits_of(given, what)]
+    return parts
 
 
 # ---- measuring and showing ----
@@ -326,8 +321,8 @@ def main() -> int:
         top = session.measure("ceiling", found, widths=widths)
         for dtype, rates in top.get("gflops", {}).items():
             print(f"ceiling in {dtype}, {top['threads']} threads, GFLOP/s: {rates}", flush=True)
-        parts, questions = plan(given, cases, top.get("dtype", cases[0].dtype))
-        session.announce(parts, "each contender trains in turn, watched phase by phase", **questions)
+        parts = plan(given, cases, top.get("dtype", cases[0].dtype))
+        session.announce(parts, "each contender trains in turn, watched phase by phase")
         figures: Figures = {"models": {}, "ceiling": top, **machine("trl")}
         for what in cases:
             figures["models"][what.name] = measure(session, given, what, top)

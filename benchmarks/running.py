@@ -11,13 +11,12 @@ import argparse
 import hashlib
 import json
 import re
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -119,10 +118,14 @@ def prepared_home(given: argparse.Namespace, base: str = DEFAULT_BASE) -> Home:
 
 @dataclass(frozen=True)
 class Part:
-    """Something that is measured and kept by itself, and the seconds that it takes on two cores."""
+    """Something that is measured and kept by itself, and the seconds that it takes on two cores.
+
+    `question` is what it depends on besides what all parts do, None where that is not known before others are measured.
+    """
 
     name: str
     seconds: float
+    question: Figures | None = field(default_factory=dict)
 
 
 class Session:
@@ -151,9 +154,9 @@ class Session:
             say(f"interrupted; {kept} kept in {self.out / 'kept'}; the same command goes on from there")
             raise SystemExit(130) from None
 
-    def announce(self, parts: Sequence[Part], what: str, **questions: Figures) -> None:
+    def announce(self, parts: Sequence[Part], what: str) -> None:
         """Say which parts there are, which of them are kept already, and how long the others take."""
-        kept = {part.name: self._kept(part.name, questions.get(part.name, {})) for part in parts}
+        kept = {part.name: None if part.question is None else self._kept(part.name, part.question) for part in parts}
         left = [part for part in parts if kept[part.name] is None]
         say(f"{self.title}: {what}")
         say(f"{len(parts)} parts in {self.out}, {len(left)} to be measured")
@@ -185,10 +188,6 @@ class Session:
             self._done.append(name)
             say(f"{name}: done in {duration(seconds)}")
         return result
-
-    def is_kept(self, name: str, **question: Any) -> bool:
-        """Whether the part need not be measured."""
-        return self._kept(name, question) is not None
 
     def end(self, figures: Figures) -> int:
         """Keep the figures if that was asked for, print them as one JSON line; 1 if a part failed, else 0."""
@@ -269,9 +268,3 @@ def default_gguf(given: Path | None, out: Path) -> Path:
     if not path.exists():
         raise NotFound(f"{path} does not exist")
     return path
-
-
-def free_disk(folder: Path, mib: float) -> None:
-    """Say so if the disk has less room than a benchmark needs."""
-    if shutil.disk_usage(folder).free < mib * 2**20:
-        say(f"{folder} has less than {mib:.0f} MiB of free disk: expect faults")

@@ -70,3 +70,15 @@ class FactInPrompt(Measured):
 
 
 UNTRAINED = {"base": Measured, "system prompt": SystemPrompt, "fact in the prompt": FactInPrompt}
+
+
+def rewritten(example: Example, text: str, worker: Any) -> tuple[str, int]:
+    """An answer that breaks a constraint rewritten, if that is accepted, and the requests that took."""
+    messages = (*example.prompt, Message("assistant", text or " "))
+    asked = replace(example, messages=messages, answer=None, split=None)
+    flag = symbolic.flag(asked, Offload())
+    if flag is None:
+        return text, 0
+    request = symbolic.first_request(1, asked, flag, "reference")
+    told = symbolic.rewrite(asked, flag, request, lambda each: worker.ask(each, lambda _: None, lambda: None))
+    return told.text or text, symbolic.requests(flag, told)
