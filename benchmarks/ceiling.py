@@ -40,10 +40,11 @@ def measured(models: Path, rows: int, widths: list[int], device: str) -> dict[st
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def gflops(rows: int, inner: int, columns: int, dtype: Any, device: Any) -> float:
-    """Median GFLOP/s of a product, after one that is not counted."""
+def gflops(shape: tuple[int, int, int], dtype: Any, device: Any) -> float:
+    """Median GFLOP/s of a product of (rows, inner, columns), after one that is not counted."""
     import torch  # noqa: PLC0415
 
+    rows, inner, columns = shape
     left, right = torch.randn(rows, inner), torch.randn(inner, columns)
     left, right = left.to(device, dtype), right.to(device, dtype)
     settle = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -76,7 +77,7 @@ def main() -> int:
     found: dict[str, dict[str, float]] = {}
     for dtype in dict.fromkeys((torch.float32, compute.dtype)):
         shapes = {"square": (SQUARE,) * 3} | {str(width): (given.rows, width, 4 * width) for width in given.widths}
-        found[name_of(dtype)] = {name: gflops(*shape, dtype, compute.device) for name, shape in shapes.items()}
+        found[name_of(dtype)] = {name: gflops(shape, dtype, compute.device) for name, shape in shapes.items()}
     told = {"dtype": name_of(compute.dtype), "threads": torch.get_num_threads(), "why": compute.why, "gflops": found}
     print(json.dumps(told))
     return 0

@@ -44,7 +44,8 @@ from quant.lean.model import open_model
 
 CPU = torch.device("cpu")
 LONGEST = 48
-Row = Figures = dict[str, Any]
+Row = dict[str, Any]
+Figures = dict[str, Any]
 Answer = Callable[[list[dict[str, str]]], str]
 
 

@@ -150,16 +150,16 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, _: TracebackType | None) -> None:
         self._stack.close()
         if isinstance(fault, KeyboardInterrupt):
-            kept = f"{len(self._done)} parts" if len(self._done) != 1 else "1 part"
+            kept = _parts(len(self._done))
             say(f"interrupted; {kept} kept in {self.out / 'kept'}; the same command goes on from there")
             raise SystemExit(130) from None
 
     def announce(self, parts: Sequence[Part], what: str) -> None:
         """Say which parts there are, which of them are kept already, and how long the others take."""
-        kept = {part.name: None if part.question is None else self._kept(part.name, part.question) for part in parts}
+        kept = {part.name: self._of(part) for part in parts}
         left = [part for part in parts if kept[part.name] is None]
         say(f"{self.title}: {what}")
-        say(f"{len(parts)} parts in {self.out}, {len(left)} to be measured")
+        say(f"{_parts(len(parts))} in {self.out}, {len(left)} to be measured")
         for part in parts:
             found = kept[part.name]
             print(f"    {part.name:<52}{_since(found) if found else duration(part.seconds)}", file=sys.stderr)
@@ -188,6 +188,13 @@ class Session:
             self._done.append(name)
             say(f"{name}: done in {duration(seconds)}")
         return result
+
+    def is_kept(self, part: Part) -> bool:
+        """Whether the part need not be measured."""
+        return self._of(part) is not None
+
+    def _of(self, part: Part) -> Figures | None:
+        return None if part.question is None else self._kept(part.name, part.question)
 
     def end(self, figures: Figures) -> int:
         """Keep the figures if that was asked for, print them as one JSON line; 1 if a part failed, else 0."""
@@ -233,6 +240,10 @@ class Session:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def _parts(count: int) -> str:
+    return f"{count} part{'s' * (count != 1)}"
 
 
 def _now() -> str:

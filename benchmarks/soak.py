@@ -39,6 +39,7 @@ from benchmarks.running import (
     phase,
     prepared_home,
     run,
+    say,
     whole,
     write_lines,
 )
@@ -139,11 +140,15 @@ def soaked(folder: Path, tokenizer: Path, minutes: float) -> dict[str, Any]:
         path.rename(folder / f"samples-{len(list(folder.glob('samples-*.jsonl'))) + 1}.jsonl")
     phase("jobs")
     found: list[Sample] = []
-    for each in samples(home, data, minutes):
-        found.append(each)
-        with path.open("a") as stream:
-            stream.write(json.dumps(asdict(each)) + "\n")
-        print("  ".join(f"{name} {value}" for name, value in asdict(each).items()), flush=True)
+    try:
+        for each in samples(home, data, minutes):
+            found.append(each)
+            with path.open("a") as stream:
+                stream.write(json.dumps(asdict(each)) + "\n")
+            print("  ".join(f"{name} {value}" for name, value in asdict(each).items()), flush=True)
+    except KeyboardInterrupt:
+        say(f"{len(found)} samples are in {path}; the next run starts with a new daemon")
+        raise
     with Store(home.database) as store:
         states = {state.value: count for state, count in store.counts().items() if count}
     if len(found) < FEWEST:
