@@ -34,6 +34,9 @@ PASSED_ON = {
 """Environment variables a worker may see: no key, no token, no proxy (NVIDIA_API_KEY is one, LANGCHAIN_API_KEY too)."""
 PREFIXES = ("LC_", "CUDA_", "OMP_", "MKL_", "MALLOC_")
 """Families of variables it may see: none of them has a secret."""
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads that wait for one another sleep instead of spinning: beside other busy processes they would spin away the
+time of the thread that they wait for. libgomp reads it when it is loaded; what the operator has set wins."""
 NETWORK = ("PIP_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "HF_", "SSL_CERT")
 """What the downloading process may see besides, by prefix."""
 
@@ -43,7 +46,7 @@ def child_environment(more: tuple[str, ...] = ()) -> dict[str, str]:
     prefixes = PREFIXES + more
     kept = {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(prefixes)}
     offline = {} if more else {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    return {**kept, **offline, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**WAITING, **kept, **offline, "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def start_module(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from agent.attempt import Attempt, Stopping
+from agent.attempt import Attempt, Stopped, Stopping
 from agent.config import DEFAULT_BASE, read_config, write_settings
 from agent.daemon import boot_id
 from agent.home import Home
@@ -25,6 +25,7 @@ from agent.offloading import offload_worker
 from agent.settings import Decision, Training
 from agent.spool import spool
 from agent.store import Store
+from benchmarks.running import phase
 
 RECORDED_MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m"
 """The remote LLM whose answers are recorded."""
@@ -49,8 +50,15 @@ def machine(*more: str) -> dict[str, Any]:
     return {
         "machine": f"{model.partition(': ')[2]}, {os.cpu_count()} cores",
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in names},
+        "versions": {name: _version(name) for name in names},
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 Make = Callable[[Attempt], Works]
@@ -76,16 +84,33 @@ def box(folder: Path, model: Path, answers: Sequence[Path], record: str = "") ->
 
 
 def run_job(home: Home, data: Path, mode: str, settings: dict[str, Any], make: Make) -> tuple[Job, str]:
-    """Run the box's only job to its end, from where an earlier run left it; returns it and how it ended."""
+    """Run the box's only job to its end, from where an earlier run left it; returns it and how it ended.
+
+    SIGTERM ends it where it can be taken up again, and raises KeyboardInterrupt, as Ctrl-C does anywhere.
+    """
     stopping = Stopping()
-    signal.signal(signal.SIGTERM, stopping.ask)
-    with Store(home.database, actor="benchmark") as store:
-        job = _claimed(home, store, data, mode, settings)
-        if job.state is State.DONE:
-            return job, str(job.reason)
-        with Attempt(home, store, job, stopping) as attempt:
-            reason, version = make(attempt).work()
-        return store.finish(job.id, str(job.token), State.DONE, reason, version), reason
+    before = signal.signal(signal.SIGTERM, stopping.ask)
+    try:
+        with Store(home.database, actor="benchmark") as store:
+            job = _claimed(home, store, data, mode, settings)
+            if job.state is State.DONE:
+                return job, str(job.reason)
+            with TellingAttempt(home, store, job, stopping) as attempt:
+                reason, version = make(attempt).work()
+            return store.finish(job.id, str(job.token), State.DONE, reason, version), reason
+    except Stopped:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class TellingAttempt(Attempt):
+    """One that says each phase on the screen too."""
+
+    def phase(self, name: str) -> None:
+        """As the job's row and its events say it."""
+        phase(name)
+        super().phase(name)
 
 
 def _claimed(home: Home, store: Store, data: Path, mode: str, settings: dict[str, Any]) -> Job:
@@ -98,7 +123,7 @@ def _claimed(home: Home, store: Store, data: Path, mode: str, settings: dict[str
         store.died(jobs[0].id, str(jobs[0].token), "the benchmark was stopped", counts=False)
     job = store.claim(boot_id(), os.getpid())
     if job is None:
-        raise SystemExit(f"{home.path}: the job is {store.list()[0].state}; delete the folder to start it again")
+        raise RuntimeError(f"{home.path}: the job is {store.list()[0].state}; delete the folder to start it again")
     home.run(job.id).mkdir(mode=0o700, exist_ok=True)
     return job
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +19,13 @@ from typing import Any
 from agent.errors import AgentError
 from agent.protocol import Generate, Load, Plan, Prepare, Save, Step, Train, Trained, Written
 from agent.settings import Training
-from agent.workers import Worker
+from agent.workers import Worker, how_it_ended, last_words
 from benchmarks.peers import NEW_TOKENS, WARM_UP
+from benchmarks.running import ROOT, clean, read_lines, write_lines
 from benchmarks.watching import Group, Watch, started
 
-ROOT = Path(__file__).resolve().parent.parent
+LEAST = 1
+"""MB of memory_budget: everything is computed again."""
 PROMPTS = 1
 """Answers whose speed is measured."""
 FEW, MANY, LONG = 4, 20, 1_600
@@ -54,49 +59,91 @@ class Case:
 class Run:
     """What one contender took: by phase, and in tokens a second; `fault` is why there is no more."""
 
-    contender: str
     phases: dict[str, dict[str, float | None]] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     fault: str = ""
 
     @property
-    def over_imports(self) -> float:
-        """Anonymous memory of a step over that of the imports, MiB."""
-        return round((self.phases["step"]["anonymous"] or 0) - (self.phases["import"]["anonymous"] or 0), 1)
+    def row(self) -> dict[str, Any]:
+        """As it is kept."""
+        return {**self.figures, "phases": self.phases, "fault": self.fault}
+
+
+def peer_name(kind: str, dtype: str, malloc: dict[str, str]) -> str:
+    """What the rows of tables call a peer."""
+    return f"{kind}, {dtype}{', tuned malloc' if malloc else ''}"
+
+
+def our_name(budget: int, dtype: str) -> str:
+    """What the rows of tables call ours with a memory_budget in MB."""
+    return f"ours, {({0: 'free', LEAST: 'least memory'}).get(budget, f'{budget} MB')}, {dtype}"
 
 
 def peer(  # noqa: PLR0913
-    case: Case, kind: str, dtype: str, malloc: dict[str, str], log: Path, *, limit: int = 0, prompts: int = PROMPTS
+    case: Case,
+    kind: str,
+    dtype: str,
+    malloc: dict[str, str],
+    log: Path,
+    *,
+    limit: int = 0,
+    prompts: int = PROMPTS,
+    seconds: float = math.inf,
 ) -> Run:
-    """A peer in a control group, limited to `limit` bytes if that is not 0."""
-    run = Run(f"{kind}, {dtype}{', tuned malloc' if malloc else ''}")
+    """A peer in a control group, limited to `limit` bytes if that is not 0; ended once it has trained for `seconds`."""
+    run = Run()
     command = [sys.executable, "-m", "benchmarks.peers", kind, str(case.plain), str(case.data), "--dtype", dtype]
     command += ["--sequence", str(case.sequence), "--steps", str(case.steps), "--device", case.device]
-    command += ["--prompts", str(prompts)]
-    group = Group(limit)
-    with started(command, {**os.environ, **malloc, "PYTHONPATH": str(ROOT)}, log) as process:
-        group.add(process.pid)
-        watch = Watch(process.pid, group)
-        assert process.stdout is not None  # noqa: S101
-        assert process.stdin is not None  # noqa: S101
+    command += ["--prompts", str(prompts), "--parent", str(os.getpid())]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with closing(Group(limit)) as group, started(command, {**os.environ, **malloc, "PYTHONPATH": str(ROOT)}, log) as it:
+        group.add(it.pid)
+        watch = Watch(it.pid, group)
+        with closing(watch):
+            late = _read(it, watch, run.figures, seconds)
+        run.phases = watch.phases
+        it.wait()
+    if it.returncode and not late:
+        run.fault = f"{how_it_ended(it.returncode)}{last_words(log)}"
+    return run
+
+
+def _read(process: subprocess.Popen[bytes], watch: Watch, figures: dict[str, Any], seconds: float) -> bool:
+    """Take what a peer tells; True if it was killed after training for `seconds`. Its steps' times are added."""
+    assert process.stdout is not None  # noqa: S101  tells the type checker that there are pipes
+    assert process.stdin is not None  # noqa: S101
+    times: list[float] = []
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), end)
+    timer.daemon = True
+    try:
         with suppress(BrokenPipeError):  # killed for memory
             for line in process.stdout:
-                told = json.loads(line) if line.startswith('{"') else {}  # Trainer prints dicts
+                told = json.loads(line)
+                if "step" in told:
+                    times.append(told["seconds"])
                 if "phase" in told:
                     watch.phase(told["phase"])
-                    process.stdin.write("\n")
+                    if told["phase"] == "step" and seconds < math.inf:
+                        timer.start()
+                    process.stdin.write(b"\n")
                     process.stdin.flush()
-                run.figures |= told.get("figures", {})
-        run.phases = watch.close()
-    group.close()
-    if process.returncode:
-        run.fault = f"ended with {process.returncode}"
-    return run
+                figures |= told.get("figures", {})
+    finally:
+        timer.cancel()
+    figures["step_s"] = [round(each, 3) for each in times]
+    return late.is_set()
 
 
 @contextmanager
 def watched(log: Path, limit: int = 0) -> Iterator[tuple[Worker, Watch]]:
     """Our training worker in a control group, after its imports; the watch is in phase "import"."""
+    log.parent.mkdir(parents=True, exist_ok=True)
     with closing(Group(limit)) as group, Worker("quant.worker", log) as worker:
         group.add(worker.process.pid)
         watch = Watch(worker.process.pid, group)
@@ -118,10 +165,9 @@ def settings(case: Case, budget: int, **changed: Any) -> Training:
 
 
 def ours(case: Case, folder: Path, how: Training, log: Path, limit: int = 0) -> Run:
-    """Our worker, asked as a job asks it."""
-    budget = how.memory_budget
-    run, began = Run(f"ours, {budget} MB" if budget else "ours"), time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
+    """Our worker, asked as a job asks it, in a folder that is emptied first."""
+    run, began = Run(), time.monotonic()
+    clean(folder)
     try:
         with watched(log, limit) as (worker, watch):
             run.phases = watch.phases
@@ -137,16 +183,16 @@ def _work(  # noqa: PLR0913
     """All phases after the imports."""
     figures["planned"] = vars(worker.ask(Plan(str(case.prepared), how)))
     watch.phase("load")
-    worker.ask(Load(str(case.prepared), None, case.device, case.dtype))
+    worker.ask(Load(str(case.prepared), None, how.device, how.dtype))
     watch.phase("step")
     steps: list[tuple[float, Step]] = []
     trained = train(worker, messages(case.data, folder), folder, how, steps)
     watch.phase("generate")
     figures["generated_per_s"] = generated(worker, prompts(case.data, folder, PROMPTS), folder, how.memory_budget)
-    filling = prompts(case.data, folder, FEW if how.memory_budget == 1 else MANY, LONG)
+    filling = prompts(case.data, folder, FEW if how.memory_budget == LEAST else MANY, LONG)
     generated(worker, filling, folder, how.memory_budget)
     watch.phase("save")
-    (folder / "adapter").mkdir(exist_ok=True)
+    (folder / "adapter").mkdir()
     worker.ask(Save(str(folder / "adapter")))
     when, first = steps[0]
     figures |= {
@@ -181,7 +227,7 @@ def generated(worker: Worker, prompts: Path, folder: Path, budget: int) -> float
 
 def prepare(plain: Path, target: Path, log: Path) -> Run:
     """Quantise a model once, watched."""
-    run = Run("prepare")
+    run = Run()
     with watched(log) as (worker, watch):
         run.phases = watch.phases
         watch.phase("step")
@@ -191,21 +237,14 @@ def prepare(plain: Path, target: Path, log: Path) -> Run:
 
 def messages(data: Path, folder: Path, count: int | None = None) -> Path:
     """The first texts as a job's rows: a lone assistant message is learned as plain text."""
-    texts = enumerate(_texts(data)[:count])
-    return _lines(folder / "data.jsonl", ((n, {"role": "assistant", "content": text}) for n, text in texts))
+    return _rows(folder / "data.jsonl", "assistant", [row["text"] for row in read_lines(data)[:count]])
 
 
 def prompts(data: Path, folder: Path, count: int, characters: int = 200) -> Path:
     """The first texts, cut, as questions."""
-    texts = enumerate(_texts(data)[:count])
-    return _lines(folder / "prompts.jsonl", ((n, {"role": "user", "content": text[:characters]}) for n, text in texts))
+    return _rows(folder / "prompts.jsonl", "user", [row["text"][:characters] for row in read_lines(data)[:count]])
 
 
-def _texts(data: Path) -> list[str]:
-    return [json.loads(line)["text"] for line in data.read_text().splitlines()]
-
-
-def _lines(path: Path, rows: Iterable[tuple[int, dict[str, str]]]) -> Path:
-    with path.open("w") as stream:
-        stream.writelines(json.dumps({"id": str(number), "messages": [message]}) + "\n" for number, message in rows)
-    return path
+def _rows(path: Path, role: str, texts: list[str]) -> Path:
+    rows = ({"id": str(number), "messages": [{"role": role, "content": text}]} for number, text in enumerate(texts))
+    return write_lines(path, rows)

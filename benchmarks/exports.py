@@ -1,4 +1,4 @@
-"""Do exports answer as the version does? `python -m benchmarks.exports --state DIR --version N`.
+"""Do exports answer as the version does? `python -m benchmarks.exports --version N`.
 
 Exports a version in every form with `nslora-agent export`, loads each with what serves it elsewhere, asks the held-out
 questions of the version's own job, and compares with `nslora-agent generate`:
@@ -9,7 +9,8 @@ questions of the version's own job, and compares with `nslora-agent generate`:
     ollama            what the Modelfile names (FROM, ADAPTER) in llama.cpp: the stock quantised .gguf
 
 Prints for each the share of equal answers and the content reward, then how many answers are the same whether llama.cpp
-renders the conversation by its own chat template or we do, and last one JSON line.
+renders the conversation by its own chat template or we do, and last one JSON line. Answers are kept in --out by form:
+the same command goes on after an interruption or a form that failed.
 """
 
 from __future__ import annotations
@@ -19,27 +20,32 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from gguf import GGUFWriter
 
+from agent.durable import sha256_file
+from agent.errors import NotFound
 from agent.home import Home
 from agent.registry import Registry
 from agent.reward import content_reward
 from agent.store import Store
 from benchmarks.base_gguf import copy_fields, write_base
 from benchmarks.boxes import machine
+from benchmarks.running import Part, Session, add_run_options, code, phase, read_lines, run
 from quant.generate import greedy
 from quant.lean.export import GGUF_ARCHITECTURES
-from quant.lean.model import LeanModel, open_model
+from quant.lean.model import open_model
 
 CPU = torch.device("cpu")
 LONGEST = 48
 Row = dict[str, Any]
+Figures = dict[str, Any]
 Answer = Callable[[list[dict[str, str]]], str]
 
 
@@ -47,7 +53,11 @@ def exported(state: Path, version: int, form: str, folder: Path) -> Path:
     """What `nslora-agent export` writes."""
     target = folder / form
     command = [Path(sys.executable).with_name("nslora-agent"), "export", str(version), "--to", form, "-o", target]
-    subprocess.run([*command, "--state", state], check=True, stdout=subprocess.DEVNULL)
+    phase(f"export to {form}")
+    done = subprocess.run([*command, "--state", state], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"`nslora-agent export --to {form}`: {done.stderr.strip()[-300:]}")
+    phase("answers")
     return target
 
 
@@ -55,17 +65,17 @@ def questions(home: Home, about: dict[str, Any], most: int) -> list[Row]:
     """Held-out rows of the version's job, spread over all of them."""
     with Store(home.database) as store:
         spool = home.spool / f"{store.get(about['job']).spool}.jsonl"
-    rows = [row for row in map(json.loads, spool.read_text().splitlines()) if row.get("split") == "held_out"]
+    rows = [row for row in read_lines(spool) if row.get("split") == "held_out"]
     return rows[:: max(1, len(rows) // most)][:most]
 
 
 # ---- who answers ----
 
 
-def ours(base: Path, adapter: Path) -> tuple[LeanModel, Answer]:
+def ours(base: Path, adapter: Path) -> Answer:
     """The version as `generate` has it, in float32."""
     model = open_model(base, adapter, CPU, torch.float32)
-    return model, lambda messages: dict(greedy(model, [model.encoder.prompt(messages)], LONGEST))[0].text
+    return lambda messages: dict(greedy(model, [model.encoder.prompt(messages)], LONGEST))[0].text
 
 
 def of_transformers(folder: Path, adapter: Path | None) -> Answer:
@@ -134,61 +144,127 @@ def compared(rows: list[Row], answers: list[str], expected: list[str]) -> dict[s
     return {"equal": round(same / len(rows), 4), "content": round(sum(rewards) / len(rows), 4)}
 
 
-def compare(home: Home, version: int, most: int, work: Path) -> dict[str, Any]:
-    """All forms of a version against what it says itself."""
-    with Store(home.database) as store:
-        registry = Registry(home.path, store)
-        about, adapter = registry.get(version).about, registry.adapter(version)
-        system = registry.system_prompt(version)
-    if adapter is None:
-        raise SystemExit(f"version {version} has no adapter")
-    base, rows = home.model(about["base"]), questions(home, about, most)
-    before = [{"role": "system", "content": system}] if system else []
-    prompts = [before + row["messages"][:-1] for row in rows]
-    model, say = ours(base, adapter)
-    expected = [say(prompt) for prompt in prompts]
-    told = {"nslora-agent generate": compared(rows, expected, expected)}
+@dataclass(frozen=True)
+class Version:
+    """A version to be exported, and the questions that it is asked."""
 
-    def add(name: str, answer: Answer) -> list[str]:
-        answers = [answer(prompt) for prompt in prompts]
-        told[name] = compared(rows, answers, expected)
-        print(f"  {name:<24}{told[name]['equal']:>8.3f}{told[name]['content']:>9.3f}", flush=True)
-        return answers
+    home: Home
+    number: int
+    base: Path
+    adapter: Path
+    rows: list[Row]
+    prompts: list[list[dict[str, str]]]
 
-    print(f"{len(rows)} held-out questions      equal  content")
-    print(f"  {'nslora-agent generate':<24}{1:>8.3f}{told['nslora-agent generate']['content']:>9.3f}")
-    add("peft", of_transformers(base, exported(home.path, version, "peft", work)))
-    add("merged", of_transformers(exported(home.path, version, "merged", work), None))
-    served = exported(home.path, version, "ollama", work)
-    parts = modelfile(served)
-    exact = GGUFWriter(work / "f16.gguf", GGUF_ARCHITECTURES[model.architecture])
+    @classmethod
+    def find(cls, home: Home, number: int, most: int) -> Version:
+        """Raises NotFound for a version that is not there or has no adapter."""
+        if not home.database.exists():
+            raise NotFound(f"{home.path} holds no versions: `nslora-agent run` makes one, --state names another folder")
+        with Store(home.database) as store:
+            registry = Registry(home.path, store)
+            about, adapter = registry.get(number).about, registry.adapter(number)
+            system = registry.system_prompt(number)
+        if adapter is None:
+            raise NotFound(f"version {number} has no adapter: name another with --version")
+        rows = questions(home, about, most)
+        before = [{"role": "system", "content": system}] if system else []
+        prompts = [before + row["messages"][:-1] for row in rows]
+        return cls(home, number, home.model(about["base"]), adapter, rows, prompts)
+
+    def export(self, form: str, work: Path) -> Path:
+        """What `nslora-agent export` writes."""
+        return exported(self.home.path, self.number, form, work)
+
+    def answers(self, answer: Answer) -> Figures:
+        """What somebody says to every prompt."""
+        return {"answers": [answer(prompt) for prompt in self.prompts]}
+
+
+def as_we_do(version: Version, _: Path) -> Figures:
+    """The version itself."""
+    phase("answers")
+    return version.answers(ours(version.base, version.adapter))
+
+
+def in_peft(version: Version, work: Path) -> Figures:
+    """The adapter in plain peft."""
+    return version.answers(of_transformers(version.base, version.export("peft", work)))
+
+
+def merged(version: Version, work: Path) -> Figures:
+    """The merged folder in transformers."""
+    return version.answers(of_transformers(version.export("merged", work), None))
+
+
+def on_f16(version: Version, work: Path) -> Figures:
+    """The adapter in llama.cpp on exactly what it was trained on."""
+    parts = modelfile(version.export("ollama", work))
+    architecture = open_model(version.base, None, CPU, torch.float32).architecture
+    exact = GGUFWriter(work / "f16.gguf", GGUF_ARCHITECTURES[architecture])
     copy_fields(parts["FROM"], exact)
-    write_base(base, exact)
-    gguf = exported(home.path, version, "gguf", work) / "adapter.gguf"
-    add("gguf, F16 base", of_llama(work / "f16.gguf", gguf, parts["stops"])[0])
+    write_base(version.base, exact)
+    gguf = version.export("gguf", work) / "adapter.gguf"
+    return version.answers(of_llama(work / "f16.gguf", gguf, parts["stops"])[0])
+
+
+def on_stock(version: Version, work: Path) -> Figures:
+    """What the Modelfile names, by llama.cpp's chat template and by ours."""
+    parts = modelfile(version.export("ollama", work))
     chat, complete = of_llama(parts["FROM"], parts["ADAPTER"], parts["stops"])
-    answers = add("ollama, stock base", chat)
-    rendered = [complete(model.encoder.render(prompt)) for prompt in prompts]
-    template = sum(one == other for one, other in zip(answers, rendered, strict=True)) / len(rows)
-    print(f"  llama.cpp's own chat template and our rendering: {template:.3f} of the answers equal")
-    return {"prompts": len(rows), "forms": told, "template": template}
+    encoder = open_model(version.base, version.adapter, CPU, torch.float32).encoder
+    return version.answers(chat) | {"by_ours": [complete(encoder.render(prompt)) for prompt in version.prompts]}
 
 
-def main() -> None:
+OURS = "nslora-agent generate"
+FORMS = {OURS: as_we_do, "peft": in_peft, "merged": merged, "gguf, F16 base": on_f16, "ollama, stock base": on_stock}
+SECONDS_A_PROMPT, SECONDS_OF_A_FORM = 1.5, 30
+
+
+def compare(session: Session, version: Version) -> Figures:
+    """All forms of a version against what it says itself, each printed as it ends."""
+    told: Figures = {"prompts": len(version.rows), "forms": {}}
+    expected: list[str] = []
+    print(f"{len(version.rows):>3} held-out questions          equal  content")
+    for name, form in FORMS.items():
+        with TemporaryDirectory(dir=session.out) as work:
+            found = session.measure(name, lambda: form(version, Path(work)))  # noqa: B023
+        if name == OURS:
+            expected = found.get("answers", [])
+        if found.get("fault") or not expected:
+            print(
+                f"  {name:<24}  {found.get('fault') or 'nothing to compare with: the version itself failed'}",
+                flush=True,
+            )
+            continue
+        told["forms"][name] = shown = compared(version.rows, found["answers"], expected)
+        print(f"  {name:<24}{shown['equal']:>8.3f}{shown['content']:>9.3f}", flush=True)
+        if "by_ours" in found:
+            same = sum(one == other for one, other in zip(found["answers"], found["by_ours"], strict=True))
+            told["template"] = same / len(version.rows)
+            print(f"  llama.cpp's own chat template and our rendering: {told['template']:.3f} of the answers equal")
+    return told
+
+
+def main() -> int:
     """Compare, and print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--state", type=Path, required=True, help="state folder with a version to export")
+    parser.add_argument("--state", help="state folder with a version to export [the one that `nslora-agent` uses]")
     parser.add_argument("--version", type=int, default=1, help="the version's number [1]")
     parser.add_argument("--prompts", type=int, default=40, help="how many held-out questions [40]")
-    parser.add_argument("--keep", type=Path, help="file to write the figures to")
+    add_run_options(parser, "exports-run")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as work:
-        figures = compare(Home(given.state), given.version, given.prompts, Path(work))
-    figures |= machine("xllamacpp")
-    if given.keep:
-        given.keep.write_text(json.dumps(figures, indent=1) + "\n")
-    print(json.dumps(figures))
+    version = Version.find(Home.find(given.state), given.version, given.prompts)
+    asked = {"prompts": version.prompts, "adapter": _digest(version.adapter), **machine("xllamacpp")}
+    question = {**asked, "code": code("agent", "quant")}
+    with Session("benchmarks.exports", given, question) as session:
+        seconds = SECONDS_OF_A_FORM + SECONDS_A_PROMPT * len(version.prompts)
+        session.announce([Part(name, seconds) for name in FORMS], f"version {given.version} in every form")
+        return session.end(compare(session, version) | machine("xllamacpp"))
+
+
+def _digest(adapter: Path) -> str:
+    return sha256_file(adapter / "adapter_model.safetensors")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -2,8 +2,9 @@
 
     python -m benchmarks.peers trainer|trl|generate MODEL DATA --prompts 1 --dtype float32|bfloat16 --sequence 512
 
-Run by benchmarks.memory and benchmarks.latency in a process of its own. Each phase is announced on stdout as one JSON
-line and begins once a line came on stdin; the last line has the figures.
+Run by benchmarks.memory and benchmarks.latency in a process of its own. stdout carries JSON lines alone (what libraries
+print goes to stderr): each phase is announced there and begins once a line came on stdin, each step is told as it ends,
+and the last line has the figures.
 """
 
 from __future__ import annotations
@@ -16,16 +17,24 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from agent.serving import claim_stdout, die_with_parent
 
 NEW_TOKENS = 24
 WARM_UP = 2
 """Steps that are not counted."""
+_stdout: BinaryIO
+
+
+def tell(message: dict[str, Any]) -> None:
+    """One line for the watcher."""
+    _stdout.write(json.dumps(message).encode() + b"\n")
 
 
 def phase(name: str) -> None:
     """Announce a phase, and wait until the watcher has taken its marks."""
-    print(json.dumps({"phase": name}), flush=True)
+    tell({"phase": name})
     sys.stdin.readline()
 
 
@@ -40,11 +49,16 @@ def options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--prompts", type=int, required=True, help="first texts that are answered, one by one")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--parent", type=int, required=True, help="process whose death ends this one")
     return parser.parse_args()
 
 
 def load(given: argparse.Namespace) -> tuple[Any, Any]:
-    """The model in 4 bits with a LoRA adapter, and its tokenizer, as the documentation of peft does it."""
+    """The model in 4 bits with a LoRA adapter, and its tokenizer, as the documentation of peft does it.
+
+    With bfloat16 the products with 4-bit weights are computed in that; peft keeps norms and the head in float32.
+    Autocast on top of it (`bf16=True`) was not faster on a CPU.
+    """
     import torch  # noqa: PLC0415
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig  # noqa: PLC0415
 
@@ -84,6 +98,7 @@ def timed() -> tuple[Any, list[tuple[float, float]], list[dict[str, float]]]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             """After the update."""
             steps.append((self.began, time.monotonic()))
+            tell({"step": len(steps), "seconds": steps[-1][1] - steps[-1][0]})
 
         def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
             """Loss and gradient norm."""
@@ -176,7 +191,10 @@ def cuda_peaks(device: str) -> dict[str, float]:
 
 def main() -> int:
     """All phases."""
+    global _stdout  # noqa: PLW0603  claimed once, before anything can print
     began, given = time.monotonic(), options()
+    die_with_parent(given.parent)
+    _stdout = claim_stdout()
     os.environ["HF_HUB_OFFLINE"] = "1"
     phase("import")
     import bitsandbytes  # noqa: F401, PLC0415
@@ -197,7 +215,7 @@ def main() -> int:
         phase("save")
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
-    print(json.dumps({"figures": {**figures, **cuda_peaks(given.device)}}), flush=True)
+    tell({"figures": {**figures, **cuda_peaks(given.device)}})
     return 0
 
 

@@ -10,9 +10,11 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from benchmarks import running
 
 MIB = 2**20
 EVERY = 0.02
@@ -91,8 +93,9 @@ class Watch:
         self._thread.start()
 
     def phase(self, name: str) -> None:
-        """End the phase before, begin another."""
+        """End the phase before, begin another, and say so."""
         self._end()
+        running.phase(name)
         with self._lock:
             self._name, self._began, self._highest = name, time.monotonic(), {}
             with suppress(OSError):
@@ -143,8 +146,20 @@ def _fields(path: Path, wanted: dict[str, str]) -> dict[str, float]:
     return {wanted[name]: int(rest.split()[0]) / 1024 for name, _, rest in parts if name in wanted}
 
 
-def started(command: Sequence[str], environment: dict[str, str], log: Path) -> subprocess.Popen[str]:
-    """A peer, its stderr in a file."""
+@contextmanager
+def started(command: Sequence[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A peer, its stderr in a file; killed if it is not over when we are.
+
+    In a session of its own: Ctrl-C is ours to act on, and what is killed by it is no contender that failed.
+    """
+    pipe = subprocess.PIPE
     with log.open("a") as stderr:
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, text=True, env=environment)
+        process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=stderr, env=environment, start_new_session=True
+        )
+    with process:
+        try:
+            yield process
+            process.wait()
+        finally:
+            process.kill()

@@ -11,7 +11,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bars import FREE, LEAST, of_footprint, of_latency, of_memory, over_imports, planned, resident, table
+from benchmarks.bars import (
+    LEAST,
+    current,
+    of_footprint,
+    of_latency,
+    of_memory,
+    over_imports,
+    planned,
+    resident,
+    table,
+    well,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -46,14 +57,20 @@ def _rise(part: Figures) -> str:
 
 
 def of_step(found: Figures) -> Iterator[tuple[str, str]]:
-    """Memory and speed of a training step, beside Trainer + peft + bitsandbytes."""
-    for name, model in found["models"].items():
-        runs = model["runs"]
-        cells = [
-            f"{over_imports(run):,.0f} MiB and {run['tokens_per_s']:.0f} tokens/s"
-            for run in (runs[LEAST], runs["trainer, float32"])
-        ]
-        yield f"{name}, 512 tokens: memory of a training step; Trainer + peft + bitsandbytes", "; ".join(cells)
+    """Memory and speed of a training step, beside Trainer + peft + bitsandbytes in the same number format."""
+    for name, model in current(found)["models"].items():
+        rows = well(model["runs"])
+        for dtype in ("float32", "bfloat16"):
+            pair = (LEAST.replace("float32", dtype), f"trainer, {dtype}")
+            if all(each in rows for each in pair):
+                cells = [f"{over_imports(rows[each]):,.0f} MiB and {_speed(rows[each])}" for each in pair]
+                title = f"{name}, 512 tokens{', bfloat16' * (dtype == 'bfloat16')}: memory of a training step"
+                yield f"{title}; Trainer + peft + bitsandbytes", "; ".join(cells)
+
+
+def _speed(row: Figures) -> str:
+    share = row.get("of_ceiling")
+    return f"{row['tokens_per_s']:.0f} tokens/s" + (f" ({share:.0%} of the products' ceiling)" if share else "")
 
 
 def of_daemon(found: Figures) -> Iterator[tuple[str, str]]:
@@ -106,7 +123,7 @@ def bars() -> str:
     if found := kept("memory"):
         parts += [f"**{name}**\n\n{table(each)}" for name, each in of_memory(found).items()]
     if found := kept("latency"):
-        parts.append(f"**Probing and top layers, SmolLM2-135M**\n\n{table(of_latency(found))}")
+        parts.append(f"**Probing, top layers and training beside others, SmolLM2-135M**\n\n{table(of_latency(found))}")
     if found := kept("footprint"):
         parts.append(f"**Daemon**\n\n{table(of_footprint(found))}")
     return "\n\n".join(parts)
@@ -115,16 +132,19 @@ def bars() -> str:
 def contenders() -> str:
     """What each contender took."""
     rows = [
-        "| MiB | step over imports | peak resident | tokens/s | s to the first step |",
-        "| --- | --- | --- | --- | --- |",
+        "| MiB | step over imports | peak resident | tokens/s | of the ceiling | s to the first step |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     found = kept("memory")
-    for name, model in found["models"].items() if found else ():
+    for name, model in current(found)["models"].items() if found else ():
         for who, run in model["runs"].items():
-            title = {LEAST: "ours, as little as it can", FREE: "ours, default"}.get(who, who)
-            cells = (f"{over_imports(run):,.0f}", f"{resident(run):,.0f}", run["tokens_per_s"], run["first_step_s"])
-            rows.append(f"| {name}: {title} | {' | '.join(map(str, cells))} |")
-        rows.append(f"| {name}: floor | {model['floor']:.0f} | | | |")
+            if run.get("fault"):
+                rows.append(f"| {name}: {who} | failed | | | | |")
+                continue
+            share = "" if run.get("of_ceiling") is None else f"{run['of_ceiling']:.0%}"
+            cells = f"{over_imports(run):,.0f} | {resident(run):,.0f} | {run['tokens_per_s']} | {share}"
+            rows.append(f"| {name}: {who} | {cells} | {run['first_step_s']} |")
+        rows.append(f"| {name}: floor | {model['floor']:.0f} | | | | |")
     return "\n".join(rows)
 
 

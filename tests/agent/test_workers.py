@@ -196,6 +196,19 @@ def test_a_worker_sees_no_secret_of_its_parent(tmp_path: Path) -> None:
     assert (seen["HF_HUB_OFFLINE"], seen["TRANSFORMERS_OFFLINE"]) == ("1", "1")
 
 
+@pytest.mark.parametrize(("operator", "seen"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_a_worker_threads_sleep_while_they_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operator: str | None, seen: str
+) -> None:
+    """Beside busy processes threads that spin take the cores from whom they wait for; an operator may differ."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if operator:
+        monkeypatch.setenv("OMP_WAIT_POLICY", operator)
+    with Worker("quant.worker", tmp_path / "log") as started:
+        found = wait_until(lambda: environment(started.process.pid), 5, "the environment")
+    assert found["OMP_WAIT_POLICY"] == seen
+
+
 @pytest.mark.usefixtures("secrets")
 def test_the_downloading_process_sees_the_index_and_the_hub_only() -> None:
     """It may log in where base models come from; no other key reaches it."""
