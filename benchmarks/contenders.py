@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import AgentError
+from agent.lines import read_json_lines
 from agent.protocol import Generate, Load, Plan, Prepare, Save, Step, Train, Trained, Written
 from agent.settings import Training
 from agent.workers import Worker, how_it_ended, last_words
 from benchmarks.peers import NEW_TOKENS, WARM_UP
-from benchmarks.running import ROOT, clean, read_lines, write_lines
+from benchmarks.running import ROOT, clean, write_lines
 from benchmarks.watching import Group, Watch, started
 
 LEAST = 1
@@ -237,12 +238,14 @@ def prepare(plain: Path, target: Path, log: Path) -> Run:
 
 def messages(data: Path, folder: Path, count: int | None = None) -> Path:
     """The first texts as a job's rows: a lone assistant message is learned as plain text."""
-    return _rows(folder / "data.jsonl", "assistant", [row["text"] for row in read_lines(data)[:count]])
+    return _rows(folder / "data.jsonl", "assistant", [row["text"] for row in list(read_json_lines(data))[:count]])
 
 
 def prompts(data: Path, folder: Path, count: int, characters: int = 200) -> Path:
     """The first texts, cut, as questions."""
-    return _rows(folder / "prompts.jsonl", "user", [row["text"][:characters] for row in read_lines(data)[:count]])
+    return _rows(
+        folder / "prompts.jsonl", "user", [row["text"][:characters] for row in list(read_json_lines(data))[:count]]
+    )
 
 
 def _rows(path: Path, role: str, texts: list[str]) -> Path:

@@ -39,6 +39,7 @@ from agent.durable import remove_tree, sha256_file, write_json
 from agent.evaluation import Evaluation
 from agent.home import Home
 from agent.jsonl import Limits
+from agent.lines import read_json_lines
 from agent.offload_messages import CacheExport
 from agent.offloading import offload_worker
 from agent.progress import PROGRESS
@@ -57,7 +58,6 @@ from benchmarks.running import (
     code,
     duration,
     prepared_home,
-    read_lines,
     run,
     say,
     write_lines,
@@ -132,7 +132,7 @@ def write_data(setup: Setup) -> list[dict[str, Any]]:
 
 def _mixed(setup: Setup) -> list[dict[str, Any]]:
     parts = {TRAIN: setup.mix, HELD_OUT: setup.held_out}
-    return [{**row, "split": split} for split, name in parts.items() for row in read_lines(DATA / f"{name}.jsonl")]
+    return [{**row, "split": split} for split, name in parts.items() for row in read_json_lines(DATA / f"{name}.jsonl")]
 
 
 def examples_of(path: Path) -> list[Example]:
@@ -210,8 +210,8 @@ def question_of(setup: Setup, settings: Figures, data: Path | None = None) -> Fi
 def run_worth(setup: Setup, seed: int) -> list[Figures]:
     """Fresh adapters: one on the rows that neurosymbolic remade alone, one on the same rows as they came."""
     home = setup.box(f"seed-{seed}/neurosymbolic")
-    remade = [row for row in read_lines(home.run(1) / REMADE) if "remade" in row]
-    came = {row["id"]: row for row in read_lines(setup.data)}
+    remade = [row for row in read_json_lines(home.run(1) / REMADE) if "remade" in row]
+    came = {row["id"]: row for row in read_json_lines(setup.data)}
     held_out = [row for row in came.values() if row["split"] == "held_out"]
     results = []
     for arm, rows in (("remade rows alone", remade), ("their originals", [came[row["id"]] for row in remade])):
@@ -321,7 +321,7 @@ def compare(setup: Setup, arms: tuple[str, ...], seeds: list[int]) -> Figures:
         say("routing is not told: it needs every arm")
     elif set(MAIN) <= set(arms):
         boxes = [{arm: setup.box(f"seed-{seed}/{arm}") for arm in MAIN} for seed in seeds]
-        train = read_lines(DATA / f"{setup.mix}.jsonl")
+        train = list(read_json_lines(DATA / f"{setup.mix}.jsonl"))
         examples = [each for each in examples_of(setup.data) if each.split == TRAIN]
         figures["routing"] = routing(boxes, train, examples)
     return figures | machine()

@@ -32,12 +32,13 @@ from gguf import GGUFWriter
 from agent.durable import sha256_file
 from agent.errors import NotFound
 from agent.home import Home
+from agent.lines import read_json_lines
 from agent.registry import Registry
 from agent.reward import content_reward
 from agent.store import Store
 from benchmarks.base_gguf import copy_fields, write_base
 from benchmarks.boxes import machine
-from benchmarks.running import Part, Session, add_run_options, code, phase, read_lines, run
+from benchmarks.running import Part, Session, add_run_options, code, phase, run
 from quant.generate import greedy
 from quant.lean.export import GGUF_ARCHITECTURES
 from quant.lean.model import open_model
@@ -65,7 +66,7 @@ def questions(home: Home, about: dict[str, Any], most: int) -> list[Row]:
     """Held-out rows of the version's job, spread over all of them."""
     with Store(home.database) as store:
         spool = home.spool / f"{store.get(about['job']).spool}.jsonl"
-    rows = [row for row in read_lines(spool) if row.get("split") == "held_out"]
+    rows = [row for row in read_json_lines(spool) if row.get("split") == "held_out"]
     return rows[:: max(1, len(rows) // most)][:most]
 
 

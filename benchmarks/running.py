@@ -26,6 +26,7 @@ from agent.config import DEFAULT_BASE
 from agent.durable import locked, remove_tree, write_json
 from agent.errors import AgentError, NotFound
 from agent.home import Home
+from agent.lines import write_json_lines
 
 Figures = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,16 +66,10 @@ def code(*packages: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
-    """Write objects as JSONL; returns the path."""
+    """Write objects as JSONL, the folder too; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        stream.writelines(json.dumps(row) + "\n" for row in rows)
+    write_json_lines(path, rows)
     return path
 
 

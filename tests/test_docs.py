@@ -106,6 +106,7 @@ def test_the_manual_page_is_what_the_parser_the_errors_and_the_readme_say() -> N
     assert text.count(".SS ") == len(COMMANDS)
 
 
+@pytest.mark.process
 def test_the_manual_page_reads_well() -> None:
     """There is nothing that groff warns of, and no line begins with what it would take for a request."""
     command = [needs("groff", "man-db"), "-man", "-ww", "-Tutf8", str(make_man.TARGET)]

@@ -64,6 +64,7 @@ def plain(split: str) -> list[Row]:
 # ---- every file ----
 
 
+@pytest.mark.process
 def test_the_files_are_what_the_script_writes(tmp_path: Path) -> None:
     """Running the script elsewhere gives the committed files byte for byte."""
     for source in EXAMPLES.glob("*.py"):

@@ -57,6 +57,7 @@ sys.stdin.readline()
 """
 
 
+@pytest.mark.process
 def test_each_phase_has_its_own_highest_values() -> None:
     """What one phase took is not told of the next."""
     pipe = subprocess.PIPE
@@ -82,6 +83,7 @@ def test_each_phase_has_its_own_highest_values() -> None:
     assert (found["taken"]["proportional"] or 0) > 0
 
 
+@pytest.mark.process
 def test_a_group_tells_its_peak_and_holds_its_limit() -> None:
     """Where control groups can be made, a process that wants more than the limit is killed; elsewhere none is told."""
     try:
@@ -241,6 +243,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.process
 def test_a_benchmark_without_its_base_model_says_how_to_make_it(tmp_path: Path) -> None:
     """In one line, with the exit code of what is not found."""
     command = [sys.executable, "-m", "benchmarks.footprint", "--state", str(tmp_path)]
@@ -287,6 +290,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_base: Callable[[], Path]
     return told
 
 
+@pytest.mark.process
 def test_an_interrupted_run_keeps_what_ended(runs: list[tuple[int, str, str]]) -> None:
     """It says at once what it will do and for how long; a row stands there as soon as its contender ended."""
     code, stdout, stderr = runs[0]
@@ -297,6 +301,7 @@ def test_an_interrupted_run_keeps_what_ended(runs: list[tuple[int, str, str]]) -
     assert "the same command goes on" in stderr.splitlines()[-1]
 
 
+@pytest.mark.process
 def test_the_next_run_goes_on_and_a_failed_contender_is_a_row(runs: list[tuple[int, str, str]]) -> None:
     """What was kept is not measured again; the figures come last, as one JSON line."""
     code, stdout, stderr = runs[1]
@@ -317,6 +322,7 @@ def test_the_next_run_goes_on_and_a_failed_contender_is_a_row(runs: list[tuple[i
     assert {told["dtype"] for told in rows.values()} == {"float32", chosen}
 
 
+@pytest.mark.process
 def test_a_third_run_measures_nothing(runs: list[tuple[int, str, str]]) -> None:
     """Its figures are those that are kept, and nothing of it failed."""
     code, _, stderr = runs[2]

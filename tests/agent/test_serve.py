@@ -122,6 +122,7 @@ def test_curl_gets_an_answer(home: Home, server: tuple[subprocess.Popen[str], Pa
     assert json.loads(done.stdout)["choices"][0]["message"]["content"] == said(home)
 
 
+@pytest.mark.process
 def test_drawn_answers_depend_on_the_seed_alone(http: httpx.Client) -> None:
     """The same again for the same seed, another for another."""
 
@@ -133,6 +134,7 @@ def test_drawn_answers_depend_on_the_seed_alone(http: httpx.Client) -> None:
     assert len({drawn(seed) for seed in range(5)}) > 1
 
 
+@pytest.mark.process
 def test_an_answer_ends_before_a_stop(http: httpx.Client) -> None:
     """Which is not part of it, whether it comes whole or in pieces."""
     body = {"messages": QUESTION, "max_tokens": 40}
@@ -143,6 +145,7 @@ def test_an_answer_ends_before_a_stop(http: httpx.Client) -> None:
     assert choice["finish_reason"] == "stop"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "words"),
     [
@@ -161,6 +164,7 @@ def test_a_refusal_says_why(http: httpx.Client, method: str, path: str, body: by
     assert words in answer.json()["error"]["message"]
 
 
+@pytest.mark.process
 def test_a_client_that_leaves_keeps_nobody_waiting(http: httpx.Client) -> None:
     """Its answer is broken off."""
     body = {"messages": QUESTION, "max_tokens": 450, "temperature": 1, "stream": True}
@@ -202,6 +206,7 @@ def test_a_promotion_drops_no_question(home: Home, server: tuple[subprocess.Pope
     assert got[-1][0] == "nslora-agent-version-1"
 
 
+@pytest.mark.process
 def test_a_version_that_cannot_be_loaded_takes_nobodys_place(
     home: Home, http: httpx.Client, tiny_base: Callable[[str], Path]
 ) -> None:

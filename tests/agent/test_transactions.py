@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from checkout import ROOT, python_files
 
+pytestmark = pytest.mark.process
+
 LIFE = Path(__file__).with_name("writing_life.py")
 BEGINNINGS = {"transaction", "attempt"}
 """Methods that begin a write transaction."""

@@ -194,6 +194,7 @@ def test_a_clock_put_back_ends_pause_and_trial(tmp_path: Path) -> None:
             breaker.succeeded()
 
 
+@pytest.mark.process
 def test_one_of_several_processes_tries(tmp_path: Path) -> None:
     """All see the same state after a restart, and exactly one of eight may make the trial call."""
     with opened(tmp_path) as database:

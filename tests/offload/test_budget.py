@@ -271,6 +271,7 @@ FIFTY_CAPS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", FIFTY_CAPS)
 def test_fifty_processes_never_exceed_a_cap(fast_disk: Path, name: str) -> None:
     """Of two jobs; twenty are killed at random moments, and the server fails, breaks off or does not count.

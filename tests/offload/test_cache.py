@@ -78,6 +78,7 @@ print(json.dumps([len(written), sorted(name.partition(".")[0] for name in sys.mo
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("mode", ["remote", "cache-only"])
 def test_a_hit_costs_one_commit_and_imports_nothing_heavy(fast_disk: Path, mode: str) -> None:
     """Whole rewrites in a running worker, redaction included, with 1,000 answers recorded; no socket is made.
@@ -413,6 +414,7 @@ def test_only_the_owner_may_read_it(tmp_path: Path) -> None:
         assert (tmp_path / "new" / "cache.db").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.process
 def test_sixteen_processes_make_it_together(tmp_path: Path) -> None:
     """Each finds it whole."""
     script = """

@@ -338,6 +338,7 @@ def tls_call(certificate: Path) -> Call:
         return Call(outcome, waits, len(server.requests), 0.0)
 
 
+@pytest.mark.process
 def test_a_server_with_an_unknown_certificate_is_told_nothing(certificate: Path) -> None:
     """Not even the request; tried again, because a box's clock may be wrong until it is set over the network."""
     result = tls_call(certificate)
@@ -346,6 +347,7 @@ def test_a_server_with_an_unknown_certificate_is_told_nothing(certificate: Path)
     assert (result.requests, len(result.waits)) == (0, ATTEMPTS - 1)
 
 
+@pytest.mark.process
 def test_an_authority_of_the_systems_store_is_trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here the store is the one that OpenSSL takes from SSL_CERT_FILE."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))

@@ -168,6 +168,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     return folder, done
 
 
+@pytest.mark.process
 def test_an_import_leaves_the_interpreter_as_it_was(
     imported: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
@@ -175,6 +176,7 @@ def test_an_import_leaves_the_interpreter_as_it_was(
     assert imported[1].returncode == 0, imported[1].stderr
 
 
+@pytest.mark.process
 def test_neither_litellm_nor_openai_nor_requests_is_imported(
     imported: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
@@ -184,11 +186,13 @@ def test_neither_litellm_nor_openai_nor_requests_is_imported(
     assert not tops & {"litellm", "openai", "requests", "urllib3", "anthropic", "tiktoken"}
 
 
+@pytest.mark.process
 def test_an_import_and_a_step_open_no_socket(imported: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     """No network, not even the loopback."""
     assert events(imported[0] / "events", "socket.") == []
 
 
+@pytest.mark.process
 def test_an_import_and_a_step_write_no_file(imported: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     """No ./logs, no cache of its own in the home folder: nothing is opened for writing, no folder made."""
     folder = imported[0]
@@ -200,6 +204,7 @@ def test_an_import_and_a_step_write_no_file(imported: tuple[Path, subprocess.Com
     assert events(folder / "events", "os.mkdir") == []
 
 
+@pytest.mark.process
 def test_textgrad_logs_nothing_of_a_text(imported: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     """Not even where the process shows all that is logged, and not where an answer is malformed."""
     assert "private" not in imported[1].stdout + imported[1].stderr

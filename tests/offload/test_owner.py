@@ -15,6 +15,7 @@ def test_a_living_process_is_not_gone() -> None:
     assert myself() != myself()
 
 
+@pytest.mark.process
 def test_a_process_that_ended_or_was_killed_is_gone() -> None:
     """At once, also while it is a zombie."""
     code = "from offload.owner import myself; print(myself(), flush=True); input()"

@@ -17,6 +17,8 @@ from workers import EXAMPLE, PROMPT, shown, tagged, worker
 from agent.errors import RemoteRefused
 from agent.offload_messages import CacheExport, ImprovePrompt, Preview, ReadLog, RewriteExample, Rewritten
 
+pytestmark = pytest.mark.process
+
 MARK = " (mended)"
 WINDOW = 8
 """Characters of a secret in a row that make a leak."""

@@ -261,6 +261,7 @@ def slowly(act: Act, seconds: float) -> Callable[[Request], Act]:
     return script
 
 
+@pytest.mark.process
 def test_eight_that_ask_the_same_at_once_are_one_request(fast_disk: Path) -> None:
     """The others wait for the answer of the first."""
     with LLMServer(slowly(saying("one"), 0.5)) as server:
@@ -284,6 +285,7 @@ def test_an_answer_that_came_just_before_the_lease_is_found(tmp_path: Path, monk
         assert server.requests == []
 
 
+@pytest.mark.process
 def test_when_the_first_fails_the_next_one_asks(fast_disk: Path) -> None:
     """Waiting for another's request must not hand on its failure."""
     acts = iter([failing(400), *[saying("one")] * 8])
@@ -307,6 +309,7 @@ def test_when_the_first_fails_the_next_one_asks(fast_disk: Path) -> None:
 HOLDING = "print(ask(new_remote(), 'same'))"
 
 
+@pytest.mark.process
 def test_when_the_holder_of_the_lease_is_killed_one_other_asks_at_once(fast_disk: Path) -> None:
     """One of those who wait, not all; nobody waits for the lease of a process that is gone."""
     times = []
@@ -334,6 +337,7 @@ def test_a_lease_outlives_the_longest_wait_between_tries() -> None:
     assert remotes.LEASE_MARGIN > LONGEST_RETRY_AFTER + LONGEST_WAIT
 
 
+@pytest.mark.process
 def test_a_second_try_renews_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call of several tries holds on to its question and, if it is one, to its trial."""
     monkeypatch.setattr("offload.retries.FIRST_WAIT", 0.01)
@@ -389,6 +393,7 @@ print(remote.recorded(Subject(1, "", ()), [{"role": "user", "content": "first"}]
 """
 
 
+@pytest.mark.process
 def test_an_answer_that_the_disk_cannot_take_is_paid_for_and_said(tmp_path: Path) -> None:
     """StorageError in one line; the audit keeps the full reservation, what was recorded before stays readable."""
     with LLMServer(in_turn(saying("small"), saying("x" * 300_000))) as server:
@@ -408,6 +413,7 @@ def test_an_answer_that_the_disk_cannot_take_is_paid_for_and_said(tmp_path: Path
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+@pytest.mark.process
 def test_a_disk_that_is_full_from_the_start_is_said(tmp_path: Path) -> None:
     """In one line, at the first request of the worker."""
     script = """

@@ -41,6 +41,8 @@ from agent.offload_messages import (
 )
 from agent.protocol import Check, Envelope, decode, encode
 
+pytestmark = pytest.mark.process
+
 SHOUT = "Lund runs the Marlow pump on port 4713!"
 KEY = "Zebra-key-0123456789-not-of-a-known-shape"
 

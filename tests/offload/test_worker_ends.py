@@ -35,6 +35,8 @@ from agent.offload_messages import (
 from agent.protocol import MAX_LINE, Envelope
 from agent.protocol import Request as AnyRequest
 
+pytestmark = pytest.mark.process
+
 SHOUT = "Lund runs the Marlow pump on port 4713!"
 
 

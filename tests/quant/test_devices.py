@@ -68,6 +68,7 @@ def test_the_probe_is_kept_until_the_machine_or_torch_changes(tmp_path: Path, mo
     assert json.loads((tmp_path / PROBE).read_text())["key"]["torch"] == str(torch.__version__)
 
 
+@pytest.mark.process
 def test_a_probe_beside_somebody_busy_is_kept_for_an_hour(tmp_path: Path) -> None:
     """More threads are slower then; kept, that would hold for ever."""
     with subprocess.Popen(
@@ -112,6 +113,7 @@ print(os.environ.get("PYTORCH_CUDA_ALLOC_CONF"))
 """
 
 
+@pytest.mark.process
 def test_allocators_leave_what_a_person_has_set() -> None:
     """Defaults, and a choice of one's own."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "PYTORCH_"))}
@@ -138,6 +140,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
 
 
+@pytest.mark.process
 def test_the_lean_path_imports_neither_transformers_nor_peft_nor_bitsandbytes(tiny_base, tmp_path: Path) -> None:  # noqa: ANN001
     """Nor sympy, the compiler's: load, train, answer and save, in a process of their own."""
     command = [sys.executable, "-c", LEAN, str(tiny_base("llama")), str(tmp_path)]
