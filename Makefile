@@ -34,7 +34,8 @@ PYTEST := $(BIN)/python -m pytest
 IN_PARTS := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/installed-test
-	$(PYTEST) --numprocesses 2 -p randomly -m 'not process and not slow and not exhaustive and not cuda'
+	HYPOTHESIS_PROFILE=fast $(PYTEST) --numprocesses 2 -p randomly -m 'not process and not slow and not exhaustive and not cuda' \
+		--ignore tests/end_to_end --ignore tests/upgrade
 
 test: .venv/installed-test
 	$(PYTEST) $(IN_PARTS)

@@ -7,7 +7,6 @@ import importlib.util
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import venv
@@ -20,8 +19,6 @@ from checkout import PACKAGES, ROOT, pyproject, python_files
 from needs import needs
 
 LINES_OF_A_FILE = 400
-LINES_OF_MOST_FUNCTIONS = 35
-LINES_OF_THE_MEDIAN_FUNCTION = 10
 
 HEAVY = {
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "gguf", "huggingface_hub", "numpy",
@@ -190,15 +187,6 @@ def test_the_check_above_leaves_the_rest_alone() -> None:
 def test_a_file_is_short(path: Path) -> None:
     """A file can be read in one go."""
     assert len(path.read_text().splitlines()) <= LINES_OF_A_FILE
-
-
-def test_functions_are_short() -> None:
-    """Of what is shipped, half of the functions fit into ten lines and nine in ten into a screen."""
-    trees = [ast.parse(path.read_text()) for path in python_files(*PACKAGES)]
-    functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, Function)]
-    lengths = [1 + int(node.end_lineno or 0) - node.lineno for node in functions]
-    assert statistics.median(lengths) <= LINES_OF_THE_MEDIAN_FUNCTION
-    assert statistics.quantiles(lengths, n=10)[-1] <= LINES_OF_MOST_FUNCTIONS
 
 
 # ---- what is shipped ----

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -71,6 +73,14 @@ LEAN = {
 """What the lean path covers."""
 ARCHITECTURES = LEAN | {"olmo2": (Olmo2ForCausalLM, Olmo2Config, {})}
 """And one that it does not."""
+
+
+def each(architectures: Iterable[str]) -> list[Any]:
+    """All of them as parameters of a test, of which `make test-fast` takes the plainest and the oddest."""
+    return [
+        name if name in {"llama", "gemma3_text"} else pytest.param(name, marks=pytest.mark.slow)
+        for name in architectures
+    ]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

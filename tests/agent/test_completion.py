@@ -177,6 +177,7 @@ SHELLS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_person_at_a_shell_finishes_words_with_tab(box: Path, shell: str) -> None:
     """A command, a file that is then read, and the list of jobs, with what they are where the shell shows it."""

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.config import Config, default_toml, read_config
@@ -24,10 +24,8 @@ JSON = st.recursive(
 KEYS = st.sampled_from(
     ["v", "id", "event", "request", "answer", "error", "body", "Alive", "Train", "settings", "rss_mb"]
 )
-MANY = settings(max_examples=300)
 
 
-@MANY
 @given(st.binary(max_size=400))
 def test_arbitrary_bytes_are_a_protocol_error(line: bytes) -> None:
     """Or, never seen, a message."""
@@ -35,7 +33,6 @@ def test_arbitrary_bytes_are_a_protocol_error(line: bytes) -> None:
         assert isinstance(decode(line), Envelope)
 
 
-@MANY
 @given(st.dictionaries(KEYS, JSON | st.dictionaries(KEYS, JSON), max_size=6))
 def test_lines_that_are_nearly_messages_are_a_protocol_error(record: dict[str, object]) -> None:
     """With the right names in the wrong places."""
@@ -54,14 +51,12 @@ def settings_or_fault(path: Path, data: bytes) -> None:
         assert isinstance(read_config(path), Config)
 
 
-@MANY
 @given(data=st.binary(max_size=300))
 def test_arbitrary_bytes_are_settings_or_one_error(folder: Path, data: bytes) -> None:
     """Nothing else is raised."""
     settings_or_fault(folder / "config.toml", data)
 
 
-@MANY
 @given(
     line=st.integers(0, 200),
     value=st.sampled_from(
@@ -86,7 +81,6 @@ def test_a_config_of_a_hundred_megabytes_of_brackets_ends(folder: Path) -> None:
 # ---- manifests ----
 
 
-@MANY
 @given(value=JSON)
 def test_any_manifest_is_read_or_refused(folder: Path, value: object) -> None:
     """A folder is whole, or it is said what is wrong with it."""

@@ -124,11 +124,13 @@ def peak_of_reading(lines: Iterator[bytes]) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_reading_takes_the_same_memory_however_many_lines_there_are() -> None:
     """50,000 rows without ids are read in well under a megabyte."""
     assert peak_of_reading(rows({"text": f"row {n} " * 20}) for n in range(50_000)) < 500_000
 
 
+@pytest.mark.slow
 def test_ids_of_their_own_cost_about_a_hundred_bytes_a_row() -> None:
     """The memory that uniqueness takes does not depend on how long the ids are."""
     assert peak_of_reading(rows({"text": "x", "id": f"{n:0200}"}) for n in range(10_000)) < 10_000 * 180

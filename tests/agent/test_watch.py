@@ -79,6 +79,7 @@ def test_a_run_is_put_together_from_its_events(tmp_path: Path, log: EventLog) ->
     assert (followed.rewrites["remade"], followed.notes) == (1, ["look"])
 
 
+@pytest.mark.slow
 def test_a_very_long_run_is_thinned(tmp_path: Path) -> None:
     """What is kept spans all of it."""
     lines = (json.dumps({"at": 0, "event": "step", "step": step, "loss": 1.0, **STEP}) for step in range(1, 3 * KEPT))

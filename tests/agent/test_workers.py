@@ -196,6 +196,7 @@ def test_a_worker_sees_no_secret_of_its_parent(tmp_path: Path) -> None:
     assert (seen["HF_HUB_OFFLINE"], seen["TRANSFORMERS_OFFLINE"]) == ("1", "1")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("operator", "seen"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
 def test_a_worker_threads_sleep_while_they_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operator: str | None, seen: str

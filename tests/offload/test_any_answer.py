@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import llm_server as llm
 import pytest
 from calls import HI, KEY, endpoint
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from llm_server import Act, LLMServer, answering, in_turn, saying, sending
 
@@ -44,7 +44,6 @@ VALUES = st.recursive(
 BODIES = st.binary() | st.lists(PIECES).map(b"".join) | VALUES.map(lambda value: json.dumps(value).encode())
 
 
-@settings(deadline=None, max_examples=200)
 @given(body=BODIES, status=st.sampled_from([200, 200, 201, 400, 500]))
 def test_any_body_is_a_reply_or_a_failure_with_a_name(
     any_server: tuple[LLMServer, Client], body: bytes, status: int
@@ -63,7 +62,6 @@ LINES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=200)
 @given(start=st.sampled_from([b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 307 Go\r\n"]), rest=st.lists(LINES | st.binary()))
 def test_any_bytes_are_a_failure_with_a_name(
     any_server: tuple[LLMServer, Client], start: bytes, rest: list[bytes]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import ARCHITECTURES, write_model
+from tiny import ARCHITECTURES, each, write_model
 
 from agent.errors import BaseModelError
 from quant.model import load
@@ -14,7 +14,7 @@ from quant.prepare import prepare
 from quant.stock import open_model
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", each(ARCHITECTURES))
 def test_every_linear_layer_is_stored_in_four_bits_with_double_quantisation(
     tiny_base: Callable[[str], Path], architecture: str
 ) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
-from tiny import LEAN, add_random_adapter
+from tiny import LEAN, add_random_adapter, each
 from transformers import AutoModelForCausalLM
 
 from agent.errors import BaseModelError
@@ -38,7 +38,7 @@ def trained(tiny_base: Callable[[str], Path], tmp_path: Path) -> Callable[[str],
     return make
 
 
-@pytest.mark.parametrize("architecture", LEAN)
+@pytest.mark.parametrize("architecture", each(LEAN))
 def test_a_merged_model_answers_as_the_adapter_does(
     trained: Callable[[str], tuple[LeanModel, Path, Path]], architecture: str, tmp_path: Path
 ) -> None:
@@ -78,7 +78,7 @@ def test_a_large_model_is_written_in_shards(
     assert AutoModelForCausalLM.from_pretrained(target)
 
 
-@pytest.mark.parametrize("architecture", LEAN)
+@pytest.mark.parametrize("architecture", each(LEAN))
 def test_an_adapter_for_llama_cpp_holds_the_same_update(
     trained: Callable[[str], tuple[LeanModel, Path, Path]], architecture: str, tmp_path: Path
 ) -> None:

@@ -25,6 +25,8 @@ from quant.lean.model import LeanModel, open_model
 from quant.lean.tokens import Tokenizer
 from quant.templates import templated
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 QUESTIONS = [[{"role": "user", "content": f"what is the port of pump {number}?"}] for number in range(12)]
 TOKENS = 16

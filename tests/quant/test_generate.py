@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, tokenizer
+from tiny import ARCHITECTURES, each, tokenizer
 
 from agent.errors import DataError
 from quant.chat import Encoder
@@ -20,7 +20,7 @@ from quant.streaming import Spoken
 
 
 @pytest.mark.parametrize("a_pass", [512, 4])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", each(ARCHITECTURES))
 def test_a_batch_gives_the_answers_that_each_prompt_gets_alone(
     tiny_base: Callable[[str], Path], architecture: str, monkeypatch: pytest.MonkeyPatch, a_pass: int
 ) -> None:
@@ -42,7 +42,7 @@ def test_a_batch_gives_the_answers_that_each_prompt_gets_alone(
         assert together[index].tokens <= 10
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", each(ARCHITECTURES))
 def test_a_stream_is_the_greedy_answer(tiny_base: Callable[[str], Path], architecture: str) -> None:
     """Token by token; what is said in pieces is what is said at once."""
     model = load(tiny_base(architecture), None, "cpu", "float32")

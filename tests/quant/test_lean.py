@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny import LEAN, write_model
+from tiny import LEAN, each, write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agent.settings import Training
@@ -71,7 +71,7 @@ def gradients(model: LeanModel | StockModel) -> dict[str, torch.Tensor]:
     return model.tuned.views(model.tuned.grads)
 
 
-@pytest.mark.parametrize("architecture", LEAN)
+@pytest.mark.parametrize("architecture", each(LEAN))
 @pytest.mark.parametrize("remembered", [0, 1, 9])
 def test_losses_and_every_gradient_are_those_of_the_stock_path(
     tiny_base: Base, architecture: str, remembered: int
@@ -90,7 +90,7 @@ def test_losses_and_every_gradient_are_those_of_the_stock_path(
     assert lean.tuned.clip(1.0) == pytest.approx(stock.tuned.clip(1.0), rel=1e-4)
 
 
-@pytest.mark.parametrize("architecture", LEAN)
+@pytest.mark.parametrize("architecture", each(LEAN))
 def test_top_blocks_alone_learn_the_same_from_the_cached_prefix(
     tiny_base: Base, architecture: str, tmp_path: Path
 ) -> None:
@@ -131,7 +131,7 @@ def test_a_damaged_or_full_prefix_cache_costs_only_time(tmp_path: Path) -> None:
     cache.close()
 
 
-@pytest.mark.parametrize("architecture", LEAN)
+@pytest.mark.parametrize("architecture", each(LEAN))
 def test_gradients_add_up_over_rows(tiny_base: Base, architecture: str) -> None:
     """A second row adds to the first, and scratch that was used before changes nothing."""
     lean, _ = both(tiny_base(architecture))
@@ -142,7 +142,7 @@ def test_gradients_add_up_over_rows(tiny_base: Base, architecture: str) -> None:
     assert distance(lean.tuned.grads, 3 * once) < 1e-5
 
 
-@pytest.mark.parametrize("architecture", LEAN)
+@pytest.mark.parametrize("architecture", each(LEAN))
 def test_bfloat16_stays_within_its_rounding(tiny_base: Base, architecture: str) -> None:
     """bfloat16 has 8 bits: both ways differ from float32 by so much, and from each other by no more."""
     exact, _ = both(tiny_base(architecture))
@@ -156,7 +156,7 @@ def test_bfloat16_stays_within_its_rounding(tiny_base: Base, architecture: str) 
     assert distance(lean.tuned.grads, exact.tuned.grads) < 0.05
 
 
-@pytest.mark.parametrize("architecture", LEAN)
+@pytest.mark.parametrize("architecture", each(LEAN))
 def test_the_adapter_answers_the_same_in_plain_peft(tiny_base: Base, architecture: str, tmp_path: Path) -> None:
     """Saved without peft, loaded by peft on the same base, and by ourselves."""
     lean, _ = both(tiny_base(architecture))
@@ -183,7 +183,7 @@ def test_the_adapter_answers_the_same_in_plain_peft(tiny_base: Base, architectur
         assert ours[number] == reread[number] == expected
 
 
-@pytest.mark.parametrize("architecture", LEAN)
+@pytest.mark.parametrize("architecture", each(LEAN))
 def test_the_converter_writes_what_transformers_writes(architecture: str, tiny_base: Base, tmp_path: Path) -> None:
     """Tensor for tensor, bit for bit; only the blanks behind the JSON of a matrix differ."""
     stock_prepare.quantise(write_model(tmp_path / "source", architecture), tmp_path)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ARCHITECTURES
+from tiny import ARCHITECTURES, each
 
 from quant.loss import mean_losses
 from quant.model import load
@@ -18,7 +18,7 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", each(ARCHITECTURES))
 def test_packing_changes_no_loss(tiny_base: Callable[[str], Path], architecture: str) -> None:
     """Examples that share a row have the losses they have alone: attention never crosses a border."""
     model = load(tiny_base(architecture), None, "cpu", "float32")
@@ -34,7 +34,7 @@ def in_transformers(base: Path, ids: list[int], labels: list[int]) -> float:
     return float(network(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", each(ARCHITECTURES))
 def test_the_loss_is_what_transformers_itself_computes(tiny_base: Callable[[str], Path], architecture: str) -> None:
     """Held to the library's own labels path, with everything but the assistant masked out."""
     model = load(tiny_base(architecture), None, "cpu", "float32")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import LEAN
+from tiny import LEAN, each
 
 from agent.settings import Training
 from quant.batches import pack
@@ -43,7 +43,7 @@ def deepest(model: LeanModel, monkeypatch: pytest.MonkeyPatch) -> int:
     return max(most)
 
 
-@pytest.mark.parametrize("architecture", LEAN)
+@pytest.mark.parametrize("architecture", each(LEAN))
 @pytest.mark.parametrize("remembered", [0, 2])
 def test_the_plan_is_what_a_step_takes(
     tiny_base: Callable[[str], Path], architecture: str, remembered: int, monkeypatch: pytest.MonkeyPatch
