@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 from harness import DAEMON, LOOP, NONE, WORKER, Harness, Outcome, Point, outcome
+from needs import lacks, needs
 from processes import agent, daemon, failed, wait_until
-from test_kill_points import FLAGS, ROWS, STRACE, TOGETHER, job_in, without_kill
+from test_kill_points import FLAGS, ROWS, TOGETHER, job_in, without_kill
 
 from agent.home import Home
 from agent.jobs import ENDED, Job, State
@@ -67,8 +68,7 @@ def after_a_fault(harness: Harness, point: Point, error: str, wanted: Outcome) -
 
 def test_a_disk_that_fails_once_costs_a_retry_at_most(template: Path, tmp_path: Path, undisturbed: Outcome) -> None:
     """ENOSPC or EIO at any write of daemon, loop or worker: no traceback, no half version, and the job can be done."""
-    if STRACE is None:
-        return
+    needs("strace", "strace")
     harness = Harness(template, tmp_path)
     points = [point for point in harness.points() if point.call in FAILING]
     draw = random.Random(0)
@@ -83,14 +83,13 @@ def test_a_disk_that_fails_once_costs_a_retry_at_most(template: Path, tmp_path: 
 
 
 @contextmanager
-def disk(path: Path, size: str) -> Iterator[Path | None]:
-    """A small disk of its own; None where nothing can be mounted."""
+def disk(path: Path, size: str) -> Iterator[Path]:
+    """A small disk of its own."""
     path.mkdir()
     mount, umount = shutil.which("mount") or "mount", shutil.which("umount") or "umount"
     done = subprocess.run([mount, "-t", "tmpfs", "-o", f"size={size}", "none", path], check=False, capture_output=True)
     if done.returncode:
-        yield None
-        return
+        lacks(f"no disk can be mounted: {done.stderr.decode(errors='replace').strip()}")
     try:
         yield path
     finally:
@@ -111,8 +110,6 @@ def test_a_full_disk_is_said_and_the_job_is_done_when_there_is_room(
 ) -> None:
     """2 MB for everything: an enqueue is refused, a job fails or waits, nothing acknowledged is lost."""
     with disk(tmp_path / "disk", "2m") as path:
-        if path is None:
-            return
         state = small_state(path, template)
         ballast = path / "ballast"
         with ballast.open("wb") as stream:
@@ -140,8 +137,6 @@ def test_a_full_disk_is_said_and_the_job_is_done_when_there_is_room(
 def test_a_read_only_state_folder_is_said_in_one_line(template: Path, tmp_path: Path) -> None:
     """As a file system becomes after errors of its disk; what can be read is still shown."""
     with disk(tmp_path / "disk", "4m") as path:
-        if path is None:
-            return
         state = small_state(path, template)
         (tmp_path / "data.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
         subprocess.run([shutil.which("mount") or "mount", "-o", "remount,ro", path], check=True)
@@ -243,8 +238,7 @@ def test_a_worker_that_floods_us_fills_no_memory() -> None:
 
 def test_the_harness_changes_nothing_by_itself(template: Path, tmp_path: Path, undisturbed: Outcome) -> None:
     """Traced and left alone, a job comes to the same."""
-    if STRACE is None:
-        return
+    needs("strace", "strace")
     harness = Harness(template, tmp_path, NONE)
     folder = harness.fresh()
     harness.plan(folder, LOOP, ["-e", "trace=fsync"], once=False)
