@@ -102,9 +102,16 @@ def test_one_row_is_promoted_for_any_fall(after: float, promote: bool) -> None: 
 def test_no_rows_are_nothing_to_judge_by() -> None:
     """Without held-out rows the old version stays, and the reason says why."""
     verdict = by_loss([], [])
-    assert not verdict.promote
-    assert verdict.rows == 0
-    assert "nothing to judge by" in verdict.reason
+    assert verdict == Verdict(
+        promote=False,
+        metric="loss",
+        before=0.0,
+        after=0.0,
+        gain=0.0,
+        noise=0.0,
+        rows=0,
+        reason="Not promoted: no held-out rows, so there is nothing to judge by.",
+    )
 
 
 @pytest.mark.parametrize("rows", [5, 25])
