@@ -139,6 +139,50 @@ def test_rewards_of_different_rows_are_a_mistake_of_the_caller() -> None:
         judge(before, after)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        (
+            measured([0.25] * 20),
+            measured([0.5] * 20),
+            (
+                "Promoted: the content reward on 20 held-out rows went from 0.25 to 0.5, "
+                "a gain of 0.25 that is more than the noise of 0."
+            ),
+        ),
+        (
+            measured([0.5] * 20),
+            measured([0.5] * 20),
+            "Not promoted: the content reward on 20 held-out rows went from 0.5 to 0.5, which is no gain.",
+        ),
+        (
+            measured([0.0] * 20),
+            measured([1.0] + [0.0] * 19),
+            (
+                "Not promoted: the content reward on 20 held-out rows went from 0 to 0.05, "
+                "a gain of 0.05 that is within the noise of 0.05."
+            ),
+        ),
+        (
+            measured([0.0], [2.0]),
+            measured([0.0], [1.5]),
+            (
+                "Promoted: the loss on 1 held-out row went from 2 to 1.5, "
+                "a gain of 0.5 that is more than the noise of 0 (judged by loss, fewer than 20 rows)."
+            ),
+        ),
+        (
+            measured([0.0], [1.0]),
+            measured([0.0], [math.nan]),
+            "Not promoted: the loss of a held-out row is not a finite number.",
+        ),
+    ],
+)
+def test_the_reason_is_one_sentence_with_the_figures(before: Measured, after: Measured, reason: str) -> None:
+    """What was measured on how many rows, before and after, and what the gain is held against."""
+    assert judge(before, after).reason == reason
+
+
 # ---- noise ----
 
 
