@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -15,7 +16,7 @@ from needs import lacks
 from processes import agent, command_line, daemon, descendants, is_alive, wait_until
 
 from agent import ladder
-from agent.durable import publish_folder
+from agent.durable import publish_folder, write_json
 from agent.errors import OutOfMemory
 from agent.events import read_events
 from agent.home import Home
@@ -72,7 +73,8 @@ def test_a_checkpoint_is_kept_while_the_adapter_has_its_shape() -> None:
 
 def test_what_fits_is_taken_as_it_is(tmp_path: Path) -> None:
     """Nothing is written down for a job with room."""
-    assert fitting(tmp_path, GIVEN, lambda _: peaks(1100)) == (GIVEN, peaks(1100))
+    for most in (1100, 1150):  # 200 are taken already, and 950 of 1000 may be
+        assert fitting(tmp_path, GIVEN, lambda _, most=most: peaks(most)) == (GIVEN, peaks(most))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -116,6 +118,15 @@ def test_a_job_falls_three_times_at_most(tmp_path: Path) -> None:
     assert Rung.of(tmp_path) == Rung(3, 3)
     with pytest.raises(OutOfMemory, match="killed, 4 times: close other programs"):
         fallen(tmp_path, GIVEN, fault)
+
+
+def test_a_job_on_the_last_rung_falls_no_further(tmp_path: Path) -> None:
+    """There is nothing left to lower."""
+    last = Rung(len(ladder.rungs(GIVEN)) - 1)
+    write_json(tmp_path / PLAN, dataclasses.asdict(last))
+    with pytest.raises(OutOfMemory, match="killed, 1 times: close other programs"):
+        fallen(tmp_path, GIVEN, OutOfMemory("killed"))
+    assert Rung.of(tmp_path) == last
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"rungs": 1}', "null"])

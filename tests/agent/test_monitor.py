@@ -239,6 +239,21 @@ def test_the_next_phase(last: Phase | None, numeric: Work, symbolic: Work, flat:
     assert next_phase(last, numeric, symbolic, frozenset(flat))[0] is phase
 
 
+@pytest.mark.parametrize(
+    ("last", "numeric", "symbolic", "flat", "why"),
+    [
+        (None, SOME, MORE, set(), "9 examples to rewrite, expected gain 6.0"),
+        (None, SOME, NONE, set(), "5 examples to tune the weights on, expected gain 2.0"),
+        (None, SOME, NONE, BOTH, "neither tuning nor rewriting gains anything more"),
+        (None, NONE, SOME, BOTH, "neither tuning nor rewriting gains anything more"),
+        (None, NONE, NONE, BOTH, "nothing is left that tuning or rewriting is expected to help"),
+    ],
+)
+def test_why_a_phase_is_next(last: Phase | None, numeric: Work, symbolic: Work, flat: set[Phase], why: str) -> None:
+    """What it has to do, or that nothing helps."""
+    assert next_phase(last, numeric, symbolic, frozenset(flat))[1] == why
+
+
 def test_two_flat_sides_end_a_job_whatever_work_they_still_see() -> None:
     """Hysteresis: no endless taking of turns."""
     flat: set[Phase] = set()

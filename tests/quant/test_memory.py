@@ -73,6 +73,36 @@ def test_more_memory_keeps_more_blocks(tiny_base: Callable[[str], Path]) -> None
     assert (more.unpacked, more.cache) == (arch.layers, memory.MOST_CACHE)
 
 
+@pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
+def test_parameters_are_those_of_an_adapter(tiny_base: Callable[[str], Path], share: float) -> None:
+    """Counted before it is made; one block at least has one."""
+    model = open_model(tiny_base("gemma3_text"), None, torch.device("cpu"), torch.float32)
+    model.add_adapter(dataclasses.replace(SETTINGS, top_layers=share))
+    assert model.tuned
+    assert memory.parameters(model.decoder.arch, SETTINGS.rank, share) == len(model.tuned.values)
+
+
+def test_what_plans_take_is_within_their_budgets(tiny_base: Callable[[str], Path]) -> None:
+    """And nearly all of it, where there is more to keep than fits."""
+    arch, exact = opened(tiny_base("llama")).decoder.arch, torch.float32
+    settings = dataclasses.replace(SETTINGS, sequence_length=4096)
+    enough = memory.least(arch, settings, 10_000)
+    each = memory.remembered_block(arch, 4096)
+    for budget, remembered in ((enough + 1.5 * each, 1), (enough + each, 1), (enough + 0.99 * each, 0)):
+        plan = memory.training(arch, exact, settings, 10_000, budget)
+        taken = memory.of_training(arch, exact, settings, 10_000, budget)
+        assert plan.remembered == remembered
+        assert taken == enough + remembered * each + plan.unpacked * memory.unpacked_block(arch, exact)
+        assert taken <= budget
+    for budget in (5e7, 1e8, 4e9):
+        plan = memory.answering(arch, exact, budget)
+        assert memory.of_answers(arch, exact, plan) <= budget
+    none, whole = memory.Plan(0, 0, 5), memory.Plan(0, 2, 5)
+    assert memory.of_answers(arch, exact, none) == 5 + memory.scratch(arch, memory.PREFILL_TOKENS)
+    more = memory.of_answers(arch, exact, whole) - memory.of_answers(arch, exact, none)
+    assert more == 2 * 4 * sum(outputs * inputs for outputs, inputs in arch.linears.values())
+
+
 def test_half_of_what_is_free_is_spared(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is held already counts as free; a number in MB is taken as it is."""
     monkeypatch.setattr(memory, "available", lambda: 600.0)
