@@ -88,9 +88,12 @@ def generate(children: int, only: str) -> dict[Path, list[str]]:
 
 
 def draw(names: Mapping[Path, Sequence[str]], most: int, seed: int) -> dict[Path, list[str]]:
-    """Draw so many mutants, from each file as many as from any other while it has some."""
-    dice = random.Random(seed)
-    shuffled = [[(path, name) for name in dice.sample(found, len(found))] for path, found in names.items()]
+    """Draw so many mutants, from each file as many as from any other while it has some.
+
+    What is drawn of a file does not depend on the others.
+    """
+    dice = {path: random.Random(f"{seed} {path}") for path in names}
+    shuffled = [[(path, name) for name in dice[path].sample(found, len(found))] for path, found in names.items()]
     turns = [each for turn in zip_longest(*shuffled) for each in turn if each is not None]
     chosen = turns[: most or None]
     return {path: [name for of, name in chosen if of == path] for path in names}
