@@ -140,3 +140,48 @@ def test_a_control_groups_limit_is_seen(tmp_path: Path, monkeypatch: pytest.Monk
     places = {"/proc/self/cgroup": own, "/sys/fs/cgroup": tmp_path / "sys/fs/cgroup"}
     monkeypatch.setattr(memory, "Path", lambda name: places.get(name, Path(name)))
     assert memory.available() == 600000
+
+
+def seen(monkeypatch: pytest.MonkeyPatch, root: Path, files: dict[str, str]) -> float:
+    """What is available in a process that finds these files."""
+    for path, text in files.items():
+        (root / path[1:]).parent.mkdir(parents=True, exist_ok=True)
+        (root / path[1:]).write_text(text)
+    monkeypatch.setattr(memory, "Path", lambda name: root / str(name)[1:])
+    return memory.available()
+
+
+MEMINFO = {"/proc/meminfo": "MemTotal:  9000 kB\nMemFree:  10 kB\nMemAvailable:   300 kB\n"}
+
+
+def test_what_the_box_has_is_the_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no group says less, or none is told."""
+    assert seen(monkeypatch, tmp_path, MEMINFO) == 300 * 1024
+    group = {"/proc/self/cgroup": "0::/a\n", "/sys/fs/cgroup/a/memory.max": "900000\n"}
+    assert seen(monkeypatch, tmp_path, {**group, "/sys/fs/cgroup/a/memory.current": "5\n"}) == 300 * 1024
+
+
+def test_pages_of_files_that_a_group_holds_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system drops them where somebody needs the memory."""
+    stat = "anon 7000\nfile 6000\ninactive_file 3000\nactive_file 2000\nslab 50\n"
+    group = "/sys/fs/cgroup/a/memory"
+    files = {
+        "/proc/self/cgroup": "0::/a\n",
+        f"{group}.max": "20000",
+        f"{group}.current": "13000",
+        f"{group}.stat": stat,
+    }
+    assert seen(monkeypatch, tmp_path, {**MEMINFO, **files}) == 20_000 - 13_000 + 3000 + 2000
+
+
+def test_a_group_of_the_first_version_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its controllers have a path each, and files of other names."""
+    root = "/sys/fs/cgroup/memory/box"
+    files = {
+        "/proc/self/cgroup": "5:cpu,cpuacct:/else\n4:memory:/box/job\n",
+        f"{root}/job/memory.limit_in_bytes": "90000",
+        f"{root}/job/memory.usage_in_bytes": "1000",
+        f"{root}/memory.limit_in_bytes": "50000",
+        f"{root}/memory.usage_in_bytes": "8000",
+    }
+    assert seen(monkeypatch, tmp_path, {**MEMINFO, **files}) == 42_000
