@@ -44,8 +44,8 @@ ON_A_GPU = {"_unpack_cuda", "forget"}
 """Functions that run on a GPU alone: tests/quant/test_cuda.py judges them."""
 NOTICED = {"killed", "timeout", "segfault"}
 
-STRICT = re.compile(r",? ?strict=\w+|, (?=\))")
-"""What only catches mistakes of the code that calls `zip`."""
+UNSEEN = re.compile(r",? ?(?:strict|device)=[\w.]+|, (?=\))")
+"""Arguments that change nothing here: one only catches mistakes of the code that calls `zip`, one only a GPU tells."""
 
 Change = tuple[str, str, str]
 """A function, the lines that a mutant takes away, and those that it puts there."""
@@ -132,7 +132,7 @@ def fate(name: str, path: Path, status: str, accepted: Mapping[Change, str]) -> 
         return "noticed"
     diff = get_diff_for_mutant(name, path=path)
     function, before, after = change(name, diff)
-    if (function, before, after) in accepted or STRICT.sub("", after) == STRICT.sub("", before):
+    if (function, before, after) in accepted or UNSEEN.sub("", after) == UNSEEN.sub("", before):
         return "accepted"
     print(f"\n{status}: {function} in {path} ({name})\n  - {before}\n  + {after}")
     return "lives"

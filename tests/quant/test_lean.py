@@ -177,6 +177,8 @@ def test_only_a_partial_adapter_has_a_prefix_cache(tiny_base: Base, tmp_path: Pa
     lean.add_adapter(SETTINGS)
     lean.prepare_training(SETTINGS, tmp_path)
     assert lean.decoder.prefix is None
+    lean.save(tmp_path / "in" / "here")
+    assert (tmp_path / "in" / "here" / "adapter_config.json").exists()
     half = dataclasses.replace(SETTINGS, top_layers=0.5, prefix_cache=0)
     lean.add_adapter(half)
     lean.prepare_training(half, tmp_path)
