@@ -129,6 +129,13 @@ def test_logits_of_any_size_have_a_loss(tiny_base: Base) -> None:
     assert torch.allclose(head._pass(hidden, targets, None), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_gemmas_embeddings_are_scaled_as_it_was_trained(tiny_base: Base) -> None:
+    """By the root of the width in bfloat16: 6.9375 for 48, not 6.9282."""
+    decoder = open_model(tiny_base("gemma3_text"), None, CPU, torch.float32).decoder
+    decoder.embedding, decoder.arch = torch.ones(5, 48), dataclasses.replace(decoder.arch, width=48)
+    assert decoder.embed(torch.tensor([1, 4])).unique().tolist() == [6.9375]
+
+
 def test_an_arena_gives_memory_that_nobody_else_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the frame is left; then the same again, also where a chunk was too small."""
     monkeypatch.setattr("quant.lean.arena.CHUNK", 1000)
@@ -310,6 +317,7 @@ def test_the_tokenizer_is_that_of_transformers(tiny_base: Base) -> None:
             options = {"add_special_tokens": special, "return_offsets_mapping": True}
             expected = theirs(text, **options)
             assert mine(text, **options) == {name: expected[name] for name in ("input_ids", "offset_mapping")}
+            assert mine(text, **{**options, "return_offsets_mapping": False}) == {"input_ids": expected["input_ids"]}
     ids = theirs(text)["input_ids"]
     for skip in (True, False):
         assert mine.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
