@@ -5,9 +5,10 @@ those tests on each that reach it, and shows the mutants that no test noticed. W
 judge stands in pyproject.toml, [tool.mutmut].
 
 It fails where the share of mutants that are noticed falls below BAR, and not at every survivor: code that moves or
-grows changes which mutants are drawn, and many of them change nothing that matters, such as the words of a reason or
-an argument's default. A survivor that was looked at and changes no behaviour stands with the reason in
-`mutation-accepted.toml`, by function and change, wherever the function lies; it counts as noticed.
+grows changes which mutants are drawn, and among some 6,000 there are always some that change nothing that matters,
+such as a word of a message. Whoever sees one that matters adds a test. A survivor that was looked at and changes no
+behaviour stands with the reason in `mutation-accepted.toml`, by function and change, wherever the function lies; it
+counts as noticed.
 
 Not changed, because mutmut cannot: constants of modules, and functions with decorators such as properties.
 """
@@ -35,7 +36,8 @@ from mutmut.utils.file_utils import copy_also_copy_files, copy_src_dir, walk_mut
 from mutmut.utils.format_utils import orig_function_and_class_names_from_key as function_of
 
 BAR = 0.85
-"""Share of the drawn mutants that must be noticed or accepted."""
+"""Share of the drawn mutants that must be noticed or accepted. Samples had 95 %; a sample of 150 strays from that by
+less than 6 % but once in a thousand times, so what falls below is no chance."""
 SAMPLE = 150
 ACCEPTED = Path(__file__).with_name("mutation-accepted.toml")
 WORK = Path("mutants")
@@ -120,7 +122,7 @@ def report(drawn: Mapping[Path, Sequence[str]]) -> float:
         became = results(path)
         counts[path] = Counter(fate(name, path, became[name], accepted) for name in names)
     print(f"\n{'file':32}{'drawn':>8}{'noticed':>9}{'accepted':>10}{'lives':>7}")
-    for path, count in counts.items():
+    for path, count in ((path, count) for path, count in counts.items() if count):
         print(f"{path!s:32}{count.total():8}{count['noticed']:9}{count['accepted']:10}{count['lives']:7}")
     total = sum(counts.values(), Counter())
     return 1 - total["lives"] / max(1, total.total())

@@ -29,6 +29,7 @@ from quant.lean.model import LeanModel, open_model
 from quant.lean.nf4 import BLOCK
 from quant.lean.prefix import PrefixCache
 from quant.lean.sources import Folder
+from quant.lean.store import Store
 from quant.lean.tokens import Tokenizer
 from quant.stock import StockModel
 from quant.stock import open_model as open_stock
@@ -127,6 +128,15 @@ def test_logits_of_any_size_have_a_loss(tiny_base: Base) -> None:
     targets = torch.tensor([5, 300, 0])
     expected = torch.nn.functional.cross_entropy(hidden @ head.weight.float().t(), targets, reduction="none")
     assert torch.allclose(head._pass(hidden, targets, None), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_store_knows_what_lies_in_its_file(tiny_base: Base) -> None:
+    """Pages of copies must not be given back to the system."""
+    store = Store(tiny_base("llama"), CPU)
+    weight = store.plain("model.embed_tokens.weight")
+    assert store.is_mapped(weight)
+    assert store.is_mapped(weight[-1:])
+    assert not store.is_mapped(weight.clone())
 
 
 def test_gemmas_embeddings_are_scaled_as_it_was_trained(tiny_base: Base) -> None:
