@@ -107,6 +107,9 @@ def test_what_was_trained_with_another_shape_goes(tmp_path: Path) -> None:
     assert (tmp_path / "attempt-1").exists()
     fitting(tmp_path, GIVEN, lambda settings: peaks(9999 if settings.optimizer == "adamw" else 100))
     assert sorted(path.name for path in tmp_path.iterdir()) == [PLAN]
+    (tmp_path / "attempt-2").mkdir()
+    fitting(tmp_path, GIVEN, lambda settings: peaks(9999 if settings.optimizer == "adamw" else 100))
+    assert (tmp_path / "attempt-2").exists()
 
 
 def test_a_job_falls_three_times_at_most(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from quant.lean.prefix import PrefixCache
 from quant.lean.sources import Folder
 from quant.lean.store import Store
 from quant.lean.tokens import Tokenizer
+from quant.prepare import prepare
 from quant.stock import StockModel
 from quant.stock import open_model as open_stock
 
@@ -196,6 +197,10 @@ def test_only_a_partial_adapter_has_a_prefix_cache(tiny_base: Base, tmp_path: Pa
     assert lean.decoder.prefix is None
     lean.save(tmp_path / "in" / "here")
     assert (tmp_path / "in" / "here" / "adapter_config.json").exists()
+    for _ in range(2):  # another adapter has a cache of its own
+        lean.add_adapter(dataclasses.replace(SETTINGS, top_layers=0.5))
+        lean.prepare_training(SETTINGS, tmp_path)
+        assert lean.decoder.prefix
     half = dataclasses.replace(SETTINGS, top_layers=0.5, prefix_cache=0)
     lean.add_adapter(half)
     lean.prepare_training(half, tmp_path)
@@ -302,10 +307,12 @@ def test_pieces_of_a_matrix_are_whole_blocks(rows: int, width: int, monkeypatch:
 
 
 @pytest.mark.parametrize("architecture", LEAN)
-def test_the_converter_writes_what_transformers_writes(architecture: str, tiny_base: Base, tmp_path: Path) -> None:
+def test_the_converter_writes_what_transformers_writes(architecture: str, tmp_path: Path) -> None:
     """Tensor for tensor, bit for bit; only the blanks behind the JSON of a matrix differ."""
-    stock_prepare.quantise(write_model(tmp_path / "source", architecture), tmp_path)
-    mine = load_file(tiny_base(architecture) / "model.safetensors")
+    source = write_model(tmp_path / "source", architecture)
+    stock_prepare.quantise(source, tmp_path)
+    prepare(source, tmp_path / "base")
+    mine = load_file(tmp_path / "base" / "model.safetensors")
     theirs = load_file(tmp_path / "model.safetensors")
     assert mine.keys() == theirs.keys()
     for name, tensor in theirs.items():
@@ -351,3 +358,14 @@ def test_what_templates_call_is_there(tiny_base: Base, tmp_path: Path) -> None:
     assert text == '{"role": "user", "content": "ü"}{"role": "user", "content": "b"}<|im_end|>%'
     with pytest.raises(TemplateError, match="no question"):
         tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=False)
+
+
+@pytest.mark.parametrize("told", ["a", [{"name": "tool_use", "template": "b"}, {"name": "default", "template": "a"}]])
+def test_older_tokenizers_have_their_template_in_their_settings(tiny_base: Base, tmp_path: Path, told: object) -> None:
+    """Alone, or as the default one of several."""
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base("llama"), folder)
+    (folder / "chat_template.jinja").unlink()
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "chat_template": told}))
+    assert Tokenizer(folder).chat_template == "a"
