@@ -124,10 +124,11 @@ def test_a_job_falls_three_times_at_most(tmp_path: Path) -> None:
 
 
 def test_a_job_on_the_last_rung_falls_no_further(tmp_path: Path) -> None:
-    """There is nothing left to lower."""
-    last = Rung(len(ladder.rungs(GIVEN)) - 1)
-    write_json(tmp_path / PLAN, dataclasses.asdict(last))
-    with pytest.raises(OutOfMemory, match="killed, 1 times: close other programs"):
+    """There is nothing left to lower; from the one above it falls once more."""
+    last = Rung(len(ladder.rungs(GIVEN)) - 1, 1)
+    write_json(tmp_path / PLAN, dataclasses.asdict(Rung(last.number - 1)))
+    assert fallen(tmp_path, GIVEN, OutOfMemory("killed")) == "rank 8 instead of 16, alpha 16 instead of 32"
+    with pytest.raises(OutOfMemory, match="killed, 2 times: close other programs"):
         fallen(tmp_path, GIVEN, OutOfMemory("killed"))
     assert Rung.of(tmp_path) == last
 

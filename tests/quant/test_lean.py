@@ -26,7 +26,7 @@ from quant.lean import convert
 from quant.lean.architecture import architecture
 from quant.lean.arena import ALIGNMENT, Arena
 from quant.lean.model import LeanModel, open_model
-from quant.lean.nf4 import BLOCK
+from quant.lean.nf4 import BLOCK, CODE
 from quant.lean.prefix import PrefixCache
 from quant.lean.sources import Folder
 from quant.lean.store import Store
@@ -369,3 +369,37 @@ def test_older_tokenizers_have_their_template_in_their_settings(tiny_base: Base,
     settings = folder / "tokenizer_config.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "chat_template": told}))
     assert Tokenizer(folder).chat_template == "a"
+
+
+def test_a_disk_that_is_full_ends_the_prefix_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for smaller activations, and what was written in part is not there."""
+    cache, kept = PrefixCache(tmp_path, 1000), torch.randn(3, 4)
+    monkeypatch.setattr(os, "pwrite", lambda *_: 5)
+    cache.add(torch.arange(3), kept)
+    monkeypatch.undo()
+    assert not cache.read(torch.arange(3), torch.empty(3, 4))
+    cache.add(torch.arange(1), kept[:1])
+    assert not cache.read(torch.arange(1), torch.empty(1, 4))
+    cache.close()
+
+
+@pytest.mark.parametrize("numbers", [64, 100, 33])
+def test_numbers_that_are_no_whole_blocks_are_packed(numbers: int) -> None:
+    """Each to the nearest of the sixteen, times the largest of its 64; two to a byte, the last one filled up."""
+    values = torch.randn(1, numbers, generator=torch.Generator().manual_seed(1))
+    codes, scales = convert.nf4(values)
+    assert (len(codes), len(scales)) == (-(-numbers // 2), -(-numbers // BLOCK))
+    each = torch.stack([codes >> 4, codes & 15], 1).view(-1)[:numbers].long()
+    scaled = values[0] / scales.repeat_interleave(BLOCK)[:numbers]
+    assert torch.equal(each, (scaled[:, None] - CODE).abs().argmin(1))
+    assert scales[0] == values[0, :BLOCK].abs().max()
+
+
+def test_a_tokenizer_that_gave_its_memory_back_reads_it_again(tiny_base: Base) -> None:
+    """When it is needed."""
+    tokenizer = Tokenizer(tiny_base("llama"))
+    options = {"add_special_tokens": True, "return_offsets_mapping": False}
+    before, read = tokenizer("port", **options), tokenizer._rust
+    tokenizer.release()
+    assert tokenizer("port", **options) == before
+    assert tokenizer._rust is not read
