@@ -43,6 +43,7 @@ test: .venv/installed-test
 test-all: .venv/installed-test-all
 	HYPOTHESIS_PROFILE=exhaustive $(PYTEST) $(IN_PARTS) -m 'not cuda'
 	$(BIN)/python tests/torture/fuzz.py
+	$(BIN)/python tests/mutation.py
 
 check: .venv/installed-test
 	$(BIN)/ruff check .

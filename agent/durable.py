@@ -114,7 +114,9 @@ def _is_entry(entry: tuple[str, Any]) -> bool:
     """Whether a manifest's entry names a file within its folder, its size and its sha256."""
     name, told = entry
     inside = not Path(name).is_absolute() and not {"..", ""} & set(name.split("/")) and "\0" not in name
-    return inside and isinstance(told, dict) and isinstance(told.get("bytes"), int) and "sha256" in told
+    if not inside or not isinstance(told, dict):
+        return False
+    return type(told.get("bytes")) is int and isinstance(told.get("sha256"), str)  # True is an int too
 
 
 def folder_fault(folder: Path, *, contents: bool = True) -> str | None:

@@ -97,13 +97,13 @@ def advance(monitor: Monitor, window: Window) -> tuple[Monitor, Verdict]:
 
 def _numeric(windows: Sequence[Window]) -> Verdict:
     last, highest = windows[-1], max(window.level for window in windows)
+    if last.level < LEARNED:
+        return Verdict(over=True, reason=f"loss {last.level:.3f}: nothing left to learn")
     gradient = last.gradient / (max(window.gradient for window in windows) or 1.0)
     patience = PATIENCE if gradient < CALM else 2 * PATIENCE
     before = windows[-1 - min(patience, len(windows) - 1)]
-    change = (before.level - last.level) / (highest or 1.0)
+    change = (before.level - last.level) / highest
     seen = f"change {change:.3f}, gradient {gradient:.2f} of its highest"
-    if last.level < LEARNED:
-        return Verdict(over=True, reason=f"loss {last.level:.3f}: nothing left to learn")
     if _rises(windows, highest):
         return Verdict(
             over=True, reason=f"the loss is {last.level:.2f} and has risen for {PATIENCE} windows: diverging"
@@ -115,14 +115,14 @@ def _numeric(windows: Sequence[Window]) -> Verdict:
 
 def _rises(windows: Sequence[Window], highest: float) -> bool:
     """Whether the last windows are all above the lowest, by more than what noise explains."""
-    lowest = min(windows, key=lambda window: window.level)
-    above = [(each.level - lowest.level) / (highest or 1.0) > _threshold(lowest, each, highest) for each in windows]
-    return len(windows) > PATIENCE and all(above[-PATIENCE:])
+    lowest = min(windows, key=lambda window: window.level)  # never above itself, so one window or two never rise
+    last = windows[-PATIENCE:]
+    return all((each.level - lowest.level) / highest > _threshold(lowest, each, highest) for each in last)
 
 
 def _threshold(one: Window, other: Window, highest: float) -> float:
     """What two windows must differ by to be told apart, as a share of the highest."""
-    return max(FLAT, math.hypot(one.noise, other.noise) / (highest or 1.0))
+    return max(FLAT, math.hypot(one.noise, other.noise) / highest)
 
 
 def _symbolic(windows: Sequence[Window]) -> Verdict:

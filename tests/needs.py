@@ -1,4 +1,4 @@
-"""Programs of the operating system that some tests run."""
+"""What some tests need of the box: programs of the operating system, and rights."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import NoReturn
 import pytest
 
 
-def lacking(what: str) -> NoReturn:
-    """Skip the test for want of something; under CI, where nothing may be skipped, it fails."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(what)
-    pytest.skip(what)
-
-
 def needs(program: str, package: str) -> str:
     """The path of `program`; without it the test is skipped, except under CI, where it fails."""
     path = shutil.which(program)
-    return path if path is not None else lacking(f"{program} is not installed: apt-get install {package}")
+    if path is None:
+        lacks(f"{program} is not installed: apt-get install {package}")
+    return path
+
+
+def lacks(reason: str) -> NoReturn:
+    """Skip the test, or fail it under CI, where everything that is tested must be."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)

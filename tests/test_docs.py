@@ -212,6 +212,12 @@ def test_commands_in_the_documents_exist(document: Path) -> None:
         assert parsed.command in {name.split()[0] for name in COMMANDS}
 
 
+def test_commands_are_found_in_the_documents() -> None:
+    """Or the test above would look at nothing."""
+    names = {arguments[0] for document in DOCUMENTS for arguments in commands_in(document.read_text())}
+    assert names >= {name.split()[0] for name in COMMANDS} - {"completion"}  # a shell evaluates what that prints
+
+
 def test_the_changelog_is_of_the_version_in_pyproject() -> None:
     """The newest heading names the version that is built, and the day it was finished."""
     newest = re.search(r"^## (\S+)(.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)

@@ -112,7 +112,9 @@ class Gguf:
         from gguf import dequantize  # noqa: PLC0415
 
         tensor = self._tensors[name]
-        values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)).view(self.shapes[name])
+        found = dequantize(tensor.data, tensor.tensor_type)
+        found = found if found.flags.writeable else found.copy()  # else it lies in the file, and torch warns
+        values = torch.from_numpy(found).view(self.shapes[name])
         if self.arch.kind in {"llama", "mistral"} and re.search(r"\.[qk]_proj\.", name):
             values = _paired(values, self.arch.heads if ".q_proj." in name else self.arch.kv_heads)
         if self.arch.kind == GEMMA and name.endswith("norm.weight"):

@@ -1,11 +1,13 @@
-"""How the tests read data: rows to bytes, bytes to examples and bad lines."""
+"""How the tests read data: rows to bytes, bytes to examples and bad lines, lines to messages."""
 
 import io
 import json
 from typing import Any
 
 from agent.dataset import BadLine, read_examples
+from agent.errors import AgentError
 from agent.jsonl import Limits
+from agent.protocol import ProtocolError, decode, encode
 from agent.shapes import Example, Message
 
 LIMITS = Limits()
@@ -37,3 +39,21 @@ def only_bad(line: bytes) -> BadLine:
 
 def turns(*pairs: tuple[str, str]) -> tuple[Message, ...]:
     return tuple(Message(*pair) for pair in pairs)
+
+
+def assert_refused_or_kept(line: bytes) -> None:
+    """A protocol line is refused in one way, or is a message that is the same after it was written and read again."""
+    try:
+        read_once = decode(line)
+    except ProtocolError as fault:
+        assert len(str(fault)) < 2000  # noqa: PT017  a message is fine too
+        return
+    told, written = json.loads(line), encode(read_once)
+    assert told[read_once.kind] == json.loads(written)[read_once.kind]
+    again = decode(written)
+    assert encode(again) == written
+    assert (again.kind, again.id) == (read_once.kind, read_once.id)
+    if isinstance(read_once.message, AgentError):  # exceptions are equal only to themselves
+        assert (type(again.message), str(again.message)) == (type(read_once.message), str(read_once.message))
+    else:
+        assert again == read_once

@@ -3,6 +3,8 @@ import re
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -253,10 +255,20 @@ def test_json_that_overwhelms_the_parser_is_a_fault(identifier: str, text: str) 
     "filler", ["[", "<<", "*", "\n", " ", "\n\n", "***", "p.", '"', "Section 1", "'", "```", "- \n"]
 )
 def test_long_texts_of_one_kind_are_judged_in_linear_time(filler: str) -> None:
-    """Two hundred thousand characters that make a backtracking matcher quadratic take less than seconds."""
+    """Characters that make a backtracking matcher quadratic: eight times as many take it 64 times as long.
+
+    `re` counts no steps, so this is this thread's own time, which other programs do not lengthen much.
+    """
     names = ("detectable_format", "detectable_content", "length_constraints:number_p", "combination", "startend")
     items = [item for item in one_for_each_id() if item["id"].startswith(names)]
-    faults(items, "x" + filler * (200_000 // len(filler)), PROMPT)
+
+    def seconds(characters: int) -> float:
+        text = "x" + filler * (characters // len(filler))
+        started = time.thread_time()
+        faults(items, text, PROMPT)
+        return time.thread_time() - started
+
+    assert seconds(200_000) < 24 * max(min(seconds(25_000) for _ in range(3)), 0.005)
 
 
 def test_json_nested_deeper_than_the_validator_can_follow_is_a_fault() -> None:
@@ -305,12 +317,40 @@ def test_a_pattern_means_what_python_means_by_it(pattern: str, text: str) -> Non
     assert found == bool(re.fullmatch(pattern, text))
 
 
+DECEPTIVE = ["(a+)+b", "(a|aa)+b", "(?:a?){60}a{60}b", "(.*)(.*)(.*)(.*)b"]
+"""Each of these takes `re` longer than anybody waits."""
+
+
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("pattern", ["(a+)+b", "(a|aa)+b", "(?:a?){60}a{60}b", "(.*)(.*)(.*)(.*)b"])
+@pytest.mark.parametrize("pattern", DECEPTIVE)
 def test_a_pattern_that_makes_a_backtracking_matcher_hang_is_decided(pattern: str) -> None:
-    """Each of these takes `re` longer than anybody waits."""
+    """With and without a match."""
     assert fault(constraint("format:regex", pattern=pattern), "a" * 2_000) is not None
     assert fault(constraint("format:regex", pattern=pattern), "a" * 90 + "b") is None
+
+
+def steps_of(action: Callable[[], object]) -> int:
+    """How many calls an action makes, those of functions written in C too: its work without a clock."""
+    calls, before = [0], sys.getprofile()
+
+    def count(_: object, event: str, __: object) -> None:
+        calls[0] += event in {"call", "c_call"}
+
+    sys.setprofile(count)
+    try:
+        action()
+    finally:
+        sys.setprofile(before)
+    return calls[0]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("pattern", DECEPTIVE)
+def test_matching_takes_steps_in_proportion_to_the_text(pattern: str) -> None:
+    """Each character takes a bounded number of them, whatever came before it."""
+    compiled, some, more = (steps_of(lambda n=n: patterns.matches(pattern, "a" * n)) for n in (0, 200, 400))
+    assert some - compiled > 200
+    assert more - compiled < 2.1 * (some - compiled)
 
 
 @pytest.mark.process

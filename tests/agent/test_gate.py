@@ -102,9 +102,16 @@ def test_one_row_is_promoted_for_any_fall(after: float, promote: bool) -> None: 
 def test_no_rows_are_nothing_to_judge_by() -> None:
     """Without held-out rows the old version stays, and the reason says why."""
     verdict = by_loss([], [])
-    assert not verdict.promote
-    assert verdict.rows == 0
-    assert "nothing to judge by" in verdict.reason
+    assert verdict == Verdict(
+        promote=False,
+        metric="loss",
+        before=0.0,
+        after=0.0,
+        gain=0.0,
+        noise=0.0,
+        rows=0,
+        reason="Not promoted: no held-out rows, so there is nothing to judge by.",
+    )
 
 
 @pytest.mark.parametrize("rows", [5, 25])
@@ -130,6 +137,50 @@ def test_rewards_of_different_rows_are_a_mistake_of_the_caller() -> None:
     before, after = Measured((0.0,) * 21, (1.0,) * 25), Measured((1.0,) * 22, (1.0,) * 25)
     with pytest.raises(ValueError, match="argument 2 is longer"):
         judge(before, after)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        (
+            measured([0.25] * 20),
+            measured([0.5] * 20),
+            (
+                "Promoted: the content reward on 20 held-out rows went from 0.25 to 0.5, "
+                "a gain of 0.25 that is more than the noise of 0."
+            ),
+        ),
+        (
+            measured([0.5] * 20),
+            measured([0.5] * 20),
+            "Not promoted: the content reward on 20 held-out rows went from 0.5 to 0.5, which is no gain.",
+        ),
+        (
+            measured([0.0] * 20),
+            measured([1.0] + [0.0] * 19),
+            (
+                "Not promoted: the content reward on 20 held-out rows went from 0 to 0.05, "
+                "a gain of 0.05 that is within the noise of 0.05."
+            ),
+        ),
+        (
+            measured([0.0], [2.0]),
+            measured([0.0], [1.5]),
+            (
+                "Promoted: the loss on 1 held-out row went from 2 to 1.5, "
+                "a gain of 0.5 that is more than the noise of 0 (judged by loss, fewer than 20 rows)."
+            ),
+        ),
+        (
+            measured([0.0], [1.0]),
+            measured([0.0], [math.nan]),
+            "Not promoted: the loss of a held-out row is not a finite number.",
+        ),
+    ],
+)
+def test_the_reason_is_one_sentence_with_the_figures(before: Measured, after: Measured, reason: str) -> None:
+    """What was measured on how many rows, before and after, and what the gain is held against."""
+    assert judge(before, after).reason == reason
 
 
 # ---- noise ----

@@ -126,6 +126,27 @@ def test_a_limit_of_zero_is_none() -> None:
     off = Governor(hottest=0, battery=0, memory_pressure=0, load=0)
     worst = Reading(Zone(200, "zone"), 0, discharging=True, power_mode="9", memory_pressure=100, load=100)
     assert step(None, worst, off, 0, NOON) is None
+    assert step(Hold("why", 0), worst, off, LEAST_PAUSE, NOON) is None
+
+
+def test_a_battery_at_its_limit_is_full_enough() -> None:
+    """Below it training pauses, and goes on from ten per cent above it."""
+    assert step(None, replace(CALM, battery=30), SETTINGS, 0, NOON) is None
+    assert step(Hold("why", 0), replace(CALM, battery=40), SETTINGS, LEAST_PAUSE, NOON) is None
+
+
+def test_what_a_box_cannot_tell_is_no_reason() -> None:
+    """However low the limits are."""
+    lowest = Governor(hottest=0.1, battery=100, power_modes=("0",), memory_pressure=0.1, load=0.1)
+    blind = Reading(None, None, discharging=True, power_mode=None, memory_pressure=None, load=None)
+    assert step(None, blind, lowest, 0, NOON) is None
+
+
+def test_training_waits_for_its_hours() -> None:
+    """By the box's own clock."""
+    nightly = replace(SETTINGS, train_between="22:00-06:00")
+    assert step(None, CALM, nightly, 0, dt.time(23)) is None
+    assert step(None, CALM, nightly, 7, NOON) == Hold("training is for 22:00-06:00 only", 7)
 
 
 def test_power_modes_are_those_in_which_training_may_run() -> None:
@@ -143,6 +164,7 @@ def test_power_modes_are_those_in_which_training_may_run() -> None:
         ("03:00", "22:00-06:00", True),
         ("06:00", "22:00-06:00", False),
         ("21:59", "22:00-06:00", False),
+        ("08:00", "08:00-17:30", True),
         ("08:30", "08:00-17:30", True),
         ("17:30", "08:00-17:30", False),
         ("00:00", "00:00-00:00", False),

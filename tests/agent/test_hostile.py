@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from checkout import tomllib
 from hypothesis import given
 from hypothesis import strategies as st
+from reading import assert_refused_or_kept
 
-from agent.config import Config, default_toml, read_config
+from agent.config import GROUPS, RETIRED, Config, default_toml, read_config
 from agent.durable import folder_fault, publish_folder, read_manifest
 from agent.errors import ConfigError, StateError
-from agent.protocol import Envelope, ProtocolError, decode
 from agent.spool import load_spool
 
 JSON = st.recursive(
@@ -29,15 +32,13 @@ KEYS = st.sampled_from(
 @given(st.binary(max_size=400))
 def test_arbitrary_bytes_are_a_protocol_error(line: bytes) -> None:
     """Or, never seen, a message."""
-    with suppress(ProtocolError):
-        assert isinstance(decode(line), Envelope)
+    assert_refused_or_kept(line)
 
 
 @given(st.dictionaries(KEYS, JSON | st.dictionaries(KEYS, JSON), max_size=6))
 def test_lines_that_are_nearly_messages_are_a_protocol_error(record: dict[str, object]) -> None:
     """With the right names in the wrong places."""
-    with suppress(ProtocolError):
-        assert isinstance(decode(json.dumps(record).encode()), Envelope)
+    assert_refused_or_kept(json.dumps(record).encode())
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +46,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("hostile")
 
 
-def settings_or_fault(path: Path, data: bytes) -> None:
+def settings_or_fault(path: Path, data: bytes) -> Config | None:
+    """The settings in a file, or None where it is refused; what is accepted is what the file says, within bounds."""
     path.write_bytes(data)
-    with suppress(ConfigError):
-        assert isinstance(read_config(path), Config)
+    try:
+        config = read_config(path)
+    except ConfigError as fault:
+        assert str(path) in str(fault)  # noqa: PT017  settings are fine too
+        return None
+    told = tomllib.loads(data.decode())
+    for group, cls in GROUPS.items():
+        found = getattr(config, group)
+        expected = {known.name: known.default for known in dataclasses.fields(cls)} | told.get(group, {})
+        for name in expected.keys() - {retired.partition(".")[2] for retired in RETIRED}:
+            value, about = getattr(found, name), cls.__dataclass_fields__[name].metadata
+            assert value == (tuple(expected[name]) if isinstance(value, tuple) else expected[name])
+            assert about["low"] is None or about["low"] <= value <= about["high"]
+            assert not about["choices"] or value in about["choices"]
+    return config
 
 
 @given(data=st.binary(max_size=300))
 def test_arbitrary_bytes_are_settings_or_one_error(folder: Path, data: bytes) -> None:
-    """Nothing else is raised."""
-    settings_or_fault(folder / "config.toml", data)
+    """Nothing else is raised; what reads as TOML without a setting gives the defaults."""
+    config = settings_or_fault(folder / "config.toml", data)
+    assert config in (None, Config())
 
 
 @given(
@@ -75,17 +91,51 @@ def test_wrong_values_anywhere_are_settings_or_one_error(folder: Path, line: int
 
 def test_a_config_of_a_hundred_megabytes_of_brackets_ends(folder: Path) -> None:
     """Nesting without end is a fault like any other."""
-    settings_or_fault(folder / "deep.toml", b"a = " + b"[" * 200_000)
+    assert settings_or_fault(folder / "deep.toml", b"a = " + b"[" * 200_000) is None
 
 
 # ---- manifests ----
 
 
-@given(value=JSON)
-def test_any_manifest_is_read_or_refused(folder: Path, value: object) -> None:
-    """A folder is whole, or it is said what is wrong with it."""
-    (folder / "manifest.json").write_text(json.dumps(value))
-    assert read_manifest(folder) is None or folder_fault(folder) is None or isinstance(folder_fault(folder), str)
+FILES = {"adapter": b"x", "deep/er": b"yz"}
+ENTRIES = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in FILES.items()}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published folder whose manifest the tests below write over."""
+    work = tmp_path_factory.mktemp("manifests") / "work"
+    for name, data in FILES.items():
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_bytes(data)
+    publish_folder(work, work.with_name("1"), {})
+    return work.with_name("1")
+
+
+@given(value=JSON | st.builds(lambda files: {"files": files}, JSON))
+def test_json_that_is_no_manifest_is_refused(published: Path, value: object) -> None:
+    """Only an object whose files are an object of entries is one, and without entries it names nothing."""
+    is_manifest = isinstance(value, dict) and value.get("files") == {}
+    (published / "manifest.json").write_text(json.dumps(value))
+    assert (read_manifest(published) is not None) == is_manifest
+    assert (folder_fault(published) is None) == is_manifest
+
+
+@given(about=st.dictionaries(st.text(max_size=8), st.integers() | st.text()))
+def test_a_manifest_that_is_right_is_read_as_it_is(published: Path, about: dict[str, object]) -> None:
+    """Whatever else it says of the folder."""
+    manifest = {**about, "files": ENTRIES}
+    (published / "manifest.json").write_text(json.dumps(manifest))
+    assert read_manifest(published) == manifest
+    assert folder_fault(published) is None
+
+
+@given(name=st.sampled_from([*FILES]), part=st.sampled_from(["bytes", "sha256", None]), value=JSON)
+def test_a_manifest_with_one_wrong_value_is_a_fault(published: Path, name: str, part: str | None, value: Any) -> None:
+    """A size, a checksum or a whole entry."""
+    entry = {**ENTRIES[name], part: value} if part else value
+    (published / "manifest.json").write_text(json.dumps({"files": {**ENTRIES, name: entry}}))
+    assert (folder_fault(published) is None) == (json.dumps(entry) == json.dumps(ENTRIES[name]))
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret", "", "a//b", "..", "sub/..", "nul\0"])

@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from agent.monitor import STEPS_A_WINDOW, Monitor, Phase, Window, Work, advance, next_phase, numeric_window
+from agent.monitor import (
+    LEARNED,
+    STEPS_A_WINDOW,
+    Monitor,
+    Phase,
+    Verdict,
+    Window,
+    Work,
+    advance,
+    next_phase,
+    numeric_window,
+)
 
 TRACES = Path(__file__).with_name("traces")
 
@@ -96,6 +107,42 @@ def test_a_loss_that_is_as_good_as_zero_ends_the_phase_at_once() -> None:
     assert "nothing left to learn" in reason
 
 
+@pytest.mark.parametrize(
+    "found", [levels(4.0, LEARNED), levels(49, 50, 50), levels(4.0, 1.0, 0.99, 0.98, gradient=1.0)]
+)
+def test_a_loss_at_a_limit_goes_on(found: list[Window]) -> None:
+    """As low as what counts as learned, or risen by as much as what counts as flat."""
+    assert ends(found) == (None, "")
+
+
+def test_a_gradient_at_half_its_highest_is_lively() -> None:
+    """Calm is below it."""
+    flat = (4.0, 4.0, 4.0)
+    assert ends([*levels(4.0), *levels(*flat, gradient=0.5)]) == (None, "")
+    assert ends([*levels(4.0), *levels(*flat, gradient=0.49)])[0] == 3
+
+
+def test_a_fall_by_just_what_counts_as_flat_is_flat() -> None:
+    """One of fifty; a little more is a fall."""
+    lively = levels(50)
+    assert ends([*lively, *levels(49.5, 49, gradient=0.2)])[0] == 3
+    assert ends([*lively, *levels(49.5, 48.9, gradient=0.2)]) == (None, "")
+
+
+def test_a_phase_that_goes_on_says_what_was_measured() -> None:
+    """Shares of the highest window's."""
+    state, verdict = advance(Monitor(Phase.NUMERIC, (Window(4.0, gradient=2.0),)), Window(3.0, gradient=1.5))
+    assert verdict == Verdict(over=False, reason="change 0.250, gradient 0.75 of its highest")
+    assert state.windows == (Window(4.0, gradient=2.0), Window(3.0, gradient=1.5))
+    _, verdict = advance(Monitor(Phase.SYMBOLIC), Window(0.3))
+    assert verdict == Verdict(over=False, reason="0.300 reward a request")
+
+
+def test_one_step_has_no_noise() -> None:
+    """It cannot be told from one number."""
+    assert numeric_window([Step(2.0, None, None, 3.0)]) == Window(2.0, 0.0, 3.0)
+
+
 def test_a_window_is_of_value_tokens_where_there_are_any() -> None:
     """Form settles first: a loss that mixes both would look flat too early."""
     steps = [Step(1.0, 3.0, 0.5, 2.0), Step(1.0, 5.0, 0.5, 4.0)]
@@ -149,6 +196,7 @@ def test_rewriting_that_gains_as_much_as_before_goes_on() -> None:
 def test_rewriting_that_gains_little_ends_after_two_windows() -> None:
     """A quarter of the best is little; one such window is not enough."""
     assert ends(levels(0.4, 0.05, 0.4, 0.05), Phase.SYMBOLIC) == (None, "")
+    assert ends(levels(0.4, 0.1, 0.1), Phase.SYMBOLIC) == (None, "")
     number, reason = ends(levels(0.4, 0.05, 0.0), Phase.SYMBOLIC)
     assert number == 3
     assert "gains little" in reason
@@ -189,6 +237,21 @@ BOTH = {Phase.NUMERIC, Phase.SYMBOLIC}
 def test_the_next_phase(last: Phase | None, numeric: Work, symbolic: Work, flat: set[Phase], phase: Phase) -> None:
     """Rewriting begins; then they take turns; a flat side is passed over, two are the end."""
     assert next_phase(last, numeric, symbolic, frozenset(flat))[0] is phase
+
+
+@pytest.mark.parametrize(
+    ("last", "numeric", "symbolic", "flat", "why"),
+    [
+        (None, SOME, MORE, set(), "9 examples to rewrite, expected gain 6.0"),
+        (None, SOME, NONE, set(), "5 examples to tune the weights on, expected gain 2.0"),
+        (None, SOME, NONE, BOTH, "neither tuning nor rewriting gains anything more"),
+        (None, NONE, SOME, BOTH, "neither tuning nor rewriting gains anything more"),
+        (None, NONE, NONE, BOTH, "nothing is left that tuning or rewriting is expected to help"),
+    ],
+)
+def test_why_a_phase_is_next(last: Phase | None, numeric: Work, symbolic: Work, flat: set[Phase], why: str) -> None:
+    """What it has to do, or that nothing helps."""
+    assert next_phase(last, numeric, symbolic, frozenset(flat))[1] == why
 
 
 def test_two_flat_sides_end_a_job_whatever_work_they_still_see() -> None:

@@ -206,7 +206,7 @@ def test_a_worker_threads_sleep_while_they_wait(
     if operator:
         monkeypatch.setenv("OMP_WAIT_POLICY", operator)
     with Worker("quant.worker", tmp_path / "log") as started:
-        found = wait_until(lambda: environment(started.process.pid), 5, "the environment")
+        found = wait_until(lambda: environment(started.process.pid), "the environment")
     assert found["OMP_WAIT_POLICY"] == seen
 
 

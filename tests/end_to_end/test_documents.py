@@ -21,6 +21,8 @@ pytestmark = pytest.mark.process
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
 RUN = [page for page in PAGES if any(b.language in LANGUAGES and not b.why_not for b in blocks(page.read_text()))]
+LONG = {"recipes.md", "serving.md"}
+"""Pages whose commands load a model a dozen times; `make test-all` runs them too."""
 SMALL = {"rank": "4", "learning_rate": "1e-2", "max_new_tokens": "8", "dtype": '"float32"'}
 """Settings with which a job on a tiny model takes seconds."""
 
@@ -92,7 +94,9 @@ def prepared(
     return make
 
 
-@pytest.mark.parametrize("page", RUN, ids=named)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.exhaustive) if page.name in LONG else page for page in RUN], ids=named
+)
 def test_the_commands_of_a_page_work_in_their_order(
     page: Path, folder: Path, prepared: Callable[..., dict[str, str]]
 ) -> None:

@@ -172,6 +172,7 @@ def test_a_stop_in_good_order_goes_on_later(home: Home, uninterrupted: Home) -> 
     assert story(home) == story(uninterrupted)
 
 
+@pytest.mark.exhaustive
 def test_a_damaged_checkpoint_costs_time_not_the_job(home: Home) -> None:
     """The job starts over and says so."""
     with LLMServer(careful) as server:

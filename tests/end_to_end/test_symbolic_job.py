@@ -264,6 +264,7 @@ def test_a_replay_with_a_miss_fails_loudly(home: Home) -> None:
     assert "no recorded answer for example 'pump-0'" in str(job.reason)
 
 
+@pytest.mark.exhaustive
 def test_answers_of_one_box_replay_on_another(home: Home, tmp_path: Path, source: Path) -> None:
     """Exported, imported, and found without the endpoint."""
     with LLMServer(careful) as server, daemon(home.path) as running:

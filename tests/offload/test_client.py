@@ -335,7 +335,7 @@ def tls_call(certificate: Path) -> Call:
             outcome: Reply | Exception = client.complete(HI, {})
         except RemoteUnavailable as fault:
             outcome = fault
-        return Call(outcome, waits, len(server.requests), 0.0)
+        return Call(outcome, waits, len(server.requests))
 
 
 @pytest.mark.process

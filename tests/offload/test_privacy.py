@@ -141,6 +141,7 @@ def test_a_preview_shows_no_secret(run: Run) -> None:
 
 def test_every_secret_comes_back_exactly(run: Run) -> None:
     """The rewrite is the text with the remote's change, byte for byte."""
+    assert run.answers
     for request, answer in run.answers:
         assert answer.text == (request.text + MARK).strip()
 

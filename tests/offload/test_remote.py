@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llm_server import Act, LLMServer, Request, answering, failing, head, in_turn, saying, sending
 from processes import PATIENCE
-from remotes import Clock, ask, asked, cache_of, finished, opened, outcomes, remote_at, rows, said, start
+from remotes import SETTINGS, Clock, ask, asked, cache_of, finished, opened, outcomes, remote_at, rows, said, start
 
 from agent.errors import AgentError, ConfigError, RemoteRefused, StorageError
 from offload import remote as remotes
@@ -354,10 +354,11 @@ def test_a_second_try_renews_the_lease(tmp_path: Path, monkeypatch: pytest.Monke
             remote.breaker.failed("503")
         clock.now += FIRST_PAUSE
         ask(remote, "q")
-    assert [(row["trial"], row["until"] - row["since"]) for row in trials] == [(1, 20.0 + remotes.LEASE_MARGIN)] * 2
+    held = SETTINGS.total_timeout + remotes.LEASE_MARGIN
+    assert [(row["trial"], row["until"] - row["since"]) for row in trials] == [(1, held)] * 2
     assert trials[1]["since"] == trials[0]["since"] + 100
     assert expires[1]["taken"] == expires[0]["taken"] + 100
-    assert expires[1]["seconds"] == expires[0]["seconds"] == 20.0 + remotes.LEASE_MARGIN
+    assert expires[1]["seconds"] == expires[0]["seconds"] == held
 
 
 # ---- when the process or the disk gives up in between ----

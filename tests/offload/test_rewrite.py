@@ -297,9 +297,10 @@ def test_a_text_that_looks_like_a_placeholder_comes_back_as_it_was(start: Start)
 def test_the_cache_holds_no_secret(start: Start, tmp_path: Path) -> None:
     """Question, answer and text have placeholders only."""
     start(mending(shouting)).rewrite(text=f"Write to {ADDRESS}.", context=f"password: {WORD}")
-    for path in tmp_path.iterdir():
-        assert b"bob@" not in path.read_bytes()
-        assert WORD.encode() not in path.read_bytes()
+    kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"[EMAIL_1]" in kept
+    assert b"bob@" not in kept
+    assert WORD.encode() not in kept
 
 
 def test_the_operators_patterns_count(start: Start) -> None:

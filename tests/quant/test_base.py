@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGUFWriter
 from safetensors.torch import load_file
 from tiny import ARCHITECTURES, each, write_model
 
 from agent.errors import BaseModelError
+from benchmarks.base_gguf import write_base
+from quant.lean import export
+from quant.lean.sources import Gguf
+from quant.lean.store import STATE
 from quant.model import load
 from quant.prepare import prepare
 from quant.stock import open_model
@@ -32,6 +37,24 @@ def test_loading_takes_the_stored_bytes_and_quantises_nothing_again(tiny_base: C
     parameters = dict(network.named_parameters())
     name = "model.layers.1.mlp.down_proj.weight"
     assert torch.equal(parameters[name].data.cpu(), stored[name])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2", "qwen3", "gemma3_text"])
+def test_a_gguf_gives_the_tensors_it_was_written_from(
+    tiny_base: Callable[[str], Path], architecture: str, tmp_path: Path
+) -> None:
+    """Under transformers' names, laid out as it has them; llama.cpp's own reading is test_export_llama_cpp.py's."""
+    arch, store = export.opened(tiny_base(architecture))
+    path = tmp_path / "base.gguf"
+    write_base(tiny_base(architecture), GGUFWriter(path, export.GGUF_ARCHITECTURES[arch.kind]))
+    source = Gguf(path, arch)
+    assert set(source.shapes) == {name for name in store.names if name.endswith((".weight", ".bias"))}
+    for name, shape in source.shapes.items():
+        is_packed = f"{name}.{STATE}" in store.names
+        expected = export.unpacked(store, name) if is_packed else store.plain(name).float()
+        found = torch.cat([source.rows(name, 0, 3), source.rows(name, 3, shape[0])])
+        assert (found.dtype, found.shape) == (torch.bfloat16, expected.shape)
+        assert torch.allclose(found.float(), expected, rtol=0.005, atol=0.001), name
 
 
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def test_a_merged_model_answers_as_the_adapter_does(
     export.merged(base, adapter, target, shares.append)
     config = json.loads((target / "config.json").read_text())
     assert "quantization_config" not in config
+    assert config["dtype"] == config["torch_dtype"] == "bfloat16"
     assert shares[-1] == 1.0
     merged = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
     base_alone = open_model(base, None, CPU, torch.float32)

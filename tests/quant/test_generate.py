@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from quant.chat import Encoder
 from quant.dice import Dice
 from quant.generate import greedy
 from quant.lean import memory
-from quant.lean.answer import shared
+from quant.lean.answer import answers, shared
 from quant.model import load
 from quant.stock import open_model
 from quant.streaming import Spoken
@@ -54,6 +54,24 @@ def test_a_stream_is_the_greedy_answer(tiny_base: Callable[[str], Path], archite
     assert len(spoken.ids) == whole.tokens
 
 
+@pytest.mark.parametrize("cache", [1, 1 << 30])
+def test_each_answer_ends_at_its_stop_whatever_fits_into_memory(
+    tiny_base: Callable[[str], Path], cache: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts that are answered together end one after the other; one at a time, or in twos, they say the same."""
+    monkeypatch.setattr("quant.lean.answer.MOST_PROMPTS", 3)
+    decoder = load(tiny_base("llama 3"), None, "cpu", "float32").decoder
+    prompts = [[5, 9, 40, 7, 20 + 11 * number] * (number + 1) for number in range(5)]
+    alone = [dict(answers(decoder, [prompt], 9, [], 1 << 30))[0] for prompt in prompts]
+    assert all(len(each) == 9 for each in alone)
+    stops = [alone[0][3], alone[1][7]]
+    expected = [list(takewhile(lambda token: token not in stops, each)) for each in alone]
+    assert len({len(each) for each in expected}) > 2
+    found = list(answers(decoder, prompts, 9, stops, cache))
+    assert [index for index, _ in found] == [4, 3, 2, 1, 0]
+    assert dict(found) == dict(enumerate(expected))
+
+
 @pytest.mark.parametrize("architecture", ["llama", "olmo2"])
 def test_drawn_tokens_are_those_of_their_seed(tiny_base: Callable[[str], Path], architecture: str) -> None:
     """The same again; near temperature 0 the likeliest ones."""
@@ -80,6 +98,7 @@ def test_an_answer_is_as_long_as_there_is_memory_for(tiny_base: Callable[[str], 
     """On the lean path; a prompt that leaves no room is refused, and asks nothing of the box."""
     model = load(tiny_base(architecture), None, "cpu", "float32")
     assert model.prepare_answer(20, 12, 1000) == 12
+    assert model.prepare_answer(20, 1, 1000) == 1
     if architecture == "olmo2":
         return
     arch = model.decoder.arch

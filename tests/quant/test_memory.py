@@ -73,6 +73,36 @@ def test_more_memory_keeps_more_blocks(tiny_base: Callable[[str], Path]) -> None
     assert (more.unpacked, more.cache) == (arch.layers, memory.MOST_CACHE)
 
 
+@pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
+def test_parameters_are_those_of_an_adapter(tiny_base: Callable[[str], Path], share: float) -> None:
+    """Counted before it is made; one block at least has one."""
+    model = open_model(tiny_base("gemma3_text"), None, torch.device("cpu"), torch.float32)
+    model.add_adapter(dataclasses.replace(SETTINGS, top_layers=share))
+    assert model.tuned
+    assert memory.parameters(model.decoder.arch, SETTINGS.rank, share) == len(model.tuned.values)
+
+
+def test_what_plans_take_is_within_their_budgets(tiny_base: Callable[[str], Path]) -> None:
+    """And nearly all of it, where there is more to keep than fits."""
+    arch, exact = opened(tiny_base("llama")).decoder.arch, torch.float32
+    settings = dataclasses.replace(SETTINGS, sequence_length=4096)
+    enough = memory.least(arch, settings, 10_000)
+    each = memory.remembered_block(arch, 4096)
+    for budget, remembered in ((enough + 1.5 * each, 1), (enough + each, 1), (enough + 0.99 * each, 0)):
+        plan = memory.training(arch, exact, settings, 10_000, budget)
+        taken = memory.of_training(arch, exact, settings, 10_000, budget)
+        assert plan.remembered == remembered
+        assert taken == enough + remembered * each + plan.unpacked * memory.unpacked_block(arch, exact)
+        assert taken <= budget
+    for budget in (5e7, 1e8, 4e9):
+        plan = memory.answering(arch, exact, budget)
+        assert memory.of_answers(arch, exact, plan) <= budget
+    none, whole = memory.Plan(0, 0, 5), memory.Plan(0, 2, 5)
+    assert memory.of_answers(arch, exact, none) == 5 + memory.scratch(arch, memory.PREFILL_TOKENS)
+    more = memory.of_answers(arch, exact, whole) - memory.of_answers(arch, exact, none)
+    assert more == 2 * 4 * sum(outputs * inputs for outputs, inputs in arch.linears.values())
+
+
 def test_half_of_what_is_free_is_spared(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is held already counts as free; a number in MB is taken as it is."""
     monkeypatch.setattr(memory, "available", lambda: 600.0)
@@ -110,3 +140,48 @@ def test_a_control_groups_limit_is_seen(tmp_path: Path, monkeypatch: pytest.Monk
     places = {"/proc/self/cgroup": own, "/sys/fs/cgroup": tmp_path / "sys/fs/cgroup"}
     monkeypatch.setattr(memory, "Path", lambda name: places.get(name, Path(name)))
     assert memory.available() == 600000
+
+
+def seen(monkeypatch: pytest.MonkeyPatch, root: Path, files: dict[str, str]) -> float:
+    """What is available in a process that finds these files."""
+    for path, text in files.items():
+        (root / path[1:]).parent.mkdir(parents=True, exist_ok=True)
+        (root / path[1:]).write_text(text)
+    monkeypatch.setattr(memory, "Path", lambda name: root / str(name)[1:])
+    return memory.available()
+
+
+MEMINFO = {"/proc/meminfo": "MemTotal:  9000 kB\nMemFree:  10 kB\nMemAvailable:   300 kB\n"}
+
+
+def test_what_the_box_has_is_the_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no group says less, or none is told."""
+    assert seen(monkeypatch, tmp_path, MEMINFO) == 300 * 1024
+    group = {"/proc/self/cgroup": "0::/a\n", "/sys/fs/cgroup/a/memory.max": "900000\n"}
+    assert seen(monkeypatch, tmp_path, {**group, "/sys/fs/cgroup/a/memory.current": "5\n"}) == 300 * 1024
+
+
+def test_pages_of_files_that_a_group_holds_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system drops them where somebody needs the memory."""
+    stat = "anon 7000\nfile 6000\ninactive_file 3000\nactive_file 2000\nslab 50\n"
+    group = "/sys/fs/cgroup/a/memory"
+    files = {
+        "/proc/self/cgroup": "0::/a\n",
+        f"{group}.max": "20000",
+        f"{group}.current": "13000",
+        f"{group}.stat": stat,
+    }
+    assert seen(monkeypatch, tmp_path, {**MEMINFO, **files}) == 20_000 - 13_000 + 3000 + 2000
+
+
+def test_a_group_of_the_first_version_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its controllers have a path each, and files of other names."""
+    root = "/sys/fs/cgroup/memory/box"
+    files = {
+        "/proc/self/cgroup": "5:cpu,cpuacct:/else\n4:memory:/box/job\n",
+        f"{root}/job/memory.limit_in_bytes": "90000",
+        f"{root}/job/memory.usage_in_bytes": "1000",
+        f"{root}/memory.limit_in_bytes": "50000",
+        f"{root}/memory.usage_in_bytes": "8000",
+    }
+    assert seen(monkeypatch, tmp_path, {**MEMINFO, **files}) == 42_000
