@@ -59,6 +59,7 @@ def test_every_row_is_a_good_one_with_a_prompt_and_an_id_of_its_own(name: str) -
     assert len(good) == len({question(row) for row in rows(name)}) == len({row["id"] for row in rows(name)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", decision_data.FILES)
 def test_references_say_the_value_and_keep_their_constraints_just_where_they_are_said_to(name: str) -> None:
     """The truth that the benchmark compares with is the checks' own."""

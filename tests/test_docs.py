@@ -204,6 +204,7 @@ def commands_in(text: str) -> Iterator[list[str]]:
         yield shlex.split(re.split(r" (?:&&?|[|<>])(?: |$)", line)[0], comments=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 def test_commands_in_the_documents_exist(document: Path) -> None:
     """Calls of the program parse, as they stand or, with words in capitals, with a 1 in their place."""

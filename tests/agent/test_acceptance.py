@@ -96,6 +96,7 @@ def corruptions(row: Row, good: str) -> Iterator[tuple[str, str]]:
     yield "blank", " \n"
 
 
+@pytest.mark.slow
 def test_corrupted_rewrites_are_refused() -> None:
     """A wrong value, a swapped name, chatter, tokens of a chat template and a model that got stuck, for every row."""
     kinds = set()

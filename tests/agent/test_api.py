@@ -123,6 +123,7 @@ def end(state: Path) -> Job:
         return store.finish(claimed.id, str(claimed.token), State.DONE, "because", version=3)
 
 
+@pytest.mark.slow
 def test_wait_returns_when_the_job_ends_and_gives_up_in_time(state: Path, data: Path) -> None:
     """Any number of threads may call."""
     number = api.enqueue(data, state=state).id

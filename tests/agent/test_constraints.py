@@ -250,7 +250,7 @@ def test_json_that_overwhelms_the_parser_is_a_fault(identifier: str, text: str) 
     assert line.startswith("not valid JSON: ")
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "filler", ["[", "<<", "*", "\n", " ", "\n\n", "***", "p.", '"', "Section 1", "'", "```", "- \n"]
 )
@@ -268,7 +268,8 @@ def test_long_texts_of_one_kind_are_judged_in_linear_time(filler: str) -> None:
         faults(items, text, PROMPT)
         return time.thread_time() - started
 
-    assert seconds(200_000) < 24 * max(min(seconds(25_000) for _ in range(3)), 0.005)
+    few, many = (min(seconds(characters) for _ in range(3)) for characters in (25_000, 200_000))
+    assert many < 24 * max(few, 0.005)
 
 
 def test_json_nested_deeper_than_the_validator_can_follow_is_a_fault() -> None:
@@ -292,7 +293,6 @@ def test_a_text_too_long_to_be_matched_does_not_match() -> None:
     assert fault(item, "a" * (patterns.LONGEST_TEXT + 1)) is not None
 
 
-@pytest.mark.timeout(10)
 def test_a_validator_never_asks_the_network() -> None:
     """A reference to another document is an error, not a download."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -321,7 +321,6 @@ DECEPTIVE = ["(a+)+b", "(a|aa)+b", "(?:a?){60}a{60}b", "(.*)(.*)(.*)(.*)b"]
 """Each of these takes `re` longer than anybody waits."""
 
 
-@pytest.mark.timeout(20)
 @pytest.mark.parametrize("pattern", DECEPTIVE)
 def test_a_pattern_that_makes_a_backtracking_matcher_hang_is_decided(pattern: str) -> None:
     """With and without a match."""
@@ -344,13 +343,12 @@ def steps_of(action: Callable[[], object]) -> int:
     return calls[0]
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("pattern", DECEPTIVE)
 def test_matching_takes_steps_in_proportion_to_the_text(pattern: str) -> None:
     """Each character takes a bounded number of them, whatever came before it."""
     compiled, some, more = (steps_of(lambda n=n: patterns.matches(pattern, "a" * n)) for n in (0, 200, 400))
     assert some - compiled > 200
-    assert more - compiled < 2.1 * (some - compiled)
+    assert more - compiled < 3 * (some - compiled)  # in quadratic time four times as many
 
 
 @pytest.mark.process

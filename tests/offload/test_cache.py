@@ -360,6 +360,7 @@ MANIPULATED: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("manipulate", MANIPULATED.values(), ids=MANIPULATED)
 def test_a_manipulated_line_is_named_and_nothing_is_imported(
     tmp_path: Path, manipulate: Callable[[bytes], bytes]

@@ -234,6 +234,7 @@ def seconds(text: str) -> float:
     return time.process_time() - before
 
 
+@pytest.mark.slow
 def test_time_grows_with_the_length_only() -> None:
     """A text that repeats the start of a secret takes not much longer than prose; quadratic time would be minutes."""
     prose = seconds("The service port of the Marlow pump is 4713. " * (LONG // 45))

@@ -200,6 +200,7 @@ OUTCOMES: dict[str, tuple[Act, dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("act", "changes", "expected"), OUTCOMES.values(), ids=OUTCOMES)
 def test_no_text_is_in_the_audit_or_the_breaker(
     tmp_path: Path, act: Act, changes: dict[str, Any], expected: str

@@ -16,6 +16,8 @@ from llm_server import Act, answering, completion, failing, head, in_turn, sendi
 from agent.errors import RemoteRefused
 from offload.retries import RemoteUnavailable, RequestRefused
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Row:

@@ -51,6 +51,7 @@ def test_another_way_is_taken_only_if_it_is_well_ahead(
     assert "GFLOP/s" in found[2]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("free_threads")
 def test_the_probe_is_kept_until_the_machine_or_torch_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second load does not measure again."""

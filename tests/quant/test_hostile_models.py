@@ -118,6 +118,7 @@ def test_an_adapter_without_some_of_its_matrices_is_refused(base: Path, adapter:
 # ---- base models ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 @pytest.mark.parametrize("data", [b"", b"{}", b"\xff" * 100, header(1 << 40), b"[" * 100_000])
 def test_a_folder_with_a_broken_file_is_refused_in_one_line(tmp_path: Path, name: str, data: bytes) -> None:
@@ -160,6 +161,7 @@ def with_template(base: Path, folder: Path, template: str) -> Model:
     return load(folder, None, "cpu", "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "template",
     [
