@@ -15,7 +15,7 @@ pytestmark = pytest.mark.process
 
 FACTS = Path(__file__).parents[2] / "examples" / "facts.jsonl"
 DEVICES = (7, pytest.param(24, marks=pytest.mark.exhaustive))
-"""Of the 24 in the example: enough to confuse with each other, few enough for `make test`."""
+"""How many of the example's 24 are learned: all of them or, in `make test`, enough to confuse with each other."""
 
 
 def agent(state: Path, *arguments: str) -> str:

@@ -45,7 +45,7 @@ from agent.store import Store
 
 pytestmark = pytest.mark.process
 
-SAMPLE = 4
+SAMPLE = 2
 """Kill points of each process of a whole job that `make test` tries; `make test-all` tries all."""
 TOGETHER = 2
 ROWS = [{"prompt": f"which number has pump {i}?", "completion": f"it has number {i * 37}"} for i in range(8)]

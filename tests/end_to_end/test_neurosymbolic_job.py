@@ -158,6 +158,7 @@ def test_a_killed_process_changes_nothing_but_the_time(
     assert {path.name for path in home.versions.iterdir() if path.name.isdigit()} == {"0", "1"}
 
 
+@pytest.mark.exhaustive
 def test_a_stop_in_good_order_goes_on_later(home: Home, uninterrupted: Home) -> None:
     """SIGTERM to the daemon in the middle of a numeric phase, and another daemon."""
     with LLMServer(careful) as server:
@@ -216,6 +217,7 @@ def test_an_outage_defers_rewrites_and_the_numeric_side_goes_on(home: Home) -> N
     assert any("remade" in row for row in rows(home.run(1) / "remade.jsonl"))
 
 
+@pytest.mark.exhaustive
 def test_a_spent_budget_ends_the_rewriting_and_not_the_job(home: Home) -> None:
     """The cap on requests is kept, and what was accepted by then is learned."""
     with LLMServer(careful) as server, daemon(home.path) as running:
@@ -245,6 +247,7 @@ def test_budgets_end_a_job(home: Home, flags: tuple[str, ...], words: str) -> No
     assert f"the budget of {words}" in shown or words in shown
 
 
+@pytest.mark.exhaustive
 def test_alternating_phases_have_fixed_lengths(home: Home) -> None:
     """`--mode alternate`: symbolic and numeric in turns, whatever the signal says."""
     with LLMServer(careful) as server, daemon(home.path) as running:

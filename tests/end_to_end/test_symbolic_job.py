@@ -190,6 +190,7 @@ def test_a_job_waits_for_a_remote_that_is_down_and_others_go_on(home: Home) -> N
     assert len(server.requests) == 5 + 7
 
 
+@pytest.mark.exhaustive
 def test_a_remote_that_flaps_costs_only_time(home: Home) -> None:
     """Every second request fails: what was answered is not asked again."""
     answered: list[str] = []
