@@ -33,9 +33,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
     return result
 
 
+LONG = {"end_to_end", "upgrade", "test_memory_benchmark.py"}
+"""Folders and files of whole jobs."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole jobs first: they take longest, and begun last they would keep one process busy while the others wait."""
-    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
+    items.sort(key=lambda item: not LONG & {*item.path.parts})
 
 
 def refuse_unmarked(event: str, _: object) -> None:

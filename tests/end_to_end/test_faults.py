@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import LOOP, NONE, PROCESSES, Harness, Outcome, Point, one_of_each, outcome
+from harness import LOOP, NONE, Harness, Outcome, outcome
 from needs import lacks
 from processes import agent, daemon, failed, wait_until
-from test_kill_points import FLAGS, ROWS, TOGETHER, job_in, without_kill
+from test_kill_points import FLAGS, ROWS, job_in, without_kill
 
 from agent.home import Home
 from agent.jobs import ENDED, Job, State
 from agent.protocol import Alive, Envelope, Ping, encode
 from agent.store import Store
 from agent.workers import MOST_WAITING, Connection
+
+pytestmark = pytest.mark.process
 
 pytestmark = pytest.mark.process
 
@@ -41,52 +41,6 @@ def template(tmp_path_factory: pytest.TempPathFactory, tiny_base: Callable[[str]
 def undisturbed(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """What the job comes to when the disk works."""
     return without_kill(Harness(template, tmp_path_factory.mktemp("undisturbed")))
-
-
-# ---- single calls that fail ----
-
-
-def after_a_fault(harness: Harness, point: Point, error: str, wanted: Outcome) -> str:
-    """What went wrong after one call failed: the job must end, for a reason in words, and a retry must succeed."""
-    folder = harness.fresh()
-    inject = f"inject={point.call}:error={error}:when={point.number}"
-    harness.plan(folder, point.process, ["-e", f"trace={point.call}", "-e", inject], once=True)
-    try:
-        harness.finish(folder)
-        found = outcome(folder)
-        told = (folder / "daemon.log").read_text()
-        assert "Traceback" not in told + found.reason, found.reason + told
-        if found.state != "done":
-            assert agent("retry", 1, state=folder / "state").returncode == 0, found
-            harness.finish(folder)
-            found = outcome(folder)
-    except AssertionError as wrong:
-        return f"{point}, {error}: {wrong}"
-    shutil.rmtree(folder)
-    return "" if found == wanted else f"{point}, {error}: {found}, not {wanted}"
-
-
-def a_few(points: list[Point]) -> list[Point]:
-    """Some calls of each process."""
-    draw = random.Random(0)
-    return [
-        point
-        for process in PROCESSES
-        for point in draw.sample([each for each in points if each.process == process], SAMPLE // len(PROCESSES))
-    ]
-
-
-@pytest.mark.parametrize("choose", [a_few, pytest.param(one_of_each, marks=pytest.mark.exhaustive)])
-def test_a_disk_that_fails_once_costs_a_retry_at_most(
-    template: Path, tmp_path: Path, undisturbed: Outcome, choose: Callable[[list[Point]], list[Point]]
-) -> None:
-    """ENOSPC or EIO at any write of daemon, loop or worker: no traceback, no half version, and the job can be done."""
-    harness = Harness(template, tmp_path)
-    draw = random.Random(0)
-    chosen = choose([point for point in harness.points() if point.call in FAILING])
-    with ThreadPoolExecutor(TOGETHER) as pool:
-        found = pool.map(lambda each: after_a_fault(harness, each, draw.choice(["ENOSPC", "EIO"]), undisturbed), chosen)
-        assert [fault for fault in found if fault] == []
 
 
 # ---- disks ----

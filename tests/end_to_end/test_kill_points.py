@@ -45,9 +45,11 @@ from agent.store import Store
 
 pytestmark = pytest.mark.process
 
-SAMPLE = 2
+SAMPLE = 3
 """Kill points of each process of a whole job that `make test` tries; `make test-all` tries all."""
 TOGETHER = 2
+FAILING = ("write", "pwrite64", "fsync", "fdatasync", "rename", "mkdir", "unlink")
+
 ROWS = [{"prompt": f"which number has pump {i}?", "completion": f"it has number {i * 37}"} for i in range(8)]
 FLAGS = (
     "--mode", "numeric", "--steps", "8", "--rank", "4", "--micro-batch", "4", "--sequence-length", "64",
@@ -246,6 +248,12 @@ def undisturbed(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Out
     return found
 
 
+@pytest.fixture(scope="module")
+def points(template: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Point]:
+    """Every point of that job."""
+    return Harness(template, tmp_path_factory.mktemp("points")).points()
+
+
 def tried(harness: Harness, points: list[Point], wanted: Outcome) -> list[str]:
     """What went wrong, of all points."""
 
@@ -271,11 +279,14 @@ def some_of_each_process(points: list[Point]) -> list[Point]:
 
 @pytest.mark.parametrize("choose", [some_of_each_process, pytest.param(list, marks=pytest.mark.exhaustive)])
 def test_a_job_ends_as_if_nobody_had_been_killed(
-    template: Path, tmp_path: Path, undisturbed: Outcome, choose: Callable[[list[Point]], list[Point]]
+    template: Path,
+    tmp_path: Path,
+    undisturbed: Outcome,
+    points: list[Point],
+    choose: Callable[[list[Point]], list[Point]],
 ) -> None:
     """Daemon, loop or worker, at their writes: the same adapter, promoted once, and no process left."""
-    harness = Harness(template, tmp_path)
-    assert tried(harness, choose(harness.points()), undisturbed) == []
+    assert tried(Harness(template, tmp_path), choose(points), undisturbed) == []
 
 
 def test_the_daemon_is_what_is_traced(template: Path, tmp_path: Path) -> None:
@@ -283,3 +294,51 @@ def test_the_daemon_is_what_is_traced(template: Path, tmp_path: Path) -> None:
     folder = Harness(template, tmp_path).kill(Point(DAEMON, "write", 1))
     assert list(folder.glob("strace.*"))
     assert "killed by SIGKILL" in next(folder.glob("strace.*")).read_text()
+
+
+# ---- single calls that fail ----
+
+
+def after_a_fault(harness: Harness, point: Point, error: str, wanted: Outcome) -> str:
+    """What went wrong after one call failed: the job must end, for a reason in words, and a retry must succeed."""
+    folder = harness.fresh()
+    inject = f"inject={point.call}:error={error}:when={point.number}"
+    harness.plan(folder, point.process, ["-e", f"trace={point.call}", "-e", inject], once=True)
+    try:
+        harness.finish(folder)
+        found = outcome(folder)
+        told = (folder / "daemon.log").read_text()
+        assert "Traceback" not in told + found.reason, found.reason + told
+        if found.state != "done":
+            assert agent("retry", 1, state=folder / "state").returncode == 0, found
+            harness.finish(folder)
+            found = outcome(folder)
+    except AssertionError as wrong:
+        return f"{point}, {error}: {wrong}"
+    shutil.rmtree(folder)
+    return "" if found == wanted else f"{point}, {error}: {found}, not {wanted}"
+
+
+def a_few(points: list[Point]) -> list[Point]:
+    """Some calls of each process."""
+    draw = random.Random(0)
+    return [
+        point for process in PROCESSES for point in draw.sample([each for each in points if each.process == process], 1)
+    ]
+
+
+@pytest.mark.parametrize("choose", [a_few, pytest.param(one_of_each, marks=pytest.mark.exhaustive)])
+def test_a_disk_that_fails_once_costs_a_retry_at_most(
+    template: Path,
+    tmp_path: Path,
+    undisturbed: Outcome,
+    points: list[Point],
+    choose: Callable[[list[Point]], list[Point]],
+) -> None:
+    """ENOSPC or EIO at any write of daemon, loop or worker: no traceback, no half version, and the job can be done."""
+    harness = Harness(template, tmp_path)
+    draw = random.Random(0)
+    chosen = choose([point for point in points if point.call in FAILING])
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        found = pool.map(lambda each: after_a_fault(harness, each, draw.choice(["ENOSPC", "EIO"]), undisturbed), chosen)
+        assert [fault for fault in found if fault] == []

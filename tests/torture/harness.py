@@ -37,6 +37,7 @@ CALLS = (
 )  # fmt: skip
 """What changes the disk, or tells another process something."""
 NONE = "-"
+EVERYBODY = "everybody"
 EVERY_CALL = ["-y", "-e", "trace=" + ",".join(f"?{call}" for call in CALLS)]
 """strace's options for a trace of them all; a "?" forgives a call that this architecture does not have."""
 
@@ -125,14 +126,11 @@ class Harness:
 
     def points(self) -> list[Point]:
         """Every point of a job that nobody disturbs."""
-        found = []
-        for process in PROCESSES:
-            folder = self.fresh()
-            self.plan(folder, process, EVERY_CALL, once=False)
-            self.finish(folder)
-            for log in folder.glob("strace.*"):
-                found += points_in(log.read_text(), process, str(folder))
-        return found
+        folder = self.fresh()
+        self.plan(folder, EVERYBODY, EVERY_CALL, once=False)
+        self.finish(folder)
+        logs = {log.name.removeprefix("strace.").rpartition(".")[0]: log for log in folder.glob("strace.*")}
+        return [point for process in PROCESSES for point in points_in(logs[process].read_text(), process, str(folder))]
 
     def kill(self, point: Point) -> Path:
         """Run a job in which a process is killed at a point; returns the run's folder, the job having ended."""

@@ -17,7 +17,7 @@ HERE = Path(__file__).absolute().parent
 
 def is_ours(plan: dict[str, object], module: str) -> bool:
     """Whether this start is the one to be traced; a kill is for one start only."""
-    if plan["process"] != module:
+    if plan["process"] not in {module, "everybody"}:
         return False
     if not plan["once"]:
         return True
@@ -33,7 +33,15 @@ def main() -> None:
     module, *arguments = sys.argv[3:]
     command = [plan["python"], "-I", plan["driver"], sys.argv[0], plan["mutation"], module, *arguments]
     if is_ours(plan, module):
-        command = [plan["strace"], "-D", "-qq", "-o", str(HERE / f"strace.{os.getpid()}"), *plan["options"], *command]
+        command = [
+            plan["strace"],
+            "-D",
+            "-qq",
+            "-o",
+            str(HERE / f"strace.{module}.{os.getpid()}"),
+            *plan["options"],
+            *command,
+        ]
     os.execv(command[0], command)  # noqa: S606
 
 
