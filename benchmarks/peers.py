@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from agent.lines import read_json_lines
 from agent.serving import claim_stdout, die_with_parent
 
 NEW_TOKENS = 24
@@ -197,14 +198,14 @@ def main() -> int:
     _stdout = claim_stdout()
     os.environ["HF_HUB_OFFLINE"] = "1"
     phase("import")
+    if given.kind == "trl":
+        import trl as _  # noqa: F401, PLC0415  first: where it is missing the others need not be imported
     import bitsandbytes  # noqa: F401, PLC0415
     import peft  # noqa: F401, PLC0415
     import transformers  # noqa: F401, PLC0415
 
-    if given.kind == "trl":
-        import trl as _  # noqa: F401, PLC0415
     phase("load")
-    texts = [json.loads(line)["text"] for line in given.data.read_text().splitlines()]
+    texts = [row["text"] for row in read_json_lines(given.data)]
     model, tokenizer = load(given)
     figures = {}
     if given.kind != "generate":

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 pytestmark = pytest.mark.process
 
 FACTS = Path(__file__).parents[2] / "examples" / "facts.jsonl"
-DEVICES = (5, pytest.param(24, marks=pytest.mark.exhaustive))
+DEVICES = (3, pytest.param(24, marks=pytest.mark.exhaustive))
 """How many of the example's 24 are learned: all of them or, in `make test`, enough to confuse with each other."""
-RIGHT = {5: 0.6, 24: 0.8}
-"""Share of held-out answers that must be right: two for each device, and of five devices a phrasing weighs much."""
+RIGHT = {3: 0.5, 24: 0.8}
+"""Share of held-out answers that must be right: of three devices there are six, and nine rows to learn from."""
 
 
 def agent(state: Path, *arguments: str) -> str:
@@ -54,6 +54,7 @@ def test_held_out_phrasings_are_answered_after_training_and_not_before(state: Pa
     assert version["about"]["figures"]["held_out_rows"] == 2 * devices
     assert version["about"]["figures"]["before"]["content"] <= 0.1
     assert version["about"]["figures"]["after"]["content"] >= RIGHT[devices]
+    assert version["about"]["figures"]["after"]["loss"] <= version["about"]["figures"]["before"]["loss"] / 10
 
 
 def test_generate_answers_with_the_active_version_and_the_base_on_request(state: Path, rows: list[dict]) -> None:

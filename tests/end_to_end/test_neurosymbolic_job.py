@@ -201,6 +201,7 @@ def test_a_box_without_a_remote_tunes_only_and_says_what_it_left(home: Home) -> 
     assert {each["phase"] for each in explained(home)["rounds"]} == {"numeric", "stop"}
 
 
+@pytest.mark.exhaustive
 def test_an_outage_defers_rewrites_and_the_numeric_side_goes_on(home: Home) -> None:
     """Parked only when nothing else is left; taken up when the remote answers again."""
     with LLMServer(lambda _: failing(503)) as server, daemon(home.path) as running:

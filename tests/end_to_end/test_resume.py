@@ -147,6 +147,7 @@ def test_a_killed_process_costs_no_step_and_changes_no_loss(
     assert processes(home) == {}
 
 
+@pytest.mark.exhaustive
 def test_sigterm_checkpoints_and_the_next_daemon_goes_on(
     home: Home, uninterrupted: dict[int, float], daemons: list[subprocess.Popen[bytes]]
 ) -> None:
@@ -165,6 +166,7 @@ def test_sigterm_checkpoints_and_the_next_daemon_goes_on(
     assert losses(home) == pytest.approx(uninterrupted, abs=5e-5)
 
 
+@pytest.mark.exhaustive
 def test_a_damaged_checkpoint_is_passed_over(
     home: Home, uninterrupted: dict[int, float], daemons: list[subprocess.Popen[bytes]]
 ) -> None:
