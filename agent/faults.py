@@ -26,7 +26,7 @@ def _sqlite_fault(path: Path, fault: sqlite3.Error) -> AgentError:
 def os_fault(
     path: Path | str, fault: OSError, mend: str = "check owner and mode of it and of its folder"
 ) -> AgentError:
-    """What the system says of a file: StorageError for a disk that is full or failing, else StateError with `mend`.
+    """Name the file and the fault: StorageError for a disk that is full or failing, else StateError with `mend`.
 
     The file is the one that the system names; `path` where it names none but one that is half-written, whose name says
     nothing to a person.

@@ -74,8 +74,9 @@ def exposition(told: Iterator[Sample]) -> str:
         if name != last:
             lines += [f"# HELP {name} {MEANINGS[name]}", f"# TYPE {name} gauge"]
             last = name
-        shown = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-        lines.append(f"{name}{{{shown}}} {_exact(value)}" if shown else f"{name} {_exact(value)}")
+        pairs = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+        shown = f"{{{pairs}}}" if pairs else ""
+        lines.append(f"{name}{shown} {_exact(value)}")
     return "\n".join(lines) + "\n"
 
 

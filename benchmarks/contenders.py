@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -238,14 +239,16 @@ def prepare(plain: Path, target: Path, log: Path) -> Run:
 
 def messages(data: Path, folder: Path, count: int | None = None) -> Path:
     """The first texts as a job's rows: a lone assistant message is learned as plain text."""
-    return _rows(folder / "data.jsonl", "assistant", [row["text"] for row in list(read_json_lines(data))[:count]])
+    return _rows(folder / "data.jsonl", "assistant", _texts(data, count))
 
 
 def prompts(data: Path, folder: Path, count: int, characters: int = 200) -> Path:
     """The first texts, cut, as questions."""
-    return _rows(
-        folder / "prompts.jsonl", "user", [row["text"][:characters] for row in list(read_json_lines(data))[:count]]
-    )
+    return _rows(folder / "prompts.jsonl", "user", [text[:characters] for text in _texts(data, count)])
+
+
+def _texts(data: Path, count: int | None) -> list[str]:
+    return [row["text"] for row in itertools.islice(read_json_lines(data), count)]
 
 
 def _rows(path: Path, role: str, texts: list[str]) -> Path:

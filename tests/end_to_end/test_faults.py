@@ -204,6 +204,6 @@ def test_the_harness_changes_nothing_by_itself(template: Path, tmp_path: Path, u
     """Traced and left alone, a job comes to the same."""
     harness = Harness(template, tmp_path, NONE)
     folder = harness.fresh()
-    harness.plan(folder, LOOP, ["-e", "trace=fsync"], once=False)
+    harness.plan(folder, [LOOP], ["-e", "trace=fsync"], once=False)
     harness.finish(folder)
     assert outcome(folder) == undisturbed

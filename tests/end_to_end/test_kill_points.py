@@ -229,7 +229,7 @@ def job_in(folder: Path, base: Path, *flags: str) -> Path:
 def without_kill(harness: Harness) -> Outcome:
     """What the job comes to when nobody is killed."""
     folder = harness.fresh()
-    harness.plan(folder, "nobody", [], once=True)
+    harness.plan(folder, [], [], once=True)
     harness.finish(folder)
     return outcome(folder)
 
@@ -270,11 +270,11 @@ def tried(harness: Harness, points: list[Point], wanted: Outcome) -> list[str]:
         return [text for text in pool.map(fault, points) if text]
 
 
-def some_of_each_process(points: list[Point]) -> list[Point]:
+def some_of_each_process(points: list[Point], most: int = SAMPLE) -> list[Point]:
     """A sample that is spread over processes and kinds of files."""
     draw = random.Random(0)
     of_process = ([each for each in one_of_each(points) if each.process == process] for process in PROCESSES)
-    return [point for each in of_process for point in draw.sample(each, min(SAMPLE, len(each)))]
+    return [point for each in of_process for point in draw.sample(each, min(most, len(each)))]
 
 
 @pytest.mark.parametrize("choose", [some_of_each_process, pytest.param(list, marks=pytest.mark.exhaustive)])
@@ -301,11 +301,8 @@ def test_the_daemon_is_what_is_traced(template: Path, tmp_path: Path) -> None:
 
 def after_a_fault(harness: Harness, point: Point, error: str, wanted: Outcome) -> str:
     """What went wrong after one call failed: the job must end, for a reason in words, and a retry must succeed."""
-    folder = harness.fresh()
-    inject = f"inject={point.call}:error={error}:when={point.number}"
-    harness.plan(folder, point.process, ["-e", f"trace={point.call}", "-e", inject], once=True)
     try:
-        harness.finish(folder)
+        folder = harness.disturb(point, f"error={error}")
         found = outcome(folder)
         told = (folder / "daemon.log").read_text()
         assert "Traceback" not in told + found.reason, found.reason + told
@@ -320,11 +317,8 @@ def after_a_fault(harness: Harness, point: Point, error: str, wanted: Outcome) -
 
 
 def a_few(points: list[Point]) -> list[Point]:
-    """Some calls of each process."""
-    draw = random.Random(0)
-    return [
-        point for process in PROCESSES for point in draw.sample([each for each in points if each.process == process], 1)
-    ]
+    """One call of each process."""
+    return some_of_each_process(points, 1)
 
 
 @pytest.mark.parametrize("choose", [a_few, pytest.param(one_of_each, marks=pytest.mark.exhaustive)])

@@ -37,7 +37,6 @@ CALLS = (
 )  # fmt: skip
 """What changes the disk, or tells another process something."""
 NONE = "-"
-EVERYBODY = "everybody"
 EVERY_CALL = ["-y", "-e", "trace=" + ",".join(f"?{call}" for call in CALLS)]
 """strace's options for a trace of them all; a "?" forgives a call that this architecture does not have."""
 
@@ -86,10 +85,10 @@ class Harness:
         wrapper.chmod(0o755)
         return folder
 
-    def plan(self, folder: Path, process: str, options: list[str], *, once: bool) -> None:
-        """Say which process is to be traced, and how."""
+    def plan(self, folder: Path, processes: Sequence[str], options: list[str], *, once: bool) -> None:
+        """Say which processes are to be traced, and how."""
         about = {
-            "process": process,
+            "processes": processes,
             "options": options,
             "once": once,
             "python": sys.executable,
@@ -127,18 +126,22 @@ class Harness:
     def points(self) -> list[Point]:
         """Every point of a job that nobody disturbs."""
         folder = self.fresh()
-        self.plan(folder, EVERYBODY, EVERY_CALL, once=False)
+        self.plan(folder, PROCESSES, EVERY_CALL, once=False)
         self.finish(folder)
         logs = {log.name.removeprefix("strace.").rpartition(".")[0]: log for log in folder.glob("strace.*")}
         return [point for process in PROCESSES for point in points_in(logs[process].read_text(), process, str(folder))]
 
-    def kill(self, point: Point) -> Path:
-        """Run a job in which a process is killed at a point; returns the run's folder, the job having ended."""
+    def disturb(self, point: Point, how: str) -> Path:
+        """Run a job in which a call meets what strace injects; returns the run's folder, the job having ended."""
         folder = self.fresh()
-        inject = f"inject={point.call}:signal=SIGKILL:when={point.number}"
-        self.plan(folder, point.process, ["-e", f"trace={point.call}", "-e", inject], once=True)
+        inject = f"inject={point.call}:{how}:when={point.number}"
+        self.plan(folder, [point.process], ["-e", f"trace={point.call}", "-e", inject], once=True)
         self.finish(folder)
         return folder
+
+    def kill(self, point: Point) -> Path:
+        """Run a job in which a process is killed at a point."""
+        return self.disturb(point, "signal=SIGKILL")
 
 
 def points_in(log: str, process: str, below: str) -> list[Point]:

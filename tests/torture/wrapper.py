@@ -1,6 +1,6 @@
 """Stands in for the Python interpreter with which our processes start each other: traces the one that is to be traced.
 
-Called as `WRAPPER -I -m MODULE ARGUMENTS...`; what to do stands in plan.json beside it: which process, with which
+Called as `WRAPPER -I -m MODULE ARGUMENTS...`; what to do stands in plan.json beside it: which processes, with which
 options of strace, once or always. strace runs beside the process (-D), so that it stays its parent's child.
 """
 
@@ -11,13 +11,14 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).absolute().parent
 
 
-def is_ours(plan: dict[str, object], module: str) -> bool:
+def is_ours(plan: dict[str, Any], module: str) -> bool:
     """Whether this start is the one to be traced; a kill is for one start only."""
-    if plan["process"] not in {module, "everybody"}:
+    if module not in plan["processes"]:
         return False
     if not plan["once"]:
         return True
