@@ -31,7 +31,7 @@ demo: install
 # Three sizes of the same tests: the inner loop's (a minute, in random order), everybody's (eight minutes, of whatever
 # exhausts a sample), and all there is (an hour), before something is called done.
 PYTEST := $(BIN)/python -m pytest
-IN_PARTS := --numprocesses 3 --dist loadfile --no-loadscope-reorder
+IN_PARTS := --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/installed-test
 	HYPOTHESIS_PROFILE=fast $(PYTEST) --numprocesses 2 -p randomly -m 'not process and not slow and not exhaustive and not cuda' \

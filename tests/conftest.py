@@ -12,7 +12,7 @@ from hypothesis import settings
 
 # How long an example takes says nothing on a machine that others use too.
 settings.register_profile("fast", deadline=None, max_examples=25)
-settings.register_profile("default", deadline=None)
+settings.register_profile("default", deadline=None, max_examples=50)
 settings.register_profile("exhaustive", deadline=None, max_examples=2_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 

@@ -21,7 +21,15 @@ pytestmark = pytest.mark.process
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
 RUN = [page for page in PAGES if any(b.language in LANGUAGES and not b.why_not for b in blocks(page.read_text()))]
-LONG = {"how-it-decides.md", "quickstart.md", "recipes.md", "serving.md"}
+LONG = {
+    "how-it-decides.md",
+    "offload.md",
+    "quickstart.md",
+    "recipes.md",
+    "serving.md",
+    "troubleshooting.md",
+    "tuning.md",
+}
 """Pages whose commands load a model many times; `make test-all` runs them too."""
 SMALL = {"rank": "4", "learning_rate": "1e-2", "max_new_tokens": "8", "dtype": '"float32"'}
 """Settings with which a job on a tiny model takes seconds."""

@@ -134,7 +134,7 @@ def reached(home: Home, event: str, count: int) -> Callable[[], bool]:
     [
         ("agent.loop", "rewrite", 2),
         pytest.param("agent.loop", "window", 2, marks=pytest.mark.exhaustive),
-        ("quant.worker", "step", 13),
+        pytest.param("quant.worker", "step", 13, marks=pytest.mark.exhaustive),
         pytest.param("agent.loop", "round over", 1, marks=pytest.mark.exhaustive),
         pytest.param("agent.loop", "round over", 2, marks=pytest.mark.exhaustive),
     ],

@@ -120,7 +120,8 @@ def daemons() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 @pytest.mark.parametrize(
-    "victim", ["quant.worker", "agent.cli", pytest.param("agent.loop", marks=pytest.mark.exhaustive)]
+    "victim",
+    ["quant.worker", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("agent.cli", "agent.loop"))],
 )
 def test_a_killed_process_costs_no_step_and_changes_no_loss(
     home: Home, uninterrupted: dict[int, float], daemons: list[subprocess.Popen[bytes]], victim: str

@@ -123,6 +123,7 @@ def test_flagged_rows_are_remade_and_the_system_prompt_becomes_a_version(home: H
     assert agent("enqueue", home.run(1) / "remade.jsonl", state=home.path).returncode == 0
 
 
+@pytest.mark.exhaustive
 def test_a_second_job_on_the_same_data_asks_nothing(home: Home) -> None:
     """Every answer is recorded; a model with the new system prompt answers by it."""
     with LLMServer(careful) as server, daemon(home.path) as running:

@@ -272,7 +272,9 @@ FIFTY_CAPS = {
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("name", FIFTY_CAPS)
+@pytest.mark.parametrize(
+    "name", ["money", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("requests", "tokens"))]
+)
 def test_fifty_processes_never_exceed_a_cap(fast_disk: Path, name: str) -> None:
     """Of two jobs; twenty are killed at random moments, and the server fails, breaks off or does not count.
 
