@@ -1,6 +1,6 @@
 """The calls that Python code makes; the commands of the same names make them too. docs/python.md shows them in use.
 
-Each takes `state`, the state folder, found as by the command line if it is None, and raises what `agent.errors` lists.
+Each takes `state`, the state folder, found as by the command line if it is None, and raises what `agent.contract.errors` lists.
 Nothing here needs a daemon: it works on what is queued, whenever it runs.
 """
 
@@ -16,17 +16,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from agent.config import Config, job_settings, named_settings, read_config
-from agent.errors import ConfigError, DataError
-from agent.home import Home
-from agent.jobs import ENDED, MODES, Job, State
-from agent.reply_messages import ANSWER_TOKENS, Message, Replied, Reply
-from agent.store import Store, open_existing
+from agent.system.config import Config, job_settings, named_settings, read_config
+from agent.contract.errors import ConfigError, DataError
+from agent.system.paths import Home
+from agent.queue.jobs import ENDED, MODES, Job, State
+from agent.contract.reply_messages import ANSWER_TOKENS, Message, Replied, Reply
+from agent.queue.store import Store, open_existing
 
 if TYPE_CHECKING:
-    from agent.dataset import Report
-    from agent.explaining import Explanation
-    from agent.registry import Registry, Version
+    from agent.data.dataset import Report
+    from agent.runner.explain import Explanation
+    from agent.versions.registry import Registry, Version
 
 Row = Mapping[str, Any]
 """One row in any of the shapes of a training file."""
@@ -43,7 +43,7 @@ POLL = 0.5
 
 def validate(data: Data, *, state: Folder = None) -> Report:
     """What the data holds and which lines are bad. Raises DataError if it cannot be used as a whole, NotFound."""
-    from agent.dataset import validate as check  # noqa: PLC0415
+    from agent.data.dataset import validate as check  # noqa: PLC0415
 
     with _opened(data) as source:
         return check(source, read_config(_home(state).config).limits)
@@ -54,7 +54,7 @@ def enqueue(data: Data, *, state: Folder = None, mode: str = MODES[0], skip_bad:
 
     Raises ConfigError, NotFound, or DataError for bad lines, which `skip_bad` leaves out.
     """
-    from agent.spool import spool  # noqa: PLC0415
+    from agent.data.spool import spool  # noqa: PLC0415
 
     home = _home(state)
     config = read_config(home.config)
@@ -112,7 +112,7 @@ def retry(number: int, *, state: Folder = None) -> Job:
 
 def explain(number: int, example: str | None = None, *, state: Folder = None) -> Explanation:
     """Why a job did what it did, or one example of it. Raises NotFound where nothing was decided."""
-    from agent.explaining import explained  # noqa: PLC0415
+    from agent.runner.explain import explained  # noqa: PLC0415
 
     with _store(state) as store:
         return explained(store, number, example)
@@ -157,8 +157,8 @@ def generate(
     By a process that is gone afterwards, which takes seconds: for many questions there is `nslora-agent serve`. Raises
     NotFound, BaseModelError, DataError, OutOfMemory, or Busy where there is no room beside the running job.
     """
-    from agent import chat_api  # noqa: PLC0415
-    from agent.answering import Answering, chosen  # noqa: PLC0415
+    from agent.serve import chat_api# noqa: PLC0415
+    from agent.serve.inference import Answering, chosen  # noqa: PLC0415
 
     home = _home(state)
     config = read_config(home.config)
@@ -183,13 +183,13 @@ def _store(state: Folder) -> Store:
 
 
 def _registry(state: Folder, store: Store) -> Registry:
-    from agent.registry import Registry  # noqa: PLC0415
+    from agent.versions.registry import Registry  # noqa: PLC0415
 
     return Registry(_home(state).path, store)
 
 
 def _opened(data: Data) -> BinaryIO:
-    from agent.dataset import open_source  # noqa: PLC0415
+    from agent.data.dataset import open_source  # noqa: PLC0415
 
     if isinstance(data, str | os.PathLike):
         return open_source(os.fspath(data))

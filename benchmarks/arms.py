@@ -7,16 +7,17 @@ import re
 from dataclasses import replace
 from unittest import mock
 
-from agent import constraints, symbolic
-from agent.attempt import Attempt
-from agent.classifier import Choice, Classifier
-from agent.monitor import Monitor, Phase, Verdict, Window, Work
-from agent.neurosymbolic_job import AlternatingJob, NeurosymbolicJob
-from agent.offload_messages import ImprovePrompt, RewriteExample, Rewritten
-from agent.progress import Progress
-from agent.rows import Row
-from agent.schedules import Alternating
-from agent.symbolic import STYLE, Flag
+from agent.constraints import verify
+from agent.runner import rewriting
+from agent.runner.attempt import Attempt
+from agent.decide.classifier import Choice, Classifier
+from agent.decide.monitor import Monitor, Phase, Verdict, Window, Work
+from agent.runner.neurosymbolic_job import AlternatingJob, NeurosymbolicJob
+from agent.contract.offload_messages import ImprovePrompt, RewriteExample, Rewritten
+from agent.runner.progress import Progress
+from agent.runner.rows import Row
+from agent.decide.schedules import Alternating
+from agent.runner.rewriting import STYLE, Flag
 
 PLAIN_STYLE = "A direct answer to the question in one plain, short sentence."
 """What rows are rewritten to where no constraint is broken, by those who rewrite everything."""
@@ -104,7 +105,7 @@ class RewriteEverything(Pure):
 
     def flag(self, row: Row) -> Flag | None:
         """Something is to be mended in every row."""
-        wanted = map(constraints.described, row.origin.constraints)
+        wanted = map(verify.described, row.origin.constraints)
         return super().flag(row) or Flag((*wanted, PLAIN_STYLE), (), (STYLE,))
 
 
@@ -141,7 +142,7 @@ class Misled(Neurosymbolic):
         return replace(told, text=re.sub(re.escape(own), other, told.text, flags=re.IGNORECASE))
 
     def _is_wrong(self, name: str) -> bool:
-        flagged = [example.id for example in self.examples[0] if symbolic.flag(example, self.offload)]
+        flagged = [example.id for example in self.examples[0] if rewriting.flag(example, self.offload)]
         return name in random.Random(f"wrong/{self.settings.seed}").sample(flagged, round(len(flagged) / 10))
 
 
@@ -150,7 +151,7 @@ class MisledUnchecked(Misled):
 
     def work(self) -> tuple[str, int | None]:
         """The job, its objections switched off."""
-        with mock.patch.object(symbolic, "objections", return_value=()):
+        with mock.patch.object(rewriting, "objections", return_value=()):
             return super().work()
 
 

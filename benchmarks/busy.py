@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from agent.protocol import Load
-from agent.workers import how_it_ended
+from agent.contract.protocol import Load
+from agent.system.worker_client import how_it_ended
 from benchmarks.contenders import Case, messages, peer, settings, train, watched
 from benchmarks.peers import WARM_UP
 from benchmarks.running import Part, Session, clean, phase
 
 LOOPS = """
 import os, sys
-from agent.serving import die_with_parent
+from agent.contract.worker_server import die_with_parent
 die_with_parent(int(sys.argv[1]))
 for _ in range(int(sys.argv[2]) - 1):
     parent = os.getpid()

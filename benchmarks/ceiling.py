@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from agent.serving import die_with_parent
-from agent.workers import child_environment
+from agent.contract.worker_server import die_with_parent
+from agent.system.worker_client import child_environment
 from benchmarks.running import ROOT
 
 SQUARE = 2048

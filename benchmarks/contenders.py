@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.errors import AgentError
-from agent.lines import read_json_lines
-from agent.protocol import Generate, Load, Plan, Prepare, Save, Step, Train, Trained, Written
-from agent.settings import Training
-from agent.workers import Worker, how_it_ended, last_words
+from agent.contract.errors import AgentError
+from agent.contract.lines import read_json_lines
+from agent.contract.protocol import Generate, Load, Plan, Prepare, Save, Step, Train, Trained, Written
+from agent.contract.settings import Training
+from agent.system.worker_client import Worker, how_it_ended, last_words
 from benchmarks.peers import NEW_TOKENS, WARM_UP
 from benchmarks.running import ROOT, clean, write_lines
 from benchmarks.watching import Group, Watch, started

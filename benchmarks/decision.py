@@ -33,18 +33,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agent.config import DEFAULT_BASE
-from agent.dataset import read_examples
-from agent.durable import remove_tree, sha256_file, write_json
-from agent.evaluation import Evaluation
-from agent.home import Home
-from agent.jsonl import Limits
-from agent.lines import read_json_lines
-from agent.offload_messages import CacheExport
-from agent.offloading import offload_worker
-from agent.progress import PROGRESS
-from agent.remade import REMADE
-from agent.shapes import HELD_OUT, TRAIN, Example
+from agent.system.config import DEFAULT_BASE
+from agent.data.dataset import read_examples
+from agent.contract.atomic_io import remove_tree, sha256_file, write_json
+from agent.scoring.evaluation import Evaluation
+from agent.system.paths import Home
+from agent.contract.settings import Limits
+from agent.contract.lines import read_json_lines
+from agent.contract.offload_messages import CacheExport
+from agent.system.offload_client import offload_worker
+from agent.runner.progress import PROGRESS
+from agent.runner.rewritten_data import REMADE
+from agent.data.formats import HELD_OUT, TRAIN, Example
 from benchmarks import open_sets
 from benchmarks.arms import ARMS, NumericOnly
 from benchmarks.boxes import box, machine, run_job

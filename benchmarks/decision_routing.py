@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from agent.classifier import joint
-from agent.decision_store import DecisionStore
-from agent.home import Home
-from agent.progress import Progress
-from agent.settings import Decision
-from agent.shapes import Example
-from agent.store import open_existing
+from agent.scoring.reward import joint
+from agent.decide.decision_store import DecisionStore
+from agent.system.paths import Home
+from agent.runner.progress import Progress
+from agent.contract.settings import Decision
+from agent.data.formats import Example
+from agent.queue.store import open_existing
 
 Row = dict[str, Any]
 

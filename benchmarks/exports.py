@@ -29,13 +29,13 @@ from typing import Any
 import torch
 from gguf import GGUFWriter
 
-from agent.durable import sha256_file
-from agent.errors import NotFound
-from agent.home import Home
-from agent.lines import read_json_lines
-from agent.registry import Registry
-from agent.reward import content_reward
-from agent.store import Store
+from agent.contract.atomic_io import sha256_file
+from agent.contract.errors import NotFound
+from agent.system.paths import Home
+from agent.contract.lines import read_json_lines
+from agent.versions.registry import Registry
+from agent.scoring.reward import content_reward
+from agent.queue.store import Store
 from benchmarks.base_gguf import copy_fields, write_base
 from benchmarks.boxes import machine
 from benchmarks.running import Part, Session, add_run_options, code, phase, run

@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.classifier import FEATURES, PRIOR, Belief, Classifier, Tally
-from agent.config import DEFAULT_BASE
-from agent.decision_store import DecisionStore, Outcome
-from agent.home import Home
-from agent.store import Store
+from agent.decide.classifier import FEATURES, PRIOR, Belief, Classifier, Tally
+from agent.system.config import DEFAULT_BASE
+from agent.decide.decision_store import DecisionStore, Outcome
+from agent.system.paths import Home
+from agent.queue.store import Store
 from benchmarks.arms import RandomRouting
 from benchmarks.boxes import box, run_job
 

@@ -23,9 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from agent.config import DEFAULT_BASE
-from agent.errors import NotFound
-from agent.home import Home
+from agent.system.config import DEFAULT_BASE
+from agent.contract.errors import NotFound
+from agent.system.paths import Home
 from benchmarks.bars import of_footprint, table
 from benchmarks.boxes import machine
 from benchmarks.running import ROOT, Part, Session, add_run_options, code, phase, prepared_home

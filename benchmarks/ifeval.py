@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agent import constraints
-from agent.errors import AgentError, DataError, NotFound
+from agent.constraints import verify
+from agent.contract.errors import AgentError, DataError, NotFound
 
 FIELDS = ("key", "prompt", "instruction_id_list", "kwargs", "gpt4_response", "gpt4_followed")
 
@@ -65,7 +65,7 @@ def judged(row: dict[str, Any]) -> list[Verdict]:
 
 
 def _fault(row: dict[str, Any], constraint: dict[str, Any]) -> str | None:
-    return constraints.fault(constraint, row["gpt4_response"], row["prompt"])
+    return verify.fault(constraint, row["gpt4_response"], row["prompt"])
 
 
 def report(rows: list[list[Verdict]]) -> dict[str, float | int]:

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from agent.protocol import Load, Step
-from agent.settings import Training
+from agent.contract.protocol import Load, Step
+from agent.contract.settings import Training
 from benchmarks import busy
 from benchmarks.bars import BOUNDED, of_latency, table
 from benchmarks.boxes import machine

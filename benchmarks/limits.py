@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from agent.export_messages import Export
-from agent.protocol import Load, Step, Train
+from agent.contract.export_messages import Export
+from agent.contract.protocol import Load, Step, Train
 from benchmarks.bars import ENDED_WELL, LEAST, TRAINER, over_imports
 from benchmarks.contenders import Case, messages, ours, peer, settings, train, watched
 from benchmarks.peers import WARM_UP

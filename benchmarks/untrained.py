@@ -8,10 +8,10 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from agent import symbolic
-from agent.settings import Offload
-from agent.shapes import Example, Message
-from agent.stages import Stages
+from agent.runner import rewriting
+from agent.contract.settings import Offload
+from agent.data.formats import Example, Message
+from agent.runner.stages import Stages
 
 
 class Measured(Stages):
@@ -46,11 +46,11 @@ class SystemPrompt(Measured):
 
     def prompt(self) -> str:
         """What TextGrad makes of the default prompt; what our checks refuse too, or there would be no arm."""
-        flags = ((example, symbolic.flag(example, Offload())) for example in self.examples[0])
-        cases = symbolic.failing_cases((example, flag) for example, flag in flags if flag is not None)
-        told = symbolic.improve_prompt(self.job.id, "", cases, self.ask)
+        flags = ((example, rewriting.flag(example, Offload())) for example in self.examples[0])
+        cases = rewriting.failing_cases((example, flag) for example, flag in flags if flag is not None)
+        told = rewriting.improve_prompt(self.job.id, "", cases, self.ask)
         print(f"system prompt: {told.state} {told.reasons}: {self.proposed!r}")
-        return self.proposed or symbolic.DEFAULT_PROMPT
+        return self.proposed or rewriting.DEFAULT_PROMPT
 
 
 class FactInPrompt(Measured):
@@ -76,9 +76,9 @@ def rewritten(example: Example, text: str, worker: Any) -> tuple[str, int]:
     """An answer that breaks a constraint rewritten, if that is accepted, and the requests that took."""
     messages = (*example.prompt, Message("assistant", text or " "))
     asked = replace(example, messages=messages, answer=None, split=None)
-    flag = symbolic.flag(asked, Offload())
+    flag = rewriting.flag(asked, Offload())
     if flag is None:
         return text, 0
-    request = symbolic.first_request(1, asked, flag, "reference")
-    told = symbolic.rewrite(asked, flag, request, lambda each: worker.ask(each, lambda _: None, lambda: None))
-    return told.text or text, symbolic.requests(flag, told)
+    request = rewriting.first_request(1, asked, flag, "reference")
+    told = rewriting.rewrite(asked, flag, request, lambda each: worker.ask(each, lambda _: None, lambda: None))
+    return told.text or text, rewriting.requests(flag, told)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from agent.cli import build_parser
+from agent.cli.main import build_parser
 
 TARGET = Path(__file__).parent / "cli.md"
 INTRODUCTION = """\

@@ -1,4 +1,4 @@
-"""Writes docs/nslora-agent.1, the manual page, from the parser, agent.errors and README.md: `make docs`.
+"""Writes docs/nslora-agent.1, the manual page, from the parser, agent.contract.errors and README.md: `make docs`.
 
 `tests/test_docs.py` compares. Nothing in it depends on the version of Python or on the terminal.
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from make_cli import commands
 
-from agent import errors
-from agent.cli import build_parser
+from agent.contract import errors
+from agent.cli.main import build_parser
 
 DOCS = Path(__file__).parent
 TARGET = DOCS / "nslora-agent.1"

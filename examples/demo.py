@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from agent.lines import read_json_lines
+from agent.contract.lines import read_json_lines
 from benchmarks.boxes import machine
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agent.errors import BudgetSpent
-from agent.settings import Offload
+from agent.contract.errors import BudgetSpent
+from agent.contract.settings import Offload
 from offload.database import fetch, transaction
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from agent.errors import DataError
+from agent.contract.errors import DataError
 from offload.database import fetch, transaction
 from offload.owner import is_gone
 from offload.replies import LARGEST_COUNT

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from agent.errors import RemoteRefused
+from agent.contract.errors import RemoteRefused
 from offload import retries
 from offload.endpoint import Endpoint, completions_url
 from offload.replies import Completion, error_message, one_line, parse

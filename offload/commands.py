@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent import offload_messages as m
-from agent.durable import write_file
-from agent.errors import StateError
-from agent.faults import disk_faults
-from agent.imports import pretending_absent
-from agent.lines import json_line
-from agent.protocol import Answer
-from agent.serving import Emit
-from agent.settings import Offload
+from agent.contract import offload_messages as m
+from agent.contract.atomic_io import write_file
+from agent.contract.errors import StateError
+from agent.contract.os_errors import disk_faults
+from agent.contract.imports import pretending_absent
+from agent.contract.lines import json_line
+from agent.contract.protocol import Answer
+from agent.contract.worker_server import Emit
+from agent.contract.settings import Offload
 from offload import prompts
 from offload.database import open_database
 from offload.redact import Redactor

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from agent.durable import locked, make_private
-from agent.faults import disk_faults
-from agent.imports import pretending_absent
+from agent.contract.atomic_io import locked, make_private
+from agent.contract.os_errors import disk_faults
+from agent.contract.imports import pretending_absent
 
 with pretending_absent("pandas", "numpy"):  # 86 MB that nothing here needs
     import sqlite_utils

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from agent.errors import ConfigError
+from agent.contract.errors import ConfigError
 
 EXAMPLE = "base_url must look like https://api.example.com/v1"
 HOST = re.compile(r"[A-Za-z0-9._:-]+")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from agent.imports import pretending_absent
+from agent.contract.imports import pretending_absent
 from offload import prompts
 from offload.cache import Messages
 

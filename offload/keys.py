@@ -7,7 +7,7 @@ import re
 import stat
 from pathlib import Path
 
-from agent.errors import ConfigError
+from agent.contract.errors import ConfigError
 
 CREDENTIAL = "nslora-api-key"
 """Name of the key as a systemd credential: LoadCredential=nslora-api-key:FILE in the unit."""

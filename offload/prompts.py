@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from agent.lines import shorten_line
+from agent.contract.lines import shorten_line
 from offload.cache import Messages
 
 TAGS = ("<IMPROVED_VARIABLE>", "</IMPROVED_VARIABLE>")

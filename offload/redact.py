@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from agent.errors import ConfigError
+from agent.contract.errors import ConfigError
 
 KINDS = ("KEY", "SECRET", "EMAIL", "IP", "MAC", "IBAN", "CARD", "SSN", "PHONE", "RANDOM", "CUSTOM", "LITERAL")
 """What a placeholder can stand for. LITERAL is text that looked like a placeholder before anything was replaced."""

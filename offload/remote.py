@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agent import offload_messages
-from agent.errors import AgentError, CacheMiss, ConfigError, RemoteRefused
-from agent.settings import Offload
+from agent.contract import offload_messages
+from agent.contract.errors import AgentError, CacheMiss, ConfigError, RemoteRefused
+from agent.contract.settings import Offload
 from offload.breaker import Breaker
 from offload.budget import Budget, DayBudgetSpent, Subject
 from offload.cache import Cache, Messages, Question, Recorded

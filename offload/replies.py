@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from agent.lines import shorten
+from agent.contract.lines import shorten
 
 LONGEST_LINE = 200
 """Characters of a server's own words that are shown."""
@@ -83,7 +83,7 @@ def _said(value: Any) -> str:
 
 
 def _storable(text: str) -> str:
-    """The text itself; ValueError for what agent.jsonl would not take back as training data."""
+    """The text itself; ValueError for what agent.data.jsonl would not take back as training data."""
     if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
         raise ValueError("its text holds the NUL character or half a surrogate pair")
     return text

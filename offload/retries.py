@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import timezone
 from email.utils import parsedate_to_datetime
 
-from agent import errors
+from agent.contract import errors
 
 FIRST_WAIT = 0.5
 """Seconds: the longest wait after the first failure; it doubles with every further one."""
@@ -25,7 +25,7 @@ SECONDS = re.compile(r"[0-9]{1,9}")
 
 
 class RemoteUnavailable(errors.RemoteUnavailable):
-    """`agent.errors.RemoteUnavailable` plus what only the worker needs to know.
+    """`agent.contract.errors.RemoteUnavailable` plus what only the worker needs to know.
 
     It has the same name on purpose: an error crosses the process boundary as the name of its class and its message.
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from agent.offload_messages import LONGEST, ImprovePrompt, RewriteExample, Rewritten
+from agent.contract.offload_messages import LONGEST, ImprovePrompt, RewriteExample, Rewritten
 from offload import prompts
 from offload.budget import DayBudgetSpent, JobBudgetSpent, Subject
 from offload.cache import Messages

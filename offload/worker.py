@@ -1,6 +1,6 @@
 """The offload worker: alone holds the API key and talks HTTP; one serves a whole symbolic phase.
 
-Run as `python -I -m offload.worker [PARENT_PID]`; speaks `agent.protocol` over stdin and stdout. Without a parent it
+Run as `python -I -m offload.worker [PARENT_PID]`; speaks `agent.contract.protocol` over stdin and stdout. Without a parent it
 serves a connection that systemd accepted for it (agent/units/nslora-offload@.service). It ends when its input does, or
 after ten minutes without a request. What it says on stderr, one line, holds nothing of a row.
 """
@@ -12,8 +12,8 @@ import signal
 import sys
 import traceback
 
-from agent import serving
-from agent.protocol import ProtocolError
+from agent.contract import worker_server
+from agent.contract.protocol import ProtocolError
 
 IDLE = 600.0
 """Seconds without a request after which the worker ends."""
@@ -25,15 +25,15 @@ class Terminated(BaseException):
 
 def main() -> None:
     """Serve the process that started us until it closes the pipe, dies, or has nothing more to ask."""
-    stdout = serving.claim_stdout()
+    stdout = worker_server.claim_stdout()
     if len(sys.argv) > 1:
-        serving.die_with_parent(int(sys.argv[1]))
+        worker_server.die_with_parent(int(sys.argv[1]))
     signal.signal(signal.SIGTERM, _terminate)
     try:
         # After stdout is safe: what a library prints at import must not break the protocol.
         from offload.commands import Commands  # noqa: PLC0415
 
-        serving.Server(Commands().handle, stdout, idle=IDLE).serve()
+        worker_server.Server(Commands().handle, stdout, idle=IDLE).serve()
     except Terminated:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from agent.errors import BaseModelError
+from agent.contract.errors import BaseModelError
 
 Messages = list[dict[str, str]]
 

@@ -6,8 +6,8 @@ import importlib.metadata
 
 import torch
 
-from agent.confinement import is_confined
-from agent.protocol import Checked
+from agent.contract.confinement import is_confined
+from agent.contract.protocol import Checked
 from quant.devices import Compute, choose, choose_device, device_title, name_of
 from quant.lean.arena import Arena
 from quant.lean.convert import nf4

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from agent.durable import TEMPORARY, publish_folder, remove_tree
+from agent.contract.atomic_io import TEMPORARY, publish_folder, remove_tree
 from quant.flat import Flat
 from quant.lean.writer import write
 from quant.optimizer import AdamW

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from agent import serving
-from agent.errors import BaseModelError, DataError, OutOfMemory, StateError
-from agent.export_messages import Export, Template
-from agent.faults import os_fault
-from agent.lines import json_line, read_json_lines
-from agent.protocol import (
+from agent.contract import worker_server
+from agent.contract.errors import BaseModelError, DataError, OutOfMemory, StateError
+from agent.contract.export_messages import Export, Template
+from agent.contract.os_errors import os_fault
+from agent.contract.lines import json_line, read_json_lines
+from agent.contract.protocol import (
     Answer,
     Check,
     Generate,
@@ -31,8 +31,8 @@ from agent.protocol import (
     Train,
     Written,
 )
-from agent.reply_messages import Replied, Reply, Said
-from agent.serving import Emit
+from agent.contract.reply_messages import Replied, Reply, Said
+from agent.contract.worker_server import Emit
 from quant import allocators
 from quant.chat import Encoded, Encoder
 from quant.check import check
@@ -111,7 +111,7 @@ class Commands:
         allocators.trim()
         dtype = str(model.dtype).removeprefix("torch.")
         seconds = round(time.monotonic() - started, 2)
-        return Loaded(model.architecture, model.device.type, dtype, seconds, serving.rss_mb())
+        return Loaded(model.architecture, model.device.type, dtype, seconds, worker_server.rss_mb())
 
     def _score(self, request: Score, _: Emit) -> Answer:
         model, started, rows, tokens = self.model, time.monotonic(), 0, 0

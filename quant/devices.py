@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from agent.durable import write_json
-from agent.errors import ConfigError
+from agent.contract.atomic_io import write_json
+from agent.contract.errors import ConfigError
 
 PROBE = "probe.json"
 ROWS, WIDTH, INNER = 256, 576, 1536

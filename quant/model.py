@@ -11,9 +11,9 @@ from typing import Protocol
 
 import torch
 
-from agent.durable import folder_fault
-from agent.errors import AgentError, BaseModelError
-from agent.settings import Training
+from agent.contract.atomic_io import folder_fault
+from agent.contract.errors import AgentError, BaseModelError
+from agent.contract.settings import Training
 from quant.batches import Row
 from quant.chat import Encoder
 from quant.devices import choose, is_out_of_memory

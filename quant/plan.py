@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from agent.durable import folder_fault
-from agent.errors import BaseModelError
-from agent.protocol import Peaks, Plan
-from agent.serving import rss_mb
-from agent.settings import Training
+from agent.contract.atomic_io import folder_fault
+from agent.contract.errors import BaseModelError
+from agent.contract.protocol import Peaks, Plan
+from agent.contract.worker_server import rss_mb
+from agent.contract.settings import Training
 from quant.devices import Compute, choose
 from quant.lean import memory
 from quant.lean.architecture import Architecture, architecture

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent.durable import TEMPORARY, publish_folder, remove_tree
-from agent.protocol import Prepared
+from agent.contract.atomic_io import TEMPORARY, publish_folder, remove_tree
+from agent.contract.protocol import Prepared
 from quant.lean.architecture import Architecture, architecture
 from quant.lean.convert import convert
 from quant.lean.sources import Folder, Gguf

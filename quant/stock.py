@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from agent.settings import Training
+from agent.contract.settings import Training
 from quant.batches import Row
 from quant.chat import Encoder
 from quant.dice import Dice

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from agent.errors import BaseModelError
-from agent.export_messages import ANSWER, QUESTION, SECOND, SYSTEM, Templated
+from agent.contract.errors import BaseModelError
+from agent.contract.export_messages import ANSWER, QUESTION, SECOND, SYSTEM, Templated
 from quant.chat import Encoder
 
 

@@ -1,8 +1,8 @@
 """The training worker: holds the 4-bit model, obeys the loop, gives all memory back when it ends.
 
-Run as `python -I -m quant.worker PARENT_PID`; speaks `agent.protocol` over stdin and stdout. SIGTERM stops training at
+Run as `python -I -m quant.worker PARENT_PID`; speaks `agent.contract.protocol` over stdin and stdout. SIGTERM stops training at
 the next step, with a checkpoint; SIGUSR1 ends an answer at the next token. It cannot open a socket that leads out of
-the box (agent.confinement).
+the box (agent.contract.confinement).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from agent import serving
-from agent.confinement import without_network
-from agent.protocol import Answer
+from agent.contract import worker_server
+from agent.contract.confinement import without_network
+from agent.contract.protocol import Answer
 from quant import allocators
 
 if TYPE_CHECKING:
@@ -39,19 +39,19 @@ def _commands() -> Commands:
     return Commands(lambda: bool(_stops), _breaks)
 
 
-def _handle(request: Any, emit: serving.Emit) -> Answer:
+def _handle(request: Any, emit: worker_server.Emit) -> Answer:
     return _commands().handle(request, emit)
 
 
 def main() -> None:
     """Serve the process that started us until it closes the pipe or dies."""
     allocators.settle()
-    stdout = serving.claim_stdout()
-    serving.die_with_parent(int(sys.argv[1]))
+    stdout = worker_server.claim_stdout()
+    worker_server.die_with_parent(int(sys.argv[1]))
     without_network()
     signal.signal(signal.SIGTERM, lambda number, _: _stops.append(number))
     signal.signal(signal.SIGUSR1, lambda number, _: _breaks.append(number))
-    serving.Server(_handle, stdout).serve()
+    worker_server.Server(_handle, stdout).serve()
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agent.jobs import ENDED, Job, Move
-from agent.store import Store
+from agent.queue.jobs import ENDED, Job, Move
+from agent.queue.store import Store
 
 AGENT = str(Path(sys.executable).with_name("nslora-agent"))
 GOOD = '{"prompt": "Which port?", "completion": "Port 4713.", "answer": "4713"}\n'
@@ -136,7 +136,7 @@ class Daemon:
     @property
     def loops(self) -> list[int]:
         """The process that works on a job, if there is one."""
-        return [pid for pid in descendants(self.process.pid) if "agent.loop" in command_line(pid)]
+        return [pid for pid in descendants(self.process.pid) if "agent.runner.job_process" in command_line(pid)]
 
     def told(self, until: str) -> list[str]:
         """The next messages to the service manager up to one that starts with `until`."""

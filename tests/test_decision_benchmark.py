@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from agent.settings import Decision
-from agent.shapes import Example, detect, to_example
+from agent.contract.settings import Decision
+from agent.data.formats import Example, detect, to_example
 from benchmarks.decision_report import interval, joint_reward, scored
 from benchmarks.decision_routing import Values, confusion, regrets, rule, values
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from checkout import ROOT
 
-from agent import constraints
-from agent.dataset import read_examples
-from agent.jsonl import Limits
-from agent.reward import content_reward
+from agent.constraints import verify
+from agent.data.dataset import read_examples
+from agent.contract.settings import Limits
+from agent.scoring.reward import content_reward
 from benchmarks import decision_data
 from benchmarks.decision_content import INVENTED, KNOWN, WORDINGS
 
@@ -66,7 +66,7 @@ def test_references_say_the_value_and_keep_their_constraints_just_where_they_are
     for row in rows(name):
         reference = row["messages"][1]["content"]
         assert content_reward(reference, "", row["answer"]) == 1.0
-        assert (constraints.faults(row["constraints"], reference, question(row)) == ()) is row["obeys"], row["id"]
+        assert (verify.faults(row["constraints"], reference, question(row)) == ()) is row["obeys"], row["id"]
 
 
 def test_no_fact_has_two_values_and_no_value_two_facts() -> None:

@@ -17,8 +17,9 @@ import pytest
 from checkout import PACKAGES, ROOT, pyproject, python_files
 from needs import needs
 
-from agent import constraints, errors
-from agent.cli import build_parser
+from agent.constraints import verify
+from agent.contract import errors
+from agent.cli.main import build_parser
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
 COMMANDS = make_cli.commands(build_parser())
@@ -165,8 +166,8 @@ def test_the_constraints_in_the_documents_are_those_that_can_be_checked() -> Non
     """Each id has a row, and the row names its arguments."""
     rows = table_rows(sections((ROOT / "docs" / "data.md").read_text())["Constraints"], 2)
     told = {name: arguments for ids, arguments in rows for name in re.findall(r"`([a-z_]+:[a-z_]+)`", ids)}
-    assert told.keys() == constraints._CHECKS.keys()
-    for name, check in constraints._CHECKS.items():
+    assert told.keys() == verify._CHECKS.keys()
+    for name, check in verify._CHECKS.items():
         assert all(f"`{argument}`" in told[name] for argument in check.arguments), name
 
 

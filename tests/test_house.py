@@ -27,25 +27,25 @@ HEAVY = {
 }  # fmt: skip
 """What no module of agent/ imports before it has to."""
 LAZY = {
-    "agent/screen.py": {"rich"},
-    "agent/serve.py": {"starlette", "uvicorn", "asyncio"},
-    "agent/voice.py": {"asyncio"},
+    "agent/cli/screen.py": {"rich"},
+    "agent/serve/server.py": {"starlette", "uvicorn", "asyncio"},
+    "agent/serve/chat_service.py": {"asyncio"},
 }
 """Modules that are imported only where they are needed."""
 CONTRACT = (
-    "agent.errors", "agent.imports", "agent.faults", "agent.lines", "agent.durable", "agent.settings",
-    "agent.confinement", "agent.export_messages", "agent.offload_messages", "agent.reply_messages", "agent.protocol",
-    "agent.serving",
+    "agent.contract.errors", "agent.contract.imports", "agent.contract.os_errors", "agent.contract.lines", "agent.contract.atomic_io", "agent.contract.settings",
+    "agent.contract.confinement", "agent.contract.export_messages", "agent.contract.offload_messages", "agent.contract.reply_messages", "agent.contract.protocol",
+    "agent.contract.worker_server",
 )  # fmt: skip
 """What the workers may import of agent/."""
 
 PLACES = {
     **dict.fromkeys(("torch", "transformers", "peft", "bitsandbytes", "safetensors"), ("quant/",)),
     **dict.fromkeys(("httpx", "textgrad"), ("offload/",)),
-    "huggingface_hub": ("agent/fetch.py",),
-    "socket": ("agent/systemd.py", "agent/workers.py", "agent/confinement.py", "agent/serve.py"),
-    **dict.fromkeys(("starlette", "uvicorn"), ("agent/serve.py",)),
-    "asyncio": ("agent/serve.py", "agent/voice.py"),
+    "huggingface_hub": ("agent/versions/fetch.py",),
+    "socket": ("agent/system/systemd.py", "agent/system/worker_client.py", "agent/contract/confinement.py", "agent/serve/server.py"),
+    **dict.fromkeys(("starlette", "uvicorn"), ("agent/serve/server.py",)),
+    "asyncio": ("agent/serve/server.py", "agent/serve/chat_service.py"),
     **dict.fromkeys(("requests", "urllib.request", "http.client", "http.server", "socketserver"), ()),
     **dict.fromkeys(("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"), ()),
 }
@@ -53,7 +53,7 @@ PLACES = {
 FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "torch.save", "os.system", "os.popen"}
 LISTENING = {"listen", "bind", "start_server", "create_server"}
 """Methods that open a port: this program has none."""
-UNIX_ONLY = {"agent/serve.py"}
+UNIX_ONLY = {"agent/serve/server.py"}
 """Where they make a Unix socket."""
 FORBIDDEN_ARGUMENTS = {"trust_remote_code", "allow_pickle", "shell"}
 
@@ -154,19 +154,19 @@ def test_code_runs_no_foreign_code_and_stays_off_the_network(path: Path) -> None
 @pytest.mark.parametrize(
     ("source", "where"),
     [
-        ("import pickle", "agent/store.py"),
-        ("from torch import nn", "agent/loop.py"),
+        ("import pickle", "agent/queue/store.py"),
+        ("from torch import nn", "agent/runner/job_process.py"),
         ("import torch.nn as nn", "offload/worker.py"),
         ("def f():\n    import httpx", "quant/worker.py"),
-        ("from urllib import request", "agent/fetch.py"),
-        ("import socket", "agent/daemon.py"),
+        ("from urllib import request", "agent/versions/fetch.py"),
+        ("import socket", "agent/daemon/daemon.py"),
         ("torch.load(path)", "quant/base.py"),
-        ("eval(text)", "agent/config.py"),
-        ("run(command, shell=True)", "agent/fetch.py"),
+        ("eval(text)", "agent/system/config.py"),
+        ("run(command, shell=True)", "agent/versions/fetch.py"),
         ("AutoModel.from_pretrained(path, trust_remote_code=flag)", "quant/base.py"),
-        ("connection.listen(5)", "agent/systemd.py"),
-        ("socket.socket(socket.AF_INET)", "agent/serve.py"),
-        ("socket.socket()", "agent/serve.py"),
+        ("connection.listen(5)", "agent/system/systemd.py"),
+        ("socket.socket(socket.AF_INET)", "agent/serve/server.py"),
+        ("socket.socket()", "agent/serve/server.py"),
     ],
 )
 def test_the_check_above_sees_what_is_forbidden(source: str, where: str) -> None:

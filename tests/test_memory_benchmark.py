@@ -18,9 +18,9 @@ from checkout import ROOT
 from needs import lacks
 from processes import PATIENCE, wait_until
 
-from agent.config import DEFAULT_BASE
-from agent.errors import Busy
-from agent.home import Home
+from agent.system.config import DEFAULT_BASE
+from agent.contract.errors import Busy
+from agent.system.paths import Home
 from benchmarks.bars import (
     FORMER,
     FREE,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from agent.dataset import read_examples
-from agent.jsonl import Limits
-from agent.shapes import Example
+from agent.data.dataset import read_examples
+from agent.contract.settings import Limits
+from agent.data.formats import Example
 from benchmarks.open_sets import LONGEST, MOST_ROWS, rows
 
 

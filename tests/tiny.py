@@ -25,7 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from agent.settings import Training
+from agent.contract.settings import Training
 from quant.lean.model import LeanModel
 
 CHATML = (

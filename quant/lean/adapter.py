@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from agent.errors import BaseModelError
-from agent.settings import Training
+from agent.contract.errors import BaseModelError
+from agent.contract.settings import Training
 from quant.flat import Flat
 from quant.lean import writer
 from quant.lean.architecture import Architecture

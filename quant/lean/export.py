@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from agent.errors import BaseModelError
+from agent.contract.errors import BaseModelError
 from quant.lean.adapter import Adapter, read
 from quant.lean.architecture import GEMMA, Architecture, architecture
 from quant.lean.sources import GGUF_NAMES

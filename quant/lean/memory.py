@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from agent.settings import Training
+from agent.contract.settings import Training
 from quant.lean.architecture import Architecture
 from quant.lean.block import ROWS
 from quant.lean.head import CHUNK

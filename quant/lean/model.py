@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from agent.errors import BaseModelError, DataError
-from agent.settings import Training
+from agent.contract.errors import BaseModelError, DataError
+from agent.contract.settings import Training
 from quant.batches import Row
 from quant.chat import Encoder
 from quant.dice import Dice

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from agent.errors import BaseModelError
+from agent.contract.errors import BaseModelError
 
 BLOCK, NESTED_BLOCK = 64, 256
 """Weights that share a scale, and scales that share one."""

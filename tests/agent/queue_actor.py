@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from agent.errors import AgentError
-from agent.jobs import State
-from agent.registry import Registry
-from agent.store import Store
+from agent.contract.errors import AgentError
+from agent.queue.jobs import State
+from agent.versions.registry import Registry
+from agent.queue.store import Store
 
 
 class Actor:

@@ -4,11 +4,11 @@ import io
 import json
 from typing import Any
 
-from agent.dataset import BadLine, read_examples
-from agent.errors import AgentError
-from agent.jsonl import Limits
-from agent.protocol import ProtocolError, decode, encode
-from agent.shapes import Example, Message
+from agent.data.dataset import BadLine, read_examples
+from agent.contract.errors import AgentError
+from agent.contract.settings import Limits
+from agent.contract.protocol import ProtocolError, decode, encode
+from agent.data.formats import Example, Message
 
 LIMITS = Limits()
 SMALL = Limits(max_file_bytes=100_000, max_lines=200, max_line_bytes=2_000)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.acceptance import objections
+from agent.scoring.acceptance import objections
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -269,7 +269,7 @@ def test_another_language_is_fine_where_the_constraint_asks_for_it() -> None:
 @pytest.mark.process
 def test_importing_the_module_reads_no_language_profiles() -> None:
     """Commands start at once."""
-    code = "import sys, agent.acceptance; sys.exit('langdetect' in sys.modules)"
+    code = "import sys, agent.scoring.acceptance; sys.exit('langdetect' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

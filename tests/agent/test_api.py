@@ -16,9 +16,9 @@ from checkout import ROOT
 from processes import GOOD, PATIENCE, agent
 
 from agent import api
-from agent.errors import ConfigError, DataError, NotFound, StateError
-from agent.jobs import Job, State
-from agent.store import Store
+from agent.contract.errors import ConfigError, DataError, NotFound, StateError
+from agent.queue.jobs import Job, State
+from agent.queue.store import Store
 
 TEXT = (ROOT / "docs" / "python.md").read_text()
 ROWS = [{"prompt": "Which port?", "completion": "Port 4713."}] * 2

@@ -12,7 +12,7 @@ from checkout import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.classifier import (
+from agent.decide.classifier import (
     FEATURES,
     Belief,
     Classifier,
@@ -441,6 +441,6 @@ def test_choosing_costs_next_to_nothing() -> None:
 @pytest.mark.process
 def test_the_classifier_needs_nothing_heavy() -> None:
     """It runs in the loop, which is torch-free."""
-    code = "import sys; import agent.classifier; print({'torch', 'numpy'} & set(sys.modules))"
+    code = "import sys; import agent.decide.classifier; print({'torch', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

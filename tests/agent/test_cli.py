@@ -15,11 +15,11 @@ from checkout import pyproject
 from processes import AGENT, PATIENCE, Daemon, agent, daemon, failed
 from tiny import write_model
 
-from agent.cli import build_parser
-from agent.durable import folder_fault
-from agent.jobs import State
-from agent.registry import Registry
-from agent.store import Store
+from agent.cli.main import build_parser
+from agent.contract.atomic_io import folder_fault
+from agent.queue.jobs import State
+from agent.versions.registry import Registry
+from agent.queue.store import Store
 
 COMMANDS = make_cli.commands(build_parser())
 
@@ -67,7 +67,7 @@ def test_an_example_that_is_shown_can_be_parsed() -> None:
 @pytest.mark.process
 def test_commands_need_no_heavy_library() -> None:
     """Neither torch nor transformers, rich or asyncio: a command starts in a tenth of a second."""
-    code = "import sys, agent.cli, agent.daemon, agent.loop; print(*sys.modules)"
+    code = "import sys, agent.cli.main, agent.daemon.daemon, agent.runner.job_process; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "transformers", "peft", "rich", "asyncio", "sqlite_utils", "huggingface_hub", "quant", "httpx"}
     assert not heavy & set(done.stdout.split())

@@ -22,9 +22,9 @@ from needs import needs
 from processes import AGENT, PATIENCE
 
 from agent import api
-from agent.jobs import State
-from agent.registry import Registry
-from agent.store import Store, glimpse
+from agent.queue.jobs import State
+from agent.versions.registry import Registry
+from agent.queue.store import Store, glimpse
 
 ASK = """
 eval "$(nslora-agent completion bash)"
@@ -127,7 +127,7 @@ def test_who_presses_tab_does_not_wait_as_a_command_would(box: Path, monkeypatch
 @pytest.mark.process
 def test_only_a_shell_that_asks_pays_for_it(box: Path) -> None:
     """A command imports no argcomplete."""
-    code = "import sys; from agent.cli import main; main(['ls']); print('argcomplete' in sys.modules)"
+    code = "import sys; from agent.cli.main import main; main(['ls']); print('argcomplete' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(box), capture_output=True, text=True, check=True
     )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from processes import agent, failed
 
-from agent.config import (
+from agent.system.config import (
     DEFAULT_BASE,
     GROUPS,
     Config,
@@ -22,8 +22,8 @@ from agent.config import (
     read_config,
     write_base,
 )
-from agent.errors import ConfigError
-from agent.settings import Decision, Training, part_of
+from agent.contract.errors import ConfigError
+from agent.contract.settings import Decision, Training, part_of
 
 
 @pytest.fixture

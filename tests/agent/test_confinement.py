@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.confinement import is_confined, without_network
-from agent.protocol import Check, Checked, Load
-from agent.workers import Worker
+from agent.contract.confinement import is_confined, without_network
+from agent.contract.protocol import Check, Checked, Load
+from agent.system.worker_client import Worker
 
 TRY = """
 import socket, subprocess, sys
-from agent.confinement import is_confined, without_network
+from agent.contract.confinement import is_confined, without_network
 
 def connect(family, address):
     try:

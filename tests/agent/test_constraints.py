@@ -13,8 +13,10 @@ import hypothesis.strategies as st
 import pytest
 from referencing.exceptions import Unresolvable
 
-from agent import constraints, own_checks, patterns
-from agent.constraints import described, fault, faults, problem
+from agent.constraints import verify
+from agent.constraints import extra_constraints
+from agent.constraints import linear_regex
+from agent.constraints.verify import described, fault, faults, problem
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "ifeval-cases.jsonl").read_text().splitlines()]
 IFEVAL = [
@@ -289,8 +291,8 @@ def test_long_values_are_cut_in_a_fault() -> None:
 def test_a_text_too_long_to_be_matched_does_not_match() -> None:
     """The whitespace around it is not counted."""
     item = constraint("format:regex", pattern="a*")
-    assert fault(item, " " + "a" * patterns.LONGEST_TEXT) is None
-    assert fault(item, "a" * (patterns.LONGEST_TEXT + 1)) is not None
+    assert fault(item, " " + "a" * linear_regex.LONGEST_TEXT) is None
+    assert fault(item, "a" * (linear_regex.LONGEST_TEXT + 1)) is not None
 
 
 def test_a_validator_never_asks_the_network() -> None:
@@ -299,7 +301,7 @@ def test_a_validator_never_asks_the_network() -> None:
         listener.setblocking(False)
         reference = f"http://127.0.0.1:{listener.getsockname()[1]}/x"
         with pytest.raises(Unresolvable):
-            own_checks._validator({"$ref": reference}).is_valid(1)
+            extra_constraints._validator({"$ref": reference}).is_valid(1)
         with pytest.raises(BlockingIOError):
             listener.accept()
 
@@ -311,7 +313,7 @@ PIECES = st.sampled_from([*"ab.|*+?()", "[^a]", r"\d", "(?:", "{2}", "{,1}", "{1
 def test_a_pattern_means_what_python_means_by_it(pattern: str, text: str) -> None:
     """The matcher either refuses a pattern or agrees with `re`."""
     try:
-        found = patterns.matches(pattern, text)
+        found = linear_regex.matches(pattern, text)
     except ValueError:
         return
     assert found == bool(re.fullmatch(pattern, text))
@@ -346,7 +348,7 @@ def steps_of(action: Callable[[], object]) -> int:
 @pytest.mark.parametrize("pattern", DECEPTIVE)
 def test_matching_takes_steps_in_proportion_to_the_text(pattern: str) -> None:
     """Each character takes a bounded number of them, whatever came before it."""
-    compiled, some, more = (steps_of(lambda n=n: patterns.matches(pattern, "a" * n)) for n in (0, 200, 400))
+    compiled, some, more = (steps_of(lambda n=n: linear_regex.matches(pattern, "a" * n)) for n in (0, 200, 400))
     assert some - compiled > 200
     assert more - compiled < 3 * (some - compiled)  # in quadratic time four times as many
 
@@ -355,7 +357,7 @@ def test_matching_takes_steps_in_proportion_to_the_text(pattern: str) -> None:
 def test_importing_constraints_imports_nothing_heavy() -> None:
     """The libraries for schemas, languages and sentences wait until a check needs them."""
     heavy = ["jsonschema", "referencing", "langdetect", "punkt"]
-    code = f"import sys, agent.constraints; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, agent.constraints.verify; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -419,4 +421,4 @@ def test_the_benchmark_says_that_a_file_is_missing(tmp_path: Path) -> None:
 
 def test_every_id_is_in_the_tables() -> None:
     """Nothing but the 28 ids is known."""
-    assert set(constraints._CHECKS) == {*IFEVAL, *OWN}
+    assert set(verify._CHECKS) == {*IFEVAL, *OWN}

@@ -14,13 +14,13 @@ import processes
 import pytest
 from processes import agent, daemon, descendants, internet_sockets, is_alive, resident_mb, wait_until
 
-from agent.daemon import FROZEN, Daemon, boot_id
-from agent.durable import folder_fault, locked
-from agent.errors import Busy
-from agent.governor import Hold
-from agent.home import Home
-from agent.jobs import Job, State
-from agent.store import Store
+from agent.daemon.daemon import FROZEN, Daemon, boot_id
+from agent.contract.atomic_io import folder_fault, locked
+from agent.contract.errors import Busy
+from agent.daemon.throttle_rules import Hold
+from agent.system.paths import Home
+from agent.queue.jobs import Job, State
+from agent.queue.store import Store
 
 ROW = '{{"prompt": "port of pump {0}?", "completion": "it is {1}", "answer": "{1}"}}\n'
 LONG = ("--steps", "1000000", "--rank", "4", "--sequence-length", "64", "--max-new-tokens", "4")
@@ -218,7 +218,7 @@ def test_a_job_that_no_longer_beats_is_killed(
     home: Home, data: Path, monkeypatch: pytest.MonkeyPatch, *, locks: bool
 ) -> None:
     """Also one that froze within a transaction, so that nobody can read the database; the clock is the test's."""
-    monkeypatch.setattr("agent.store.BUSY_TIMEOUT", 2.0)
+    monkeypatch.setattr("agent.queue.store.BUSY_TIMEOUT", 2.0)
     home.model("tiny").mkdir()
     enqueue(home, data)
     told: list[tuple[str, Job]] = []

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reading import LIMITS, SMALL, read, rows
 
-from agent.dataset import BAD_KEPT, BadLine, open_source, read_examples, split, validate
-from agent.errors import DataError, NotFound
-from agent.shapes import HELD_OUT, TRAIN, Example, Message
+from agent.data.dataset import BAD_KEPT, BadLine, open_source, read_examples, split, validate
+from agent.contract.errors import DataError, NotFound
+from agent.data.formats import HELD_OUT, TRAIN, Example, Message
 
 # ---- fuzz ----
 
@@ -103,7 +103,7 @@ def test_a_file_is_opened_and_read(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_dash_is_standard_input() -> None:
     """Data piped in is read under the name -."""
-    code = "from agent.dataset import open_source; print(open_source('-').read())"
+    code = "from agent.data.dataset import open_source; print(open_source('-').read())"
     done = subprocess.run([sys.executable, "-c", code], input=b"abc", capture_output=True, check=True)
     assert done.stdout == b"b'abc'\n"
 
@@ -113,7 +113,7 @@ def test_dash_without_standard_input_is_refused() -> None:
     """A process started with standard input closed gets a DataError, no AttributeError."""
     code = "import os\nos.close(0)\nos.execv(__import__('sys').executable, ['python', '-c', '''{}'''])"
     inner = (
-        "from agent.dataset import open_source\nfrom agent.errors import DataError\n"
+        "from agent.data.dataset import open_source\nfrom agent.contract.errors import DataError\n"
         "try:\n    open_source('-')\nexcept DataError as fault:\n    print(fault)"
     )
     done = subprocess.run([sys.executable, "-c", code.format(inner)], capture_output=True, check=True)

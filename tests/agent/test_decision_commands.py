@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from deciding import FIGURES, GOOD, choices, claimed, example, numeric, offered, opened, rewritten, row, token, tuned
 
-from agent.cli import main
-from agent.decision_store import DecisionStore, Round
-from agent.errors import NotFound, StateError, StorageError
-from agent.home import Home
-from agent.jobs import Job, State
-from agent.remade import REMADE, Remade, write_remade
-from agent.shapes import Example, Message
+from agent.cli.main import main
+from agent.decide.decision_store import DecisionStore, Round
+from agent.contract.errors import NotFound, StateError, StorageError
+from agent.system.paths import Home
+from agent.queue.jobs import Job, State
+from agent.runner.rewritten_data import REMADE, Remade, write_remade
+from agent.data.formats import Example, Message
 
 LONG_ID = "Zug nach Köln 日本 " + "x" * 180
 WIDTH = 100

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from deciding import GOOD, add, choices, claimed, example, numeric, offered, row, token, tuned
 
-from agent import decision_store
-from agent.classifier import FEATURES, Tally, prior
-from agent.decision_store import DecisionStore, Outcome
-from agent.errors import StaleAttempt
-from agent.jobs import Job, State
-from agent.migrations import LATEST
-from agent.store import Store
+from agent.decide import decision_store
+from agent.decide.classifier import FEATURES, Tally, prior
+from agent.decide.decision_store import DecisionStore, Outcome
+from agent.contract.errors import StaleAttempt
+from agent.queue.jobs import Job, State
+from agent.queue.migrations import LATEST
+from agent.queue.store import Store
 
 TABLES = ("rounds", "choices", "outcomes")
 PUMP, FAN = row(example("pump", 7)), row(example("fan", 3))

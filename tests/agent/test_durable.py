@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from processes import is_alive, wait_until
 
-from agent.durable import (
+from agent.contract.atomic_io import (
     MANIFEST,
     TEMPORARY,
     folder_fault,
@@ -22,7 +22,7 @@ from agent.durable import (
     write_file,
     write_json,
 )
-from agent.errors import Busy
+from agent.contract.errors import Busy
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_sweeping_removes_the_half_written_and_nothing_else(published: Path) -> 
 HOLD = """
 import subprocess, sys, time
 from pathlib import Path
-from agent.durable import locked
+from agent.contract.atomic_io import locked
 with locked(Path(sys.argv[1]), "a test") as descriptor:
     child = subprocess.Popen(["sleep", "60"], pass_fds=(descriptor,) if sys.argv[2] == "inherit" else ())
     print(child.pid, flush=True)

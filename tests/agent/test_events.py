@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from agent.events import PHASES, TEXTS, EventLog, in_words, read_events
-from agent.job_commands import progress_in_words
-from agent.store import Store
+from agent.system.events import PHASES, TEXTS, EventLog, in_words, read_events
+from agent.cli.job_commands import progress_in_words
+from agent.queue.store import Store
 
 
 @pytest.fixture

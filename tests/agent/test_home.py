@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.errors import StateError
-from agent.home import Home, is_local, model_id, resolve
+from agent.contract.errors import StateError
+from agent.system.paths import Home, is_local, model_id, resolve
 
 
 def test_the_state_folder_is_the_flag_then_the_variable_then_xdg_then_home(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.protocol import Fetch, Fetched
-from agent.workers import NETWORK, Worker
+from agent.contract.protocol import Fetch, Fetched
+from agent.system.worker_client import NETWORK, Worker
 
 pytestmark = pytest.mark.process
 
@@ -78,7 +78,7 @@ def test_a_hub_id_brings_weights_and_tokenizer_but_no_pickle_and_no_code(hub: ty
     """Real HTTP to a hub on loopback, by the process that `init` starts; what is unsafe is not even asked for."""
     target = tmp_path / "target"
     target.mkdir()
-    with Worker("agent.fetch", tmp_path / "log", more=NETWORK) as worker:
+    with Worker("agent.versions.fetch", tmp_path / "log", more=NETWORK) as worker:
         fetched = worker.ask(Fetch("org/tiny", str(target)))
     assert isinstance(fetched, Fetched)
     found = {path.name: path.read_bytes() for path in Path(fetched.path).iterdir() if path.is_file()}

@@ -3,8 +3,8 @@ import itertools
 
 import pytest
 
-from agent.errors import IllegalMove
-from agent.jobs import MOVES, Job, State, after_death, check_move, check_retry
+from agent.contract.errors import IllegalMove
+from agent.queue.jobs import MOVES, Job, State, after_death, check_move, check_retry
 
 LEGAL = {
     "queued": "running paused cancelled",

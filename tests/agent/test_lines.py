@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import acceptance, checks, own_checks
-from agent.lines import json_line, read_json_lines, shorten, shorten_line, write_json_lines
+from agent.scoring import acceptance
+from agent.constraints import constraint_types
+from agent.constraints import extra_constraints
+from agent.contract.lines import json_line, read_json_lines, shorten, shorten_line, write_json_lines
 from offload import prompts
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
@@ -45,8 +47,8 @@ WORDS = "one two " * 100
 @pytest.mark.parametrize(
     ("said", "ends", "length"),
     [
-        (checks.quoted(WORDS), '..."', 102),
-        (own_checks._short(WORDS), "...", 150),
+        (constraint_types.quoted(WORDS), '..."', 102),
+        (extra_constraints._short(WORDS), "...", 150),
         (acceptance._short(WORDS), "...", 60),
         (prompts._one_line(WORDS), "…", 400),
     ],

@@ -15,16 +15,16 @@ import pytest
 from needs import lacks
 from processes import agent, command_line, daemon, descendants, is_alive, wait_until
 
-from agent import ladder
-from agent.durable import publish_folder, write_json
-from agent.errors import OutOfMemory
-from agent.events import read_events
-from agent.home import Home
-from agent.jobs import State
-from agent.memory_plan import PLAN, Rung, fallen, fitting
-from agent.protocol import Peaks
-from agent.settings import Training
-from agent.store import Store
+from agent.runner import memory_fallbacks
+from agent.contract.atomic_io import publish_folder, write_json
+from agent.contract.errors import OutOfMemory
+from agent.system.events import read_events
+from agent.system.paths import Home
+from agent.queue.jobs import State
+from agent.runner.memory_plan import PLAN, Rung, fallen, fitting
+from agent.contract.protocol import Peaks
+from agent.contract.settings import Training
+from agent.queue.store import Store
 from benchmarks.watching import Group
 
 GIVEN = Training()
@@ -40,7 +40,7 @@ def peaks(most: float, free: float = 1000.0, *, known: bool = True) -> Peaks:
 
 def test_each_rung_takes_less_than_the_one_above() -> None:
     """First nothing but time is lost, then the tail of long examples, then what an adapter can hold."""
-    found = [ladder.differences(*both) for both in itertools.pairwise(ladder.rungs(GIVEN))]
+    found = [memory_fallbacks.differences(*both) for both in itertools.pairwise(memory_fallbacks.rungs(GIVEN))]
     assert found == [
         "memory_budget 1 instead of 0",
         "sequence_length 256 instead of 512",
@@ -55,7 +55,7 @@ def test_each_rung_takes_less_than_the_one_above() -> None:
 def test_a_rung_that_would_change_nothing_is_left_out() -> None:
     """Or a job would be started again as it was."""
     small = Training(memory_budget=1, sequence_length=64, optimizer="adamw8bit", top_layers=0.25, rank=4)
-    assert [ladder.differences(small, below) for below in ladder.rungs(small)] == [
+    assert [memory_fallbacks.differences(small, below) for below in memory_fallbacks.rungs(small)] == [
         "",
         "top_layers 0.125 instead of 0.25",
         "top_layers 0.0625 instead of 0.25",
@@ -64,8 +64,8 @@ def test_a_rung_that_would_change_nothing_is_left_out() -> None:
 
 def test_a_checkpoint_is_kept_while_the_adapter_has_its_shape() -> None:
     """The first three rungs."""
-    first, *lower = ladder.rungs(GIVEN)
-    assert [ladder.keeps_checkpoint(first, each) for each in lower] == [True, True, True, False, False, False, False]
+    first, *lower = memory_fallbacks.rungs(GIVEN)
+    assert [memory_fallbacks.keeps_checkpoint(first, each) for each in lower] == [True, True, True, False, False, False, False]
 
 
 # ---- the planner's choice ----
@@ -82,7 +82,7 @@ def test_the_first_rung_that_fits_is_taken_and_kept(tmp_path: Path) -> None:
     """The next attempt starts there, also where more is free by then."""
     ask = lambda settings: peaks(200 + 2 * settings.sequence_length + 500 * (settings.memory_budget == 0))  # noqa: E731
     settings, found = fitting(tmp_path, GIVEN, ask)
-    assert ladder.differences(GIVEN, settings) == "sequence_length 256 instead of 512, memory_budget 1 instead of 0"
+    assert memory_fallbacks.differences(GIVEN, settings) == "sequence_length 256 instead of 512, memory_budget 1 instead of 0"
     assert found.train_mb == 712
     assert Rung.of(tmp_path) == Rung(2, 0)
     assert fitting(tmp_path, GIVEN, lambda _: peaks(100, free=1e6))[0] == settings
@@ -125,7 +125,7 @@ def test_a_job_falls_three_times_at_most(tmp_path: Path) -> None:
 
 def test_a_job_on_the_last_rung_falls_no_further(tmp_path: Path) -> None:
     """There is nothing left to lower; from the one above it falls once more."""
-    last = Rung(len(ladder.rungs(GIVEN)) - 1, 1)
+    last = Rung(len(memory_fallbacks.rungs(GIVEN)) - 1, 1)
     write_json(tmp_path / PLAN, dataclasses.asdict(Rung(last.number - 1)))
     assert fallen(tmp_path, GIVEN, OutOfMemory("killed")) == "rank 8 instead of 16, alpha 16 instead of 32"
     with pytest.raises(OutOfMemory, match="killed, 2 times: close other programs"):

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from processes import agent, daemon, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent import metrics
-from agent.jobs import State
-from agent.store import Store
+from agent.daemon import metrics
+from agent.queue.jobs import State
+from agent.queue.store import Store
 
 
 def read(text: str) -> list[metrics.Sample]:

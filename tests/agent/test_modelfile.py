@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from agent.export_messages import ANSWER, QUESTION, SECOND, SYSTEM, Templated
-from agent.modelfile import go_template, modelfile
+from agent.contract.export_messages import ANSWER, QUESTION, SECOND, SYSTEM, Templated
+from agent.versions.modelfile import go_template, modelfile
 
 CHATML = "<|im_start|>{}\n{}<|im_end|>\n"
 DEFAULT = CHATML.format("system", "You are helpful.")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.monitor import (
+from agent.decide.monitor import (
     LEARNED,
     STEPS_A_WINDOW,
     Monitor,
@@ -27,7 +27,7 @@ TRACES = Path(__file__).with_name("traces")
 
 @dataclass(frozen=True)
 class Step:
-    """What the signal reads of agent.protocol.Step."""
+    """What the signal reads of agent.contract.protocol.Step."""
 
     loss: float
     value_loss: float | None

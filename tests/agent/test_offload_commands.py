@@ -10,7 +10,7 @@ import pytest
 from llm_server import LLMServer, failing, saying
 from processes import agent, failed
 
-from agent.config import read_config
+from agent.system.config import read_config
 
 pytestmark = pytest.mark.process
 

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from agent import export_commands
-from agent.errors import StateError, StorageError
-from agent.faults import os_fault
-from agent.home import Home
+from agent.cli import export_commands
+from agent.contract.errors import StateError, StorageError
+from agent.contract.os_errors import os_fault
+from agent.system.paths import Home
 
 DENIED, FULL = (os.strerror(code) for code in (errno.EACCES, errno.ENOSPC))
 OWNER, SPACE = "check owner and mode of it and of its folder", "free some space or check the disk"

@@ -13,11 +13,11 @@ from deciding import COSTS, GOOD, example, offered, rewritten, row, tuned
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.classifier import prior
-from agent.monitor import Monitor, Phase, Window
-from agent.progress import Progress
-from agent.shapes import Example, Message
-from agent.stylometry import Stylometry
+from agent.decide.classifier import prior
+from agent.decide.monitor import Monitor, Phase, Window
+from agent.runner.progress import Progress
+from agent.data.formats import Example, Message
+from agent.scoring.stylometry import Stylometry
 
 ROWS = {
     "pump": row(example("pump", 1), loss_before=3.25, trained=2, tried=1, rewrite=rewritten(), waits=True),

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reading import assert_refused_or_kept
 
-from agent import errors
-from agent.protocol import (
+from agent.contract import errors
+from agent.contract.protocol import (
     MESSAGES,
     VERSION,
     Alive,
@@ -24,7 +24,7 @@ from agent.protocol import (
     decode,
     encode,
 )
-from agent.settings import Training
+from agent.contract.settings import Training
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 st.register_type_strategy(float, FINITE)

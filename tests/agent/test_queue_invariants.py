@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from processes import PATIENCE
 
-from agent.jobs import MAX_DEATHS, MOVES, State
-from agent.store import Store
+from agent.queue.jobs import MAX_DEATHS, MOVES, State
+from agent.queue.store import Store
 
 ACTOR = Path(__file__).with_name("queue_actor.py")
 ACTORS = 3
@@ -264,10 +264,10 @@ def _steps_beside(folder: Path, waiting: int) -> dict[str, int]:
 ENQUEUE = """
 import io, sys, uuid
 from pathlib import Path
-from agent.home import Home
-from agent.jsonl import Limits
-from agent.spool import spool
-from agent.store import Store
+from agent.system.paths import Home
+from agent.contract.settings import Limits
+from agent.data.spool import spool
+from agent.queue.store import Store
 home = Home(Path(sys.argv[1]))
 sys.stdin.readline()
 for number in range(int(sys.argv[2])):

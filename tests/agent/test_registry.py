@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from processes import PATIENCE
 
-from agent.errors import NotFound, StaleAttempt, StateError
-from agent.registry import Registry, Version
-from agent.store import Store
+from agent.contract.errors import NotFound, StaleAttempt, StateError
+from agent.versions.registry import Registry, Version
+from agent.queue.store import Store
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,8 +88,8 @@ def test_a_version_is_only_there_when_it_is_complete(registry: Registry, home: P
 PUBLISH_FIVE = """
 import sys
 from pathlib import Path
-from agent.registry import Registry
-from agent.store import Store
+from agent.versions.registry import Registry
+from agent.queue.store import Store
 home, who = Path(sys.argv[1]), sys.argv[2]
 with Store(home / "jobs.db") as store:
     registry = Registry(home, store)

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from agent import events
-from agent.attempt import Attempt, Stopping
-from agent.decision_store import DecisionStore, Round
-from agent.errors import NotFound
-from agent.events import EventLog, read_events
-from agent.home import Home
-from agent.jobs import State
-from agent.registry import Registry
-from agent.retention import prune
-from agent.settings import Retention
-from agent.store import Store
+from agent.system import events
+from agent.runner.attempt import Attempt, Stopping
+from agent.decide.decision_store import DecisionStore, Round
+from agent.contract.errors import NotFound
+from agent.system.events import EventLog, read_events
+from agent.system.paths import Home
+from agent.queue.jobs import State
+from agent.versions.registry import Registry
+from agent.runner.retention import prune
+from agent.contract.settings import Retention
+from agent.queue.store import Store
 
 NOTHING = Retention(jobs=1, checkpoints=0, versions=0)
 
@@ -179,7 +179,7 @@ def test_a_flooded_log_is_emptied(home: Home, store: Store, monkeypatch: pytest.
     job = store.claim("boot", 1)
     assert job
     home.run(job.id).mkdir()
-    monkeypatch.setattr("agent.attempt.MOST_BYTES", 1000)
+    monkeypatch.setattr("agent.runner.attempt.MOST_BYTES", 1000)
     log = home.run(job.id) / "worker.log"
     with log.open("ab", buffering=0) as stream, Attempt(home, store, job, Stopping()) as attempt:
         stream.write(b"x" * 1001)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.reward import ANSWER_CHECKS, content_reward, last_number, words
+from agent.scoring.reward import ANSWER_CHECKS, content_reward, last_number, words
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from agent import monitor
-from agent.monitor import REQUESTS_A_WINDOW, STEPS_A_WINDOW, Monitor, Phase, Window, Work
-from agent.schedules import Alternating, Monitored
+from agent.decide import monitor
+from agent.decide.monitor import REQUESTS_A_WINDOW, STEPS_A_WINDOW, Monitor, Phase, Window, Work
+from agent.decide.schedules import Alternating, Monitored
 
 NUMERIC, SYMBOLIC, STOP = Phase.NUMERIC, Phase.SYMBOLIC, Phase.STOP
 NOTHING, SOME, MUCH = Work(0, 0.0), Work(3, 1.0), Work(9, 5.0)

@@ -13,8 +13,8 @@ import pytest
 from needs import needs
 from processes import agent, failed
 
-from agent import service_commands
-from agent.sensors import board
+from agent.cli import service_commands
+from agent.system.sensors import board
 
 ALLOWED_EXPOSURE = 15
 """In tenths, as `systemd-analyze security --threshold` counts."""

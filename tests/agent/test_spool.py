@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from reading import LIMITS, read, rows
 
-from agent import durable
-from agent.errors import AgentError, DataError, NotFound, StateError, StorageError
-from agent.spool import Spooled, load_spool, spool, sweep_orphans
+from agent.contract import atomic_io
+from agent.contract.errors import AgentError, DataError, NotFound, StateError, StorageError
+from agent.data.spool import Spooled, load_spool, spool, sweep_orphans
 
 GOOD = rows({"prompt": "Q", "completion": "A", "answer": 7, "split": "test"}, {"prompt": "é", "completion": "B"})
 MIXED = b"not json\n" + GOOD + b'{"prompt": "\xff"}\n'
@@ -23,7 +23,7 @@ def test_spooled_data_is_what_was_read(tmp_path: Path) -> None:
     """Every example comes back from the spool equal, and the digest, counts and only file are as told."""
     done = put(GOOD, tmp_path)
     assert load_spool(done.path) == read(GOOD)[0]
-    assert done.sha256 == durable.sha256_file(done.path)
+    assert done.sha256 == atomic_io.sha256_file(done.path)
     assert (done.rows, done.bad, done.bad_path, done.report.held_out) == (2, 0, None, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["job.jsonl"]
 
@@ -87,7 +87,7 @@ def fail(folder: Path, kind: type[AgentError]) -> str:
 @pytest.mark.parametrize("name", ["job.jsonl", "job.bad.jsonl"])
 def test_a_full_disk_is_a_storage_error_and_leaves_nothing(tmp_path: Path, name: str) -> None:
     """ENOSPC, here from a temporary that leads to /dev/full, is retryable and cleaned up."""
-    durable.temporary_beside(tmp_path / name).symlink_to("/dev/full")
+    atomic_io.temporary_beside(tmp_path / name).symlink_to("/dev/full")
     assert "No space left on device" in fail(tmp_path, StorageError)
     assert list(tmp_path.iterdir()) == []
 
@@ -122,7 +122,7 @@ def test_a_name_in_use_is_refused_and_its_data_stays(tmp_path: Path) -> None:
     """Spooling never replaces another job's data."""
     done = put(GOOD, tmp_path)
     assert "exists already" in fail(tmp_path, StateError)
-    assert durable.sha256_file(done.path) == done.sha256
+    assert atomic_io.sha256_file(done.path) == done.sha256
 
 
 def test_a_spool_file_that_is_gone_or_damaged_says_to_enqueue_again(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from processes import PATIENCE
 
-from agent.errors import AgentError, Busy, IllegalMove, NotFound, StaleAttempt, StateError, StorageError
-from agent.jobs import Job, State
-from agent.migrations import LATEST, jobs_and_moves
-from agent.store import Store
+from agent.contract.errors import AgentError, Busy, IllegalMove, NotFound, StaleAttempt, StateError, StorageError
+from agent.queue.jobs import Job, State
+from agent.queue.migrations import LATEST, jobs_and_moves
+from agent.queue.store import Store
 
 ROOT = Path(__file__).parents[2]
 NOW = 1_700_000_000.0
@@ -426,7 +426,7 @@ def test_a_newer_database_is_left_alone(path: Path, store: Store) -> None:
 OPEN = """
 import sys
 from pathlib import Path
-from agent.store import Store
+from agent.queue.store import Store
 with Store(Path(sys.argv[1])) as store:
     store.list()
 print("sqlite_utils" in sys.modules)
@@ -442,7 +442,7 @@ def test_only_the_first_command_imports_sqlite_utils(path: Path) -> None:
 
 def test_an_old_sqlite_is_told_apart_from_a_damaged_queue(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Python whose SQLite lacks what the queue needs is named as the cause, before any file is made."""
-    monkeypatch.setattr("agent.store.OLDEST_SQLITE", (99, 1))
+    monkeypatch.setattr("agent.queue.store.OLDEST_SQLITE", (99, 1))
     with pytest.raises(StateError, match=r"SQLite is .*use a Python with 99\.1 or newer"):
         Store(path)
     assert not path.parent.exists()
@@ -469,8 +469,8 @@ def test_a_failing_disk_is_a_storage_error(store: Store, path: Path) -> None:
     code = """
 import resource, sys
 from pathlib import Path
-from agent.errors import StorageError
-from agent.store import Store
+from agent.contract.errors import StorageError
+from agent.queue.store import Store
 with Store(Path(sys.argv[1])) as store:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
@@ -537,7 +537,7 @@ def test_a_folder_that_cannot_be_made_is_a_state_error(tmp_path: Path) -> None:
 CLAIM_ALL = """
 import os, sys
 from pathlib import Path
-from agent.store import Store
+from agent.queue.store import Store
 with Store(Path(sys.argv[1])) as store:
     print("ready", flush=True)
     sys.stdin.read(1)
@@ -570,7 +570,7 @@ def test_four_processes_never_claim_the_same_job(store: Store, path: Path) -> No
 ADD_TEN = """
 import sys, threading
 from pathlib import Path
-from agent.store import Store
+from agent.queue.store import Store
 def add(name):
     with Store(Path(sys.argv[1])) as store:
         store.add(name, name, 1, 0, "", {}, "base", "numeric")
@@ -594,7 +594,7 @@ def test_fifty_adds_at_once_lose_none_even_on_the_first_command(path: Path) -> N
 HALF_WRITTEN = """
 import sys, time
 from pathlib import Path
-from agent.store import Store
+from agent.queue.store import Store
 store = Store(Path(sys.argv[1]))
 with store.transaction():
     store._connection.execute("PRAGMA cache_size = 2")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.stylometry import LEAST_SPREAD, Stylometry, form
+from agent.scoring.stylometry import LEAST_SPREAD, Stylometry, form
 
 REFERENCES = (
     "The pump in hall 3 hums because its bearing is worn. Replace the bearing before the next shift.",

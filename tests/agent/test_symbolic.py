@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from agent import symbolic
-from agent.offload_messages import ImprovePrompt, Remote, RewriteExample, Rewritten
-from agent.settings import Offload
-from agent.shapes import Example, Message
-from agent.symbolic import MAX_CALLS, Flag, Outcome, flag, rewrite
+from agent.runner import rewriting
+from agent.contract.offload_messages import ImprovePrompt, Remote, RewriteExample, Rewritten
+from agent.contract.settings import Offload
+from agent.data.formats import Example, Message
+from agent.runner.rewriting import MAX_CALLS, Flag, Outcome, flag, rewrite
 
 NO_COMMA: dict[str, Any] = {"id": "punctuation:no_comma", "kwargs": {}}
 REMOTE = Remote("closed", 0, "", None, 1, 2, 0.5, 1, 2, 0.5)
@@ -47,7 +47,7 @@ def run(*answers: Rewritten, settings: Offload | None = None, seen: list[Any] | 
     row, settings = example(), settings or Offload()
     found = flag(row, settings)
     assert found is not None
-    request = symbolic.first_request(7, row, found, settings.rewrite)
+    request = rewriting.first_request(7, row, found, settings.rewrite)
     return rewrite(row, found, request, asking(*answers, seen=seen))
 
 
@@ -156,7 +156,7 @@ def test_an_example_that_is_too_long_is_never_sent() -> None:
     row = example("a, " * 10_000)
     found = flag(row, Offload())
     assert found is not None
-    outcome = rewrite(row, found, symbolic.first_request(1, row, found, "reference"), asking())
+    outcome = rewrite(row, found, rewriting.first_request(1, row, found, "reference"), asking())
     assert (outcome.state, outcome.calls) == ("rejected", 0)
 
 
@@ -164,7 +164,7 @@ def test_an_example_that_is_too_long_is_never_sent() -> None:
 def test_a_rewrite_touches_one_message_and_nothing_else(part: str, changed: int) -> None:
     """Ids, labels, splits and constraints are not the remote's business."""
     row = example()
-    new = symbolic.remade(row, part, "new")
+    new = rewriting.remade(row, part, "new")
     assert new.messages[changed].content == "new"
     assert replace(new, messages=row.messages) == row
     assert [m.role for m in new.messages] == [m.role for m in row.messages]
@@ -178,12 +178,12 @@ def test_the_cases_are_one_for_each_kind_of_constraint() -> None:
     """Rules and how they were broken; the rows themselves are not shown."""
     found = flag(example(), Offload())
     assert found is not None
-    cases = symbolic.failing_cases([(example(), found)] * 3)
+    cases = rewriting.failing_cases([(example(), found)] * 3)
     assert cases == {"punctuation:no_comma": "Rule: Use no commas.\nBroken: 1 comma found: handbook,"}
 
 
 def improved(*answers: Rewritten) -> Outcome:
-    return symbolic.improve_prompt(1, "", {"punctuation:no_comma": "Rule: Use no commas."}, asking(*answers))
+    return rewriting.improve_prompt(1, "", {"punctuation:no_comma": "Rule: Use no commas."}, asking(*answers))
 
 
 def test_a_better_system_prompt_is_accepted() -> None:
@@ -205,6 +205,6 @@ def test_a_better_system_prompt_is_accepted() -> None:
 def test_a_bad_system_prompt_is_rejected(answer: Rewritten) -> None:
     """The old one stays."""
     cases = {"a:b": 'Rule: End with exactly this phrase: "That is all.".\nBroken: 0 bullet points found, must be 2'}
-    outcome = symbolic.improve_prompt(1, "Be kind.", cases, asking(answer))
+    outcome = rewriting.improve_prompt(1, "Be kind.", cases, asking(answer))
     assert (outcome.state, outcome.text) == ("rejected", "")
     assert outcome.reasons

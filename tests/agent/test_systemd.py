@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agent import systemd
-from agent.systemd import notify
+from agent.system import systemd
+from agent.system.systemd import notify
 
 
 @contextmanager

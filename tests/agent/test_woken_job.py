@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from deciding import GOOD, claimed, example, opened, row
 
-from agent.attempt import Attempt, Stopping
-from agent.classifier import prior
-from agent.home import Home
-from agent.jobs import Job
-from agent.neurosymbolic_job import NeurosymbolicJob
-from agent.offload_messages import ImprovePrompt, Remote, RewriteExample, Rewritten
-from agent.parking import Parked
-from agent.progress import PROGRESS, Progress
-from agent.store import Store
+from agent.runner.attempt import Attempt, Stopping
+from agent.decide.classifier import prior
+from agent.system.paths import Home
+from agent.queue.jobs import Job
+from agent.runner.neurosymbolic_job import NeurosymbolicJob
+from agent.contract.offload_messages import ImprovePrompt, Remote, RewriteExample, Rewritten
+from agent.runner.parking import Parked
+from agent.runner.progress import PROGRESS, Progress
+from agent.queue.store import Store
 
 ROWS = [example("first", 1), example("second", 2)]
 REMOTE = Remote("closed", 0, "", None, 1, 2, 0.5, 1, 2, 0.5)

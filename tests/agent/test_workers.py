@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from processes import PATIENCE, environment, is_alive, wait_until
 
-from agent.errors import BaseModelError, StateError, WorkerDied
-from agent.protocol import Alive, Check, Checked, Event, Load, ProtocolError, Score
-from agent.workers import NETWORK, Worker, child_environment, how_it_ended, last_words
+from agent.contract.errors import BaseModelError, StateError, WorkerDied
+from agent.contract.protocol import Alive, Check, Checked, Event, Load, ProtocolError, Score
+from agent.system.worker_client import NETWORK, Worker, child_environment, how_it_ended, last_words
 
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "HF_TOKEN", "PIP_INDEX_URL", "NVIDIA_API_KEY", "LANGCHAIN_API_KEY",
@@ -52,7 +52,7 @@ def test_a_library_that_prints_cannot_break_the_stream() -> None:
     """What is printed before and after, by Python or by C, goes to stderr; stdout carries the protocol alone."""
     code = """
 import os
-from agent.serving import claim_stdout
+from agent.contract.worker_server import claim_stdout
 print("before")
 stream = claim_stdout()
 print("after", flush=True)
@@ -164,7 +164,7 @@ def test_a_worker_dies_with_the_process_that_started_it() -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("module", ["quant.worker", "agent.fetch"])
+@pytest.mark.parametrize("module", ["quant.worker", "agent.versions.fetch"])
 def test_a_worker_whose_parent_died_before_it_could_ask_ends_at_once(module: str) -> None:
     """The kernel tells nobody of a death that was before; the worker looks for itself."""
     gone = subprocess.Popen([sys.executable, "-I", "-c", ""])

@@ -9,9 +9,9 @@ import pytest
 from processes import agent
 from tiny import write_model
 
-from agent import working as module
-from agent.protocol import Alive, Share
-from agent.working import working
+from agent.cli import progress_bar as module
+from agent.contract.protocol import Alive, Share
+from agent.cli.progress_bar import working
 
 
 def test_off_a_terminal_there_is_a_line_now_and_then(

@@ -13,7 +13,7 @@ from test_symbolic_job import careful, set_up
 from tiny import write_model
 from whole_job import enqueue, make_home
 
-from agent.home import Home
+from agent.system.paths import Home
 
 
 @pytest.fixture(scope="session")

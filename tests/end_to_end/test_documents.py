@@ -14,8 +14,8 @@ from documents import LANGUAGES, Block, blocks, fault, run, starts_empty
 from llm_server import LLMServer
 from test_symbolic_job import careful
 
-from agent.config import default_toml
-from agent.home import Home
+from agent.system.config import default_toml
+from agent.system.paths import Home
 
 pytestmark = pytest.mark.process
 

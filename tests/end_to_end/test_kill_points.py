@@ -37,11 +37,11 @@ from life import forked
 from needs import needs
 from processes import PATIENCE, REPRODUCIBLE, agent, wait_until
 
-from agent.durable import TEMPORARY, folder_fault
-from agent.home import Home
-from agent.jobs import State
-from agent.registry import Registry
-from agent.store import Store
+from agent.contract.atomic_io import TEMPORARY, folder_fault
+from agent.system.paths import Home
+from agent.queue.jobs import State
+from agent.versions.registry import Registry
+from agent.queue.store import Store
 
 pytestmark = pytest.mark.process
 

@@ -17,10 +17,10 @@ from processes import Daemon, agent, command_line, daemon, descendants, wait_unt
 from test_symbolic_job import careful, come_again, rows, set_up
 from whole_job import FLAGGED, enqueue, make_home
 
-from agent.decision_store import DecisionStore
-from agent.events import read_events
-from agent.home import Home
-from agent.store import Store
+from agent.decide.decision_store import DecisionStore
+from agent.system.events import read_events
+from agent.system.paths import Home
+from agent.queue.store import Store
 
 pytestmark = pytest.mark.process
 
@@ -132,11 +132,11 @@ def reached(home: Home, event: str, count: int) -> Callable[[], bool]:
 @pytest.mark.parametrize(
     ("module", "event", "count"),
     [
-        ("agent.loop", "rewrite", 2),
-        pytest.param("agent.loop", "window", 2, marks=pytest.mark.exhaustive),
+        ("agent.runner.job_process", "rewrite", 2),
+        pytest.param("agent.runner.job_process", "window", 2, marks=pytest.mark.exhaustive),
         pytest.param("quant.worker", "step", 13, marks=pytest.mark.exhaustive),
-        pytest.param("agent.loop", "round over", 1, marks=pytest.mark.exhaustive),
-        pytest.param("agent.loop", "round over", 2, marks=pytest.mark.exhaustive),
+        pytest.param("agent.runner.job_process", "round over", 1, marks=pytest.mark.exhaustive),
+        pytest.param("agent.runner.job_process", "round over", 2, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_killed_process_changes_nothing_but_the_time(

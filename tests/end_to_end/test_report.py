@@ -13,10 +13,10 @@ import pytest
 from needs import needs
 from processes import PATIENCE, agent, failed
 
-from agent import report as report_module
-from agent.charts import Chart, Line, Shade, ticks
-from agent.decision_store import Round
-from agent.home import Home
+from agent.cli import report as report_module
+from agent.cli.charts import Chart, Line, Shade, ticks
+from agent.decide.decision_store import Round
+from agent.system.paths import Home
 
 pytestmark = pytest.mark.process
 
@@ -95,8 +95,8 @@ def test_there_are_no_accessibility_faults(report: Path, width: int) -> None:
 
 def test_texts_of_strangers_are_shown_as_texts(uninterrupted: Home, tmp_path: Path) -> None:
     """A file's name, or what an LLM wrote, is no markup."""
-    from agent.report import collect, page
-    from agent.store import Store
+    from agent.cli.report import collect, page
+    from agent.queue.store import Store
 
     with Store(uninterrupted.database) as store:
         found = collect(uninterrupted, store, 1)

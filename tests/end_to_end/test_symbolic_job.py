@@ -18,10 +18,10 @@ from llm_server import Act, LLMServer, Request, failing, hanging, saying
 from processes import REPRODUCIBLE, Daemon, agent, command_line, daemon, descendants, wait_until
 from tiny import write_model
 
-from agent import constraints
-from agent.home import Home
-from agent.reward import content_reward
-from agent.store import Store
+from agent.constraints import verify
+from agent.system.paths import Home
+from agent.scoring.reward import content_reward
+from agent.queue.store import Store
 
 pytestmark = pytest.mark.process
 
@@ -325,5 +325,5 @@ def test_the_shipped_answers_of_a_real_llm_replay_without_a_network(home: Home) 
     assert len(remade) >= 30
     for row in remade:
         text = row["messages"][-1]["content"]
-        assert constraints.faults(row["constraints"], text, row["messages"][-2]["content"]) == ()
+        assert verify.faults(row["constraints"], text, row["messages"][-2]["content"]) == ()
         assert content_reward(text, "", row["answer"]) == 1.0

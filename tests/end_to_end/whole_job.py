@@ -9,7 +9,7 @@ from typing import Any
 from processes import REPRODUCIBLE, agent
 from test_symbolic_job import ROWS
 
-from agent.home import Home
+from agent.system.paths import Home
 
 FLAGGED = {f"pump-{i}" for i in range(6)}
 OBEYS: dict[str, Any] = {

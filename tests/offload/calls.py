@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_server import LLMServer, Script
 
-from agent.errors import RemoteRefused
+from agent.contract.errors import RemoteRefused
 from offload.client import Client, Reply
 from offload.endpoint import Endpoint
 from offload.retries import RemoteUnavailable

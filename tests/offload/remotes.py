@@ -16,7 +16,7 @@ import sqlite_utils
 from checkout import ROOT
 from processes import PATIENCE
 
-from agent.settings import Offload
+from agent.contract.settings import Offload
 from offload.budget import Subject
 from offload.cache import Cache, Question
 from offload.commands import _client
@@ -101,8 +101,8 @@ def outcomes(path: Path) -> list[str]:
 PROLOGUE = """
 import json, os, random, signal, sys, time
 from pathlib import Path
-from agent.errors import AgentError, BudgetSpent
-from agent.settings import Offload
+from agent.contract.errors import AgentError, BudgetSpent
+from agent.contract.settings import Offload
 from offload import remote as remotes
 from offload.budget import Subject
 from offload.commands import _client

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llm_server import Act, LLMServer, answering, in_turn, saying, sending
 
-from agent.errors import RemoteRefused
+from agent.contract.errors import RemoteRefused
 from offload.client import Client, Reply
 from offload.retries import RemoteUnavailable
 

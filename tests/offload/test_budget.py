@@ -14,7 +14,7 @@ import pytest
 from llm_server import Act, LLMServer, Request, completion, ending, failing, head, saying, sending
 from remotes import SETTINGS, SUBJECT, Clock, finished, opened, said, start
 
-from agent.errors import BudgetSpent
+from agent.contract.errors import BudgetSpent
 from offload import budget as budgets
 from offload.budget import Budget, DayBudgetSpent, JobBudgetSpent, Spent, Subject
 

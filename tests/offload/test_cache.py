@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from remotes import SETTINGS, SUBJECT, Clock, asked, cache_of, finished, opened, remote_at, rows, said, start
 
-from agent.errors import Busy, CacheMiss, DataError, StateError
-from agent.offload_messages import CacheImport, Open, RewriteExample
+from agent.contract.errors import Busy, CacheMiss, DataError, StateError
+from agent.contract.offload_messages import CacheImport, Open, RewriteExample
 from offload import cache as caching
 from offload import database as databases
 from offload.cache import Cache, Question
@@ -64,7 +64,7 @@ def test_an_answer_comes_back_as_it_was_recorded(tmp_path: Path) -> None:
 
 HITS = """
 from offload.commands import Commands
-from agent.offload_messages import Open, RewriteExample
+from agent.contract.offload_messages import Open, RewriteExample
 connected = []
 sys.addaudithook(lambda event, _: connected.append(event) if event in ("socket.connect", "socket.__new__") else None)
 commands = Commands()

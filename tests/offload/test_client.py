@@ -17,9 +17,9 @@ from llm_server import Act, LLMServer, answering, completion, failing, in_turn, 
 from needs import needs
 from processes import PATIENCE
 
-from agent.errors import BudgetSpent, ConfigError, RemoteRefused
-from agent.errors import RemoteUnavailable as Unavailable
-from agent.protocol import Envelope, decode, encode
+from agent.contract.errors import BudgetSpent, ConfigError, RemoteRefused
+from agent.contract.errors import RemoteUnavailable as Unavailable
+from agent.contract.protocol import Envelope, decode, encode
 from offload.client import Client, Reply
 from offload.endpoint import completions_url
 from offload.retries import RemoteUnavailable

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.errors import ConfigError
+from agent.contract.errors import ConfigError
 from offload.keys import CREDENTIAL, read_key
 
 KEY = "sk-Secret-0123456789"

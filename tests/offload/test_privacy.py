@@ -14,8 +14,8 @@ from llm_server import Act, LLMServer, Request, failing, saying
 from planted import CUSTOM_PATTERN, Planted, leaks, planted
 from workers import EXAMPLE, PROMPT, shown, tagged, worker
 
-from agent.errors import RemoteRefused
-from agent.offload_messages import CacheExport, ImprovePrompt, Preview, ReadLog, RewriteExample, Rewritten
+from agent.contract.errors import RemoteRefused
+from agent.contract.offload_messages import CacheExport, ImprovePrompt, Preview, ReadLog, RewriteExample, Rewritten
 
 pytestmark = pytest.mark.process
 

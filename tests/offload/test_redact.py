@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planted import CUSTOM_PATTERN, leaks, planted
 
-from agent.errors import ConfigError
+from agent.contract.errors import ConfigError
 from offload.redact import KINDS, Redactor
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

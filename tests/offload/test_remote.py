@@ -17,7 +17,7 @@ from llm_server import Act, LLMServer, Request, answering, failing, head, in_tur
 from processes import PATIENCE
 from remotes import SETTINGS, Clock, ask, asked, cache_of, finished, opened, outcomes, remote_at, rows, said, start
 
-from agent.errors import AgentError, ConfigError, RemoteRefused, StorageError
+from agent.contract.errors import AgentError, ConfigError, RemoteRefused, StorageError
 from offload import remote as remotes
 from offload.breaker import FAILURES, FIRST_PAUSE
 from offload.budget import DayBudgetSpent

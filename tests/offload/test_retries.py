@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import errors
+from agent.contract import errors
 from offload.retries import (
     LONGEST_RETRY_AFTER,
     LONGEST_WAIT,

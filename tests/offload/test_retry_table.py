@@ -13,7 +13,7 @@ import pytest
 from calls import ATTEMPTS, CAP, call
 from llm_server import Act, answering, completion, failing, head, in_turn, sending
 
-from agent.errors import RemoteRefused
+from agent.contract.errors import RemoteRefused
 from offload.retries import RemoteUnavailable, RequestRefused
 
 pytestmark = pytest.mark.slow

@@ -12,9 +12,9 @@ from llm_server import LLMServer, Script, failing, in_turn, saying
 from test_prompts import MALFORMED
 from workers import EXAMPLE, PROMPT, example, mending, settings, shown, tagged
 
-from agent.errors import CacheMiss, ConfigError, RemoteRefused, StateError
-from agent.offload_messages import CacheStats, Open, Preview, Previewed, RewriteExample, Rewritten
-from agent.protocol import MAX_LINE, Check, Envelope, encode
+from agent.contract.errors import CacheMiss, ConfigError, RemoteRefused, StateError
+from agent.contract.offload_messages import CacheStats, Open, Preview, Previewed, RewriteExample, Rewritten
+from agent.contract.protocol import MAX_LINE, Check, Envelope, encode
 from offload import engine, prompts, rewrite
 from offload.commands import Commands
 

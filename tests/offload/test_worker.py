@@ -26,8 +26,8 @@ from workers import (
     worker,
 )
 
-from agent.errors import CacheMiss, ConfigError, RemoteRefused, StateError, WorkerDied
-from agent.offload_messages import (
+from agent.contract.errors import CacheMiss, ConfigError, RemoteRefused, StateError, WorkerDied
+from agent.contract.offload_messages import (
     CacheExport,
     CacheImport,
     CachePrune,
@@ -39,7 +39,7 @@ from agent.offload_messages import (
     Preview,
     ReadLog,
 )
-from agent.protocol import Check, Envelope, decode, encode
+from agent.contract.protocol import Check, Envelope, decode, encode
 
 pytestmark = pytest.mark.process
 

@@ -22,8 +22,8 @@ from workers import (
     worker,
 )
 
-from agent.errors import ConfigError, StateError, WorkerDied
-from agent.offload_messages import (
+from agent.contract.errors import ConfigError, StateError, WorkerDied
+from agent.contract.offload_messages import (
     CacheImport,
     CacheStats,
     Listed,
@@ -32,8 +32,8 @@ from agent.offload_messages import (
     Preview,
     ReadLog,
 )
-from agent.protocol import MAX_LINE, Envelope
-from agent.protocol import Request as AnyRequest
+from agent.contract.protocol import MAX_LINE, Envelope
+from agent.contract.protocol import Request as AnyRequest
 
 pytestmark = pytest.mark.process
 

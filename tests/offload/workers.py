@@ -18,10 +18,10 @@ from checkout import ROOT
 from llm_server import Act, LLMServer, Request, Script, saying
 from processes import PATIENCE
 
-from agent.errors import AgentError
-from agent.offload_messages import ImprovePrompt, Open, Opened, RewriteExample, Rewritten
-from agent.settings import Offload
-from agent.workers import SILENCE, Connection, Worker, child_environment
+from agent.contract.errors import AgentError
+from agent.contract.offload_messages import ImprovePrompt, Open, Opened, RewriteExample, Rewritten
+from agent.contract.settings import Offload
+from agent.system.worker_client import SILENCE, Connection, Worker, child_environment
 
 
 def code(first: str = "") -> str:

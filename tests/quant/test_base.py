@@ -9,7 +9,7 @@ from gguf import GGUFWriter
 from safetensors.torch import load_file
 from tiny import ARCHITECTURES, each, write_model
 
-from agent.errors import BaseModelError
+from agent.contract.errors import BaseModelError
 from benchmarks.base_gguf import write_base
 from quant.lean import export
 from quant.lean.sources import Gguf

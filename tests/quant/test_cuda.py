@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.protocol import Event, Step
-from agent.settings import Training
+from agent.contract.protocol import Event, Step
+from agent.contract.settings import Training
 from quant.check import check
 from quant.generate import greedy
 from quant.loss import mean_losses

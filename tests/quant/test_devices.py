@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agent.errors import ConfigError
+from agent.contract.errors import ConfigError
 from quant import devices
 from quant.check import check
 from quant.devices import PROBE, _of_cpu, _threads, choose
@@ -129,7 +129,7 @@ LEAN = """
 import json, sys
 from pathlib import Path
 from quant.chat import Encoded
-from agent.settings import Training
+from agent.contract.settings import Training
 from quant.model import load
 from quant.train import start, train
 model = load(Path(sys.argv[1]), None, "cpu", "float32")

@@ -13,8 +13,8 @@ from gguf import GGUFReader
 from tiny import LEAN, add_random_adapter, each
 from transformers import AutoModelForCausalLM
 
-from agent.errors import BaseModelError
-from agent.settings import Training
+from agent.contract.errors import BaseModelError
+from agent.contract.settings import Training
 from quant.batches import pack
 from quant.chat import Encoded
 from quant.lean import export

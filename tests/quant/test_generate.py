@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, each, tokenizer
 
-from agent.errors import DataError
+from agent.contract.errors import DataError
 from quant.chat import Encoder
 from quant.dice import Dice
 from quant.generate import greedy

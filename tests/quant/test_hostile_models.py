@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import write_model
 
-from agent.errors import AgentError, BaseModelError
-from agent.settings import Training
+from agent.contract.errors import AgentError, BaseModelError
+from agent.contract.settings import Training
 from quant.model import Model, load
 from quant.prepare import prepare
 

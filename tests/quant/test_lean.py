@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tiny import LEAN, each, write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agent.settings import Training
+from agent.contract.settings import Training
 from quant import stock_prepare
 from quant.batches import Row, pack
 from quant.chat import Encoded

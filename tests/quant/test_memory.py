@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import LEAN, each
 
-from agent.settings import Training
+from agent.contract.settings import Training
 from quant.batches import pack
 from quant.chat import Encoded
 from quant.lean import memory

@@ -12,10 +12,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from agent.durable import folder_fault
-from agent.errors import TrainingFailed
-from agent.protocol import Checkpointed, Event, Note, Step, Trained
-from agent.settings import Training
+from agent.contract.atomic_io import folder_fault
+from agent.contract.errors import TrainingFailed
+from agent.contract.protocol import Checkpointed, Event, Note, Step, Trained
+from agent.contract.settings import Training
 from quant.generate import greedy
 from quant.model import Model, load
 from quant.train import learning_rate, start, train, usable

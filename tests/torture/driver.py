@@ -13,25 +13,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from agent import durable, registry
-from agent.jobs import Job
-from agent.store import Store
+from agent.contract import atomic_io
+from agent.versions import registry
+from agent.queue.jobs import Job
+from agent.queue.store import Store
 
 
 def publish_before_writing(temporary: Path, final: Path, about: dict[str, Any]) -> None:
     """The folder is renamed first, its manifest written afterwards: half a version can be seen."""
     files = {
-        str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": durable.sha256_file(path)}
+        str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": atomic_io.sha256_file(path)}
         for path in sorted(temporary.rglob("*"))
         if path.is_file()
     }
     temporary.rename(final)
-    (final / durable.MANIFEST).write_text(json.dumps({**about, "files": files}))
+    (final / atomic_io.MANIFEST).write_text(json.dumps({**about, "files": files}))
 
 
 def write_without_flushing(path: Path, data: bytes) -> None:
     """Nothing reaches the disk before the rename does."""
-    temporary = durable.temporary_beside(path)
+    temporary = atomic_io.temporary_beside(path)
     temporary.write_bytes(data)
     temporary.rename(path)
 
@@ -52,13 +53,13 @@ def sweep_nothing(_: Path) -> None:
 def plant(mutation: str) -> None:
     """Replace what the mutation is about."""
     if mutation == "publish before writing":
-        durable.publish_folder = registry.publish_folder = publish_before_writing
+        atomic_io.publish_folder = registry.publish_folder = publish_before_writing
     elif mutation == "write without flushing":
-        durable.write_file = write_without_flushing
+        atomic_io.write_file = write_without_flushing
     elif mutation == "acknowledge before storing":
         Store.add = acknowledge_before_storing  # type: ignore[method-assign, assignment]
     elif mutation == "sweep nothing":
-        durable.sweep_temporaries = registry.sweep_temporaries = sweep_nothing
+        atomic_io.sweep_temporaries = registry.sweep_temporaries = sweep_nothing
     else:
         assert mutation == "-", mutation
 
@@ -69,8 +70,8 @@ def main() -> None:
     sys.executable = wrapper
     plant(mutation)
     sys.argv = [module, *arguments]
-    if module == "agent.cli":
-        from agent.cli import main as command
+    if module == "agent.cli.main":
+        from agent.cli.main import main as command
 
         sys.exit(command())
     runpy.run_module(module, run_name="__main__", alter_sys=True)

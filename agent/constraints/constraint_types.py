@@ -1,0 +1,88 @@
+"""What a verifiable constraint is made of: arguments, check and description; and how counts and quotes are put."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agent.contract.lines import kind
+from agent.contract.lines import ASCII_MARK, shorten_line
+
+LESS_THAN, AT_LEAST = "less than", "at least"
+LONGEST_QUOTE = 100
+"""Characters of a text that a fault quotes: enough to find the place, little enough for the prompt of a small LLM."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One keyword argument of a constraint.
+
+    `wrong` gives what a value that is not null must be instead, None for a good value; `optional` ones may be absent.
+    """
+
+    wrong: Callable[[Any], str | None]
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Check:
+    """One kind of constraint; all three functions take its arguments by name.
+
+    `fault` takes the text too, which is never blank, and gives one line or None; `described` gives one imperative
+    sentence; `conflict` says what is wrong with good arguments together.
+    """
+
+    fault: Callable[..., str | None]
+    described: Callable[..., str]
+    arguments: Mapping[str, Argument]
+    conflict: Callable[..., str | None] = lambda **_: None
+
+
+def _must_be(expected: str, fits: Callable[[Any], bool]) -> Argument:
+    return Argument(lambda value: None if fits(value) else f"must be {expected}, not {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    return kind(value) if isinstance(value, (dict, list)) else quoted(json.dumps(value, ensure_ascii=False)[:200])
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+COUNT = _must_be("a whole number, 0 or more", lambda value: type(value) is int and value >= 0)
+RELATION = _must_be('"less than" or "at least"', lambda value: value in (LESS_THAN, AT_LEAST))
+TEXT = _must_be("a text that is not blank", _is_text)
+TEXTS = _must_be(
+    "a list of texts that are not blank",
+    lambda value: isinstance(value, list) and bool(value) and all(map(_is_text, value)),
+)
+LETTER = _must_be("one character", lambda value: _is_text(value) and len(value) == 1)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 word`, `2 words`; the plural is regular."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def quoted(text: str) -> str:
+    """The start of a text in double quotes and on one line."""
+    return f'"{shorten_line(text, LONGEST_QUOTE, ASCII_MARK)}"'
+
+
+def listed(texts: Iterable[str]) -> str:
+    """Texts in quotes, whole, as a list for people."""
+    return ", ".join(f'"{text}"' for text in texts)
+
+
+def wanted(relation: str, number: int, noun: str) -> str:
+    """The relation as an instruction: `fewer than 8 words`."""
+    return f"{'fewer than' if relation == LESS_THAN else relation} {counted(number, noun)}"
+
+
+def compared(found: str, number: int, relation: str, limit: int) -> str | None:
+    """The fault `found` where `number` is not in the relation to the limit."""
+    obeys = number < limit if relation == LESS_THAN else number >= limit
+    return None if obeys else f"{found}, must be {relation} {limit}"

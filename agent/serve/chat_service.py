@@ -1,0 +1,143 @@
+"""The active version as `serve` has it: one answer at a time, in the order of asking, from a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from agent.serve.inference import Answering, Version, active, chosen
+from agent.system.config import Config
+from agent.contract.errors import AgentError, Busy, OutOfMemory, StateError
+from agent.system.paths import Home
+from agent.system.output import hint
+from agent.contract.reply_messages import Replied, Reply
+
+LOOK = 1.0
+"""Seconds between two looks whether a client that waits is still there."""
+Heard = str | Replied | AgentError
+"""What is new of an answer; last the whole answer, or why there is none."""
+
+
+class Voice:
+    """The active version; what is said to happen in the thread is for tasks of `submit`.
+
+    A version that was promoted meanwhile answers from the next question on. One that cannot be loaded does not take the
+    place of one that can.
+    """
+
+    def __init__(self, home: Home, config: Config, answering: Answering) -> None:
+        self._home, self._config, self._answering = home, config, answering
+        self._pool = ThreadPoolExecutor(1)
+        self._waiting: set[Future[None]] = set()
+        self._lock = threading.Lock()
+        self._talking: Turn | None = None
+        self._refused: int | None = None
+        self._used = time.monotonic()
+        self.version = chosen(None, home, config)
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that are not done."""
+        return len(self._waiting)
+
+    def submit(self, task: Callable[[], None]) -> Future[None]:
+        """Do something when everything asked before is done."""
+        future = self._pool.submit(task)
+        self._waiting.add(future)
+        future.add_done_callback(self._waiting.discard)
+        return future
+
+    def reply(self, turn: Turn, request: Reply, hear: Callable[[str], None]) -> Replied:
+        """An answer by the version that is active now; in the thread. Raises AgentError."""
+        self.load()
+        turn.version = self.version
+        with self._lock:
+            self._talking = turn
+        try:
+            return self._answering.reply(request, hear)
+        finally:
+            with self._lock:
+                self._talking = None
+            self._used = time.monotonic()
+
+    def load(self) -> None:
+        """Load what is active; in the thread, or before anything was submitted. Raises AgentError."""
+        try:
+            wanted = active(self._home)
+            if wanted not in {self.version.number, self._refused}:
+                self._swap_to(chosen(str(wanted), self._home, self._config))
+        except AgentError as fault:
+            hint(f"{self.version.name} goes on answering, because what is active now cannot be loaded: {fault}")
+        self._answering.load(self.version)
+
+    def _swap_to(self, version: Version) -> None:
+        try:
+            self._answering.load(version)
+        except (Busy, OutOfMemory):  # there may be room for it later
+            raise
+        except AgentError:
+            self._refused = version.number
+            raise
+        self.version = version
+
+    def drop(self, turn: Turn) -> None:
+        """Break off an answer that nobody waits for any more."""
+        with self._lock:
+            if self._talking is turn:
+                self._answering.break_off()
+
+    def rest_after(self, idle: float) -> None:
+        """Give the model's memory back if nobody has asked for some seconds."""
+        if not self.waiting and time.monotonic() - self._used > idle:
+            self.submit(self._answering.end)
+
+    def close(self) -> None:
+        """Wait for what is being done, forget what is not."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+class Turn:
+    """One question on its way; what comes of it can be had from `heard`, by then `version` is who answers."""
+
+    def __init__(self, voice: Voice, request: Reply) -> None:
+        self._voice, self._request = voice, request
+        self.version = voice.version
+        self._is_over = False
+        self._loop = asyncio.get_running_loop()
+        self.heard: asyncio.Queue[Heard] = asyncio.Queue()
+        self._task = voice.submit(self._work)
+
+    def _work(self) -> None:
+        try:
+            self._put(self._voice.reply(self, self._request, self._put))
+        except AgentError as fault:
+            self._put(fault)
+        except Exception as fault:  # noqa: BLE001  whatever it is, somebody waits for an answer
+            self._put(StateError(f"{type(fault).__name__}: {fault}"))
+
+    def _put(self, what: Heard) -> None:
+        if self._is_over:  # the client left before the answer had begun
+            self._voice.drop(self)
+        self._loop.call_soon_threadsafe(self.heard.put_nowait, what)
+
+    async def next(self, is_gone: Callable[[], Awaitable[bool]]) -> Heard:
+        """What comes next; raises ConnectionResetError where `is_gone` says that nobody waits for it."""
+        getter = asyncio.ensure_future(self.heard.get())
+        try:
+            while not (await asyncio.wait({getter}, timeout=LOOK))[0]:
+                if await is_gone():
+                    raise ConnectionResetError  # noqa: TRY301  what is cleaned up below is cleaned up for this too
+        except BaseException:
+            getter.cancel()
+            self.end()
+            raise
+        return getter.result()
+
+    def end(self) -> None:
+        """Nobody waits any more, whether it was answered or not."""
+        self._is_over = True
+        if not self._task.cancel():
+            self._voice.drop(self)

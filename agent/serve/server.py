@@ -1,0 +1,224 @@
+"""`serve`: OpenAI's chat completions on a Unix socket, by the active version; nothing listens on TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import stat
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from agent.serve import chat_api
+from agent.serve.inference import Answering, Version
+from agent.system.config import Config
+from agent.contract.errors import AgentError, Busy, DataError, OutOfMemory, StateError
+from agent.system.paths import Home
+from agent.system.output import hint
+from agent.contract.protocol import MAX_LINE
+from agent.serve.chat_service import Heard, Turn, Voice
+
+IDLE = 300.0
+"""Seconds without a question after which the model's memory is given back."""
+MOST_WAITING = 64
+"""Questions that wait for their turn; more are told to come again."""
+AGAIN = "10"
+"""Seconds after which to come again."""
+LOG = "serve.log"
+"""What libraries say, in the state folder."""
+GRACE = 60
+"""Seconds that answers which are being given may take after SIGTERM."""
+BACKLOG = 128
+"""Connections that wait to be accepted."""
+
+
+def serve(home: Home, config: Config, path: Path, ready: Callable[[Version], None], idle: float = IDLE) -> None:
+    """Answer on a socket at `path` until SIGTERM or Ctrl-C; `ready` is told who answers.
+
+    Raises Busy or StateError if the socket cannot be had, BaseModelError if there is no model to answer.
+    """
+    # uvicorn comes to an end in good order, and then raises the signal again.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with Answering(home, config, home.path / LOG) as answering:
+        voice = Voice(home, config, answering)
+        home.prepared(voice.version.base)
+        with _listening(path) as listener:
+            try:
+                voice.load()
+            except (Busy, OutOfMemory) as fault:
+                hint(f"questions are refused for now: {fault}")
+            ready(voice.version)
+            asyncio.run(_server(app(voice, idle)).serve([listener]))
+
+
+def _server(application: Starlette) -> uvicorn.Server:
+    about = uvicorn.Config(application, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE)
+    return uvicorn.Server(about)
+
+
+@contextmanager
+def _listening(path: Path) -> Iterator[socket.socket]:
+    """A socket that its owner alone can connect to; what a killed server left there is taken away."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        try:
+            _make_free(path)
+            made = _bound(listener, path)
+        except OSError as fault:
+            raise StateError(f"cannot listen on {path}: {fault}; give another --socket PATH") from fault
+        try:
+            yield listener
+        finally:
+            # Another server may have taken the place while this one answered its last questions.
+            with suppress(OSError):
+                if path.stat().st_ino == made:
+                    path.unlink()
+
+
+def _bound(listener: socket.socket, path: Path) -> int:
+    """Listen; returns the inode of the socket."""
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    listener.listen(BACKLOG)
+    return path.stat().st_ino
+
+
+def _make_free(path: Path) -> None:
+    if not path.exists():
+        return
+    if not stat.S_ISSOCK(path.stat().st_mode):
+        raise StateError(f"{path} exists and is no socket: give another --socket PATH")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        else:
+            raise Busy(f"somebody answers on {path} already: stop that server, or give another --socket PATH")
+
+
+def app(voice: Voice, idle: float) -> Starlette:
+    """The routes; closes the voice at its end."""
+    begun = int(time.time())
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        resting = asyncio.create_task(_rest(voice, idle))
+        yield
+        resting.cancel()
+        voice.close()
+
+    async def completions(request: Request) -> Response:
+        asked = chat_api.parsed(await _body(request))
+        if voice.waiting >= MOST_WAITING:
+            raise Busy(f"{MOST_WAITING} questions are waiting: ask again later")
+        turn = Turn(voice, asked.reply)
+        return await (_streamed(turn, request, with_usage=asked.with_usage) if asked.stream else _whole(turn, request))
+
+    async def models(_: Request) -> Response:
+        about = {"id": model_id(voice.version), "object": "model", "created": begun, "owned_by": "nslora-agent"}
+        return JSONResponse({"object": "list", "data": [about]})
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok", "version": voice.version.number, "waiting": voice.waiting})
+
+    routes = [
+        Route("/v1/chat/completions", completions, methods=["POST"]),
+        Route("/v1/models", models),
+        Route("/health", health),
+    ]
+    gone: Any = dict.fromkeys((ClientDisconnect, ConnectionResetError), _nobody)
+    handlers: Any = {AgentError: _refusal, HTTPException: _no_such_thing, Exception: _our_fault, **gone}
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+
+
+async def _rest(voice: Voice, idle: float) -> None:
+    while True:
+        await asyncio.sleep(idle / 10)
+        voice.rest_after(idle)
+
+
+async def _body(request: Request) -> bytes:
+    found = b""
+    async for piece in request.stream():
+        found += piece
+        if len(found) > MAX_LINE:
+            raise DataError(f"the body is longer than {MAX_LINE >> 10} kB")
+    return found
+
+
+async def _whole(turn: Turn, request: Request) -> Response:
+    while isinstance(heard := await turn.next(request.is_disconnected), str):
+        pass
+    if isinstance(heard, AgentError):
+        raise heard
+    return JSONResponse(chat_api.completion(_about(turn.version), heard))
+
+
+async def _streamed(turn: Turn, request: Request, *, with_usage: bool) -> Response:
+    # A fault before the first word is still an HTTP error.
+    first = await turn.next(request.is_disconnected)
+    if isinstance(first, AgentError):
+        raise first
+    return StreamingResponse(_events(turn, first, with_usage=with_usage), media_type="text/event-stream")
+
+
+async def _events(turn: Turn, heard: Heard, *, with_usage: bool) -> AsyncIterator[bytes]:
+    about = _about(turn.version)
+    yield chat_api.chunk(about, {"role": "assistant", "content": ""})
+    try:
+        while isinstance(heard, str):
+            yield chat_api.chunk(about, {"content": heard})
+            heard = await turn.heard.get()
+        if isinstance(heard, AgentError):
+            yield chat_api.event(chat_api.fault(str(heard), type(heard).__name__))
+        else:
+            yield chat_api.last_chunks(about, heard, with_usage=with_usage)
+    finally:
+        turn.end()
+
+
+def model_id(version: Version) -> str:
+    """How a version is called in answers."""
+    return f"nslora-agent-{version.name.replace(' ', '-')}"
+
+
+def _about(version: Version) -> chat_api.Body:
+    return {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model_id(version)}
+
+
+async def _refusal(_: Request, fault: AgentError) -> Response:
+    told = chat_api.fault(str(fault), type(fault).__name__)
+    if isinstance(fault, Busy | OutOfMemory):
+        return JSONResponse(told, 503, {"Retry-After": AGAIN})
+    return JSONResponse(told, 400 if isinstance(fault, DataError) else 500)
+
+
+async def _no_such_thing(_: Request, fault: HTTPException) -> Response:
+    words = "POST /v1/chat/completions, GET /v1/models and GET /health are what is served"
+    return JSONResponse(chat_api.fault(words, fault.detail), fault.status_code)
+
+
+async def _nobody(_: Request, fault: Exception) -> Response:
+    """To a client that is gone."""
+    del fault
+    return Response(status_code=499)
+
+
+async def _our_fault(_: Request, fault: Exception) -> Response:
+    return JSONResponse(chat_api.fault(f"{type(fault).__name__}: {fault}", "InternalError"), 500)
