@@ -1,7 +1,7 @@
 """The calls that Python code makes; the commands of the same names make them too. docs/python.md shows them in use.
 
-Each takes `state`, the state folder, found as by the command line if it is None, and raises what `agent.contract.errors` lists.
-Nothing here needs a daemon: it works on what is queued, whenever it runs.
+Each takes `state`, the state folder, found as by the command line if it is None, and raises what
+`agent.contract.errors` lists. Nothing here needs a daemon: it works on what is queued, whenever it runs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from agent.system.config import Config, job_settings, named_settings, read_config
 from agent.contract.errors import ConfigError, DataError
-from agent.system.paths import Home
-from agent.queue.jobs import ENDED, MODES, Job, State
 from agent.contract.reply_messages import ANSWER_TOKENS, Message, Replied, Reply
+from agent.queue.jobs import ENDED, MODES, Job, State
 from agent.queue.store import Store, open_existing
+from agent.system.config import Config, job_settings, named_settings, read_config
+from agent.system.paths import Home
 
 if TYPE_CHECKING:
     from agent.data.dataset import Report
@@ -157,7 +157,7 @@ def generate(
     By a process that is gone afterwards, which takes seconds: for many questions there is `nslora-agent serve`. Raises
     NotFound, BaseModelError, DataError, OutOfMemory, or Busy where there is no room beside the running job.
     """
-    from agent.serve import chat_api# noqa: PLC0415
+    from agent.serve import chat_api  # noqa: PLC0415
     from agent.serve.inference import Answering, chosen  # noqa: PLC0415
 
     home = _home(state)

@@ -8,16 +8,16 @@ from dataclasses import replace
 from unittest import mock
 
 from agent.constraints import verify
-from agent.runner import rewriting
-from agent.runner.attempt import Attempt
+from agent.contract.offload_messages import ImprovePrompt, RewriteExample, Rewritten
 from agent.decide.classifier import Choice, Classifier
 from agent.decide.monitor import Monitor, Phase, Verdict, Window, Work
-from agent.runner.neurosymbolic_job import AlternatingJob, NeurosymbolicJob
-from agent.contract.offload_messages import ImprovePrompt, RewriteExample, Rewritten
-from agent.runner.progress import Progress
-from agent.runner.rows import Row
 from agent.decide.schedules import Alternating
+from agent.runner import rewriting
+from agent.runner.attempt import Attempt
+from agent.runner.neurosymbolic_job import AlternatingJob, NeurosymbolicJob
+from agent.runner.progress import Progress
 from agent.runner.rewriting import STYLE, Flag
+from agent.runner.rows import Row
 
 PLAIN_STYLE = "A direct answer to the question in one plain, short sentence."
 """What rows are rewritten to where no constraint is broken, by those who rewrite everything."""

@@ -15,16 +15,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from agent.contract.offload_messages import CacheImport
+from agent.contract.settings import Decision, Training
+from agent.daemon.daemon import boot_id
+from agent.data.spool import spool
+from agent.queue.jobs import Job, State
+from agent.queue.store import Store
 from agent.runner.attempt import Attempt, Stopped, Stopping
 from agent.system.config import DEFAULT_BASE, read_config, write_settings
-from agent.daemon.daemon import boot_id
-from agent.system.paths import Home
-from agent.queue.jobs import Job, State
-from agent.contract.offload_messages import CacheImport
 from agent.system.offload_client import offload_worker
-from agent.contract.settings import Decision, Training
-from agent.data.spool import spool
-from agent.queue.store import Store
+from agent.system.paths import Home
 from benchmarks.running import phase
 
 RECORDED_MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m"

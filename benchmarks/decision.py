@@ -33,18 +33,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agent.system.config import DEFAULT_BASE
-from agent.data.dataset import read_examples
 from agent.contract.atomic_io import remove_tree, sha256_file, write_json
-from agent.scoring.evaluation import Evaluation
-from agent.system.paths import Home
-from agent.contract.settings import Limits
 from agent.contract.lines import read_json_lines
 from agent.contract.offload_messages import CacheExport
-from agent.system.offload_client import offload_worker
+from agent.contract.settings import Limits
+from agent.data.dataset import read_examples
+from agent.data.formats import HELD_OUT, TRAIN, Example
 from agent.runner.progress import PROGRESS
 from agent.runner.rewritten_data import REMADE
-from agent.data.formats import HELD_OUT, TRAIN, Example
+from agent.scoring.evaluation import Evaluation
+from agent.system.config import DEFAULT_BASE
+from agent.system.offload_client import offload_worker
+from agent.system.paths import Home
 from benchmarks import open_sets
 from benchmarks.arms import ARMS, NumericOnly
 from benchmarks.boxes import box, machine, run_job

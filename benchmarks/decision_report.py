@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Any
 
-from agent.runner.rows import rewards
 from agent.data.formats import Example
+from agent.runner.rows import rewards
 
 RESAMPLES = 1000
 SPENT = ("requests", "tokens", "seconds", "peak_rss_mb")

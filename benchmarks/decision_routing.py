@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from agent.scoring.reward import joint
-from agent.decide.decision_store import DecisionStore
-from agent.system.paths import Home
-from agent.runner.progress import Progress
 from agent.contract.settings import Decision
 from agent.data.formats import Example
+from agent.decide.decision_store import DecisionStore
 from agent.queue.store import open_existing
+from agent.runner.progress import Progress
+from agent.scoring.reward import joint
+from agent.system.paths import Home
 
 Row = dict[str, Any]
 

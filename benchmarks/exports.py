@@ -31,11 +31,11 @@ from gguf import GGUFWriter
 
 from agent.contract.atomic_io import sha256_file
 from agent.contract.errors import NotFound
-from agent.system.paths import Home
 from agent.contract.lines import read_json_lines
-from agent.versions.registry import Registry
-from agent.scoring.reward import content_reward
 from agent.queue.store import Store
+from agent.scoring.reward import content_reward
+from agent.system.paths import Home
+from agent.versions.registry import Registry
 from benchmarks.base_gguf import copy_fields, write_base
 from benchmarks.boxes import machine
 from benchmarks.running import Part, Session, add_run_options, code, phase, run

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from agent.decide.classifier import FEATURES, PRIOR, Belief, Classifier, Tally
-from agent.system.config import DEFAULT_BASE
 from agent.decide.decision_store import DecisionStore, Outcome
-from agent.system.paths import Home
 from agent.queue.store import Store
+from agent.system.config import DEFAULT_BASE
+from agent.system.paths import Home
 from benchmarks.arms import RandomRouting
 from benchmarks.boxes import box, run_job
 

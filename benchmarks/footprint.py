@@ -23,8 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from agent.system.config import DEFAULT_BASE
 from agent.contract.errors import NotFound
+from agent.system.config import DEFAULT_BASE
 from agent.system.paths import Home
 from benchmarks.bars import of_footprint, table
 from benchmarks.boxes import machine

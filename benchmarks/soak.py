@@ -21,11 +21,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from agent.contract.settings import Retention
+from agent.queue.jobs import State
+from agent.queue.store import Store
 from agent.system.config import DEFAULT_BASE, write_base, write_settings
 from agent.system.paths import Home
-from agent.queue.jobs import State
-from agent.contract.settings import Retention
-from agent.queue.store import Store
 from benchmarks.boxes import machine
 from benchmarks.contenders import prepare
 from benchmarks.models import TINY, write_random

@@ -8,9 +8,9 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from agent.runner import rewriting
 from agent.contract.settings import Offload
 from agent.data.formats import Example, Message
+from agent.runner import rewriting
 from agent.runner.stages import Stages
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from make_cli import commands
 
-from agent.contract import errors
 from agent.cli.main import build_parser
+from agent.contract import errors
 
 DOCS = Path(__file__).parent
 TARGET = DOCS / "nslora-agent.1"

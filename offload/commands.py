@@ -9,12 +9,12 @@ from typing import Any
 from agent.contract import offload_messages as m
 from agent.contract.atomic_io import write_file
 from agent.contract.errors import StateError
-from agent.contract.os_errors import disk_faults
 from agent.contract.imports import pretending_absent
 from agent.contract.lines import json_line
+from agent.contract.os_errors import disk_faults
 from agent.contract.protocol import Answer
-from agent.contract.worker_server import Emit
 from agent.contract.settings import Offload
+from agent.contract.worker_server import Emit
 from offload import prompts
 from offload.database import open_database
 from offload.redact import Redactor

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.contract.atomic_io import locked, make_private
-from agent.contract.os_errors import disk_faults
 from agent.contract.imports import pretending_absent
+from agent.contract.os_errors import disk_faults
 
 with pretending_absent("pandas", "numpy"):  # 86 MB that nothing here needs
     import sqlite_utils

@@ -1,8 +1,8 @@
 """The offload worker: alone holds the API key and talks HTTP; one serves a whole symbolic phase.
 
-Run as `python -I -m offload.worker [PARENT_PID]`; speaks `agent.contract.protocol` over stdin and stdout. Without a parent it
-serves a connection that systemd accepted for it (agent/units/nslora-offload@.service). It ends when its input does, or
-after ten minutes without a request. What it says on stderr, one line, holds nothing of a row.
+Run as `python -I -m offload.worker [PARENT_PID]`; speaks the protocol over stdin and stdout. Without a parent it
+serves a connection that systemd accepted for it (agent/cli/units/nslora-offload@.service). It ends when its
+input does, or after ten minutes without a request. What it says on stderr, one line, holds nothing of a row.
 """
 
 from __future__ import annotations

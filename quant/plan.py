@@ -11,8 +11,8 @@ import torch
 from agent.contract.atomic_io import folder_fault
 from agent.contract.errors import BaseModelError
 from agent.contract.protocol import Peaks, Plan
-from agent.contract.worker_server import rss_mb
 from agent.contract.settings import Training
+from agent.contract.worker_server import rss_mb
 from quant.devices import Compute, choose
 from quant.lean import memory
 from quant.lean.architecture import Architecture, architecture

@@ -16,8 +16,8 @@ import torch
 from agent.contract.atomic_io import sweep_temporaries
 from agent.contract.errors import TrainingFailed
 from agent.contract.protocol import Checkpointed, Note, Step, Trained
-from agent.contract.worker_server import Emit, rss_mb
 from agent.contract.settings import Training
+from agent.contract.worker_server import Emit, rss_mb
 from quant import allocators, checkpoint
 from quant.batches import Row, Schedule, fill_rows, pack
 from quant.chat import Encoded

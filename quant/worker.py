@@ -1,6 +1,6 @@
 """The training worker: holds the 4-bit model, obeys the loop, gives all memory back when it ends.
 
-Run as `python -I -m quant.worker PARENT_PID`; speaks `agent.contract.protocol` over stdin and stdout. SIGTERM stops training at
+Run as `python -I -m quant.worker PARENT_PID`; speaks the protocol over stdin and stdout. SIGTERM stops training at
 the next step, with a checkpoint; SIGUSR1 ends an answer at the next token. It cannot open a socket that leads out of
 the box (agent.contract.confinement).
 """

@@ -11,8 +11,8 @@ import pytest
 from checkout import ROOT
 
 from agent.constraints import verify
-from agent.data.dataset import read_examples
 from agent.contract.settings import Limits
+from agent.data.dataset import read_examples
 from agent.scoring.reward import content_reward
 from benchmarks import decision_data
 from benchmarks.decision_content import INVENTED, KNOWN, WORDINGS

@@ -17,9 +17,9 @@ import pytest
 from checkout import PACKAGES, ROOT, pyproject, python_files
 from needs import needs
 
+from agent.cli.main import build_parser
 from agent.constraints import verify
 from agent.contract import errors
-from agent.cli.main import build_parser
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
 COMMANDS = make_cli.commands(build_parser())

@@ -32,18 +32,19 @@ LAZY = {
     "agent/serve/chat_service.py": {"asyncio"},
 }
 """Modules that are imported only where they are needed."""
-CONTRACT = (
-    "agent.contract.errors", "agent.contract.imports", "agent.contract.os_errors", "agent.contract.lines", "agent.contract.atomic_io", "agent.contract.settings",
-    "agent.contract.confinement", "agent.contract.export_messages", "agent.contract.offload_messages", "agent.contract.reply_messages", "agent.contract.protocol",
-    "agent.contract.worker_server",
-)  # fmt: skip
-"""What the workers may import of agent/."""
+CONTRACT = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in python_files("agent/contract")}
+"""What the workers may import of agent/, and what imports nothing else of it."""
 
 PLACES = {
     **dict.fromkeys(("torch", "transformers", "peft", "bitsandbytes", "safetensors"), ("quant/",)),
     **dict.fromkeys(("httpx", "textgrad"), ("offload/",)),
     "huggingface_hub": ("agent/versions/fetch.py",),
-    "socket": ("agent/system/systemd.py", "agent/system/worker_client.py", "agent/contract/confinement.py", "agent/serve/server.py"),
+    "socket": (
+        "agent/system/systemd.py",
+        "agent/system/worker_client.py",
+        "agent/contract/confinement.py",
+        "agent/serve/server.py",
+    ),
     **dict.fromkeys(("starlette", "uvicorn"), ("agent/serve/server.py",)),
     "asyncio": ("agent/serve/server.py", "agent/serve/chat_service.py"),
     **dict.fromkeys(("requests", "urllib.request", "http.client", "http.server", "socketserver"), ()),
@@ -101,7 +102,7 @@ def test_a_module_of_agent_imports_nothing_heavy(path: Path, imported_by: dict[s
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("module", CONTRACT)
+@pytest.mark.parametrize("module", sorted(CONTRACT))
 def test_the_contract_imports_only_the_standard_library(module: str, imported_by: dict[str, set[str]]) -> None:
     """What the workers share with the loop brings nothing else of agent along."""
     allowed = {"agent", *CONTRACT}
@@ -195,9 +196,15 @@ def test_a_file_is_short(path: Path) -> None:
 def test_the_packages_are_listed_one_by_one() -> None:
     """Nothing is shipped because it happens to lie in the checkout."""
     found = pyproject()["tool"]["setuptools"]
+    folders = sorted({path.parent for path in python_files(*PACKAGES)})
+    found["packages"].sort()
     assert found == {
-        "packages": [*PACKAGES, "quant.lean"],
-        "package-data": {"agent": ["prior.json", "py.typed", "units/*", "templates/*"]},
+        "packages": [".".join(path.relative_to(ROOT).parts) for path in folders],
+        "package-data": {
+            "agent": ["py.typed"],
+            "agent.cli": ["units/*", "templates/*"],
+            "agent.decide": ["prior.json"],
+        },
         "data-files": {"share/man/man1": ["docs/nslora-agent.1"]},
     }
 
@@ -221,8 +228,8 @@ def test_a_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
     """No test, benchmark or example is shipped; every module, the classifier's prior, page and licence are."""
     names = set(zipfile.ZipFile(wheel).namelist())
     shipped = {re.sub(r"^[^/]+\.data/data/", "", name) for name in names if ".dist-info/" not in name}
-    units = {named(path) for folder in ("units", "templates") for path in (ROOT / "agent" / folder).iterdir()}
-    code = {"agent/prior.json", "agent/py.typed", *units, *(named(path) for path in python_files(*PACKAGES))}
+    units = {named(path) for folder in ("units", "templates") for path in (ROOT / "agent/cli" / folder).iterdir()}
+    code = {"agent/decide/prior.json", "agent/py.typed", *units, *(named(path) for path in python_files(*PACKAGES))}
     assert shipped == code | {"share/man/man1/nslora-agent.1"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

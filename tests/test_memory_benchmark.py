@@ -18,8 +18,8 @@ from checkout import ROOT
 from needs import lacks
 from processes import PATIENCE, wait_until
 
-from agent.system.config import DEFAULT_BASE
 from agent.contract.errors import Busy
+from agent.system.config import DEFAULT_BASE
 from agent.system.paths import Home
 from benchmarks.bars import (
     FORMER,

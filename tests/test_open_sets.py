@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from agent.data.dataset import read_examples
 from agent.contract.settings import Limits
+from agent.data.dataset import read_examples
 from agent.data.formats import Example
 from benchmarks.open_sets import LONGEST, MOST_ROWS, rows
 

@@ -13,17 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.system.config import read_config, value_fault
+from agent.cli.stream_output import shown
 from agent.contract.errors import AgentError, ConfigError, DataError, NotFound
-from agent.system.paths import Home
-from agent.system.output import hint, print_json, say
 from agent.contract.reply_messages import ANSWER_TOKENS
 from agent.contract.settings import Training
-from agent.cli.stream_output import shown
+from agent.system.config import read_config, value_fault
+from agent.system.output import hint, print_json, say
+from agent.system.paths import Home
 
 if TYPE_CHECKING:
-    from agent.serve.inference import Version
     from agent.contract.reply_messages import Message
+    from agent.serve.inference import Version
 
 NEW, END = "/new", "/end"
 """What can be typed in `chat` besides questions."""

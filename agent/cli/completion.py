@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from agent.system.config import DEFAULT_BASE, GROUPS
 from agent.contract.atomic_io import read_manifest
-from agent.system.paths import Home
 from agent.queue.jobs import MOVES, RETRIABLE, State
-from agent.system.output import print_json, say
 from agent.queue.store import glimpse
+from agent.system.config import DEFAULT_BASE, GROUPS
+from agent.system.output import print_json, say
+from agent.system.paths import Home
 
 if TYPE_CHECKING:
     from argcomplete.completers import BaseCompleter

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from agent.system.config import GROUPS, Config, read_config, set_in
-from agent.system.paths import Home
 from agent.system.output import print_json, print_table, say
+from agent.system.paths import Home
 
 Row = dict[str, Any]
 

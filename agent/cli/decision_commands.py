@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from agent import api
-from agent.scoring.reward import joint
-from agent.decide.decision_store import Round
 from agent.contract.atomic_io import write_file
 from agent.contract.errors import NotFound
-from agent.runner.explain import LONGEST_ID, MEANINGS, STATES, WIDTH, Explanation, wrapped
-from agent.contract.os_errors import os_fault
-from agent.system.paths import Home
-from agent.queue.jobs import ENDED, Job
 from agent.contract.lines import json_line, read_json_lines, shorten
-from agent.system.output import hint, print_json, print_table, say
+from agent.contract.os_errors import os_fault
+from agent.decide.decision_store import Round
+from agent.queue.jobs import ENDED, Job
+from agent.queue.store import Rows, open_existing
+from agent.runner.explain import LONGEST_ID, MEANINGS, STATES, WIDTH, Explanation, wrapped
 from agent.runner.rewritten_data import REMADE
 from agent.runner.rows import OWN_ANSWER
-from agent.queue.store import Rows, open_existing
+from agent.scoring.reward import joint
+from agent.system.output import hint, print_json, print_table, say
+from agent.system.paths import Home
 
 LISTED = 10
 """Examples of a kind that `explain` lists; --json has all of them."""

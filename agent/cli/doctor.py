@@ -10,14 +10,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.system import sensors
-from agent.system.config import Config
 from agent.contract.atomic_io import folder_fault
 from agent.contract.errors import AgentError
-from agent.system.paths import Home
-from agent.system.output import remote_in_words
 from agent.contract.protocol import Check, Checked
 from agent.queue.store import Store
+from agent.system import sensors
+from agent.system.config import Config
+from agent.system.output import remote_in_words
+from agent.system.paths import Home
 from agent.system.worker_client import Worker
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"

@@ -8,13 +8,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from agent.cli.progress_bar import Told, working
 from agent.contract.atomic_io import TEMPORARY, fsync_path
 from agent.contract.errors import BaseModelError, NotFound, StateError
 from agent.contract.os_errors import os_fault
-from agent.system.paths import Home, is_local
-from agent.system.output import hint, print_json, say
 from agent.queue.store import open_existing
-from agent.cli.progress_bar import Told, working
+from agent.system.output import hint, print_json, say
+from agent.system.paths import Home, is_local
 
 FORMS = {
     "peft": "a folder for peft: adapter_config.json and safetensors",
@@ -129,9 +129,9 @@ def _ollama(version: Version, folder: Path, told: Told, arguments: argparse.Name
 
 def _base_gguf(version: Version, folder: Path, given: str | None) -> Path:
     """A .gguf file of the base model: the one given, or the one it was made from, fetched again if need be."""
-    from agent.versions.fetch import WHEELS  # noqa: PLC0415
     from agent.contract.protocol import Fetch, Fetched  # noqa: PLC0415
     from agent.system.worker_client import NETWORK, Worker  # noqa: PLC0415
+    from agent.versions.fetch import WHEELS  # noqa: PLC0415
 
     if given or (is_local(version.base) and version.base.endswith(".gguf")):
         path = Path(given or version.base)

@@ -12,21 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent import api
-from agent.system.events import progress_in_words
-from agent.system import output
-from agent.system import systemd
-from agent.system.config import given_flags
 from agent.contract.atomic_io import locked
 from agent.contract.errors import DataError
-from agent.system.paths import Home
-from agent.queue.jobs import Job, State, describe
 from agent.contract.lines import shorten
-from agent.system.output import hint, print_json, print_table, say
+from agent.queue.jobs import Job, State, describe
 from agent.queue.store import Store, open_existing
+from agent.system import output, systemd
+from agent.system.config import given_flags
+from agent.system.events import progress_in_words
+from agent.system.output import hint, print_json, print_table, say
+from agent.system.paths import Home
 
 if TYPE_CHECKING:
-    from agent.data.dataset import Report
     from agent.cli.run_history import Following
+    from agent.data.dataset import Report
 
 Tell = Callable[[str, Job], None]
 """Called by the daemon with what happened to a job."""
@@ -124,8 +123,7 @@ def _on_a_terminal(home: Home, stack: ExitStack) -> Tell:
     """The running job as a panel that stays at the bottom; what has happened scrolls above it."""
     from rich.live import Live  # noqa: PLC0415  rich costs 80 ms and 12 MB, and only a terminal needs it
 
-    from agent.cli import screen# noqa: PLC0415
-    from agent.cli import watch_commands# noqa: PLC0415
+    from agent.cli import screen, watch_commands  # noqa: PLC0415
 
     live = stack.enter_context(Live(transient=True, auto_refresh=False))
     followed: dict[int, Following] = {}

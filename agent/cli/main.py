@@ -10,24 +10,26 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.cli import answer_commands
-from agent.cli import completion
-from agent.cli import config_commands
-from agent.cli import decision_commands
-from agent.cli import export_commands
-from agent.cli import job_commands
-from agent.cli import offload_commands
-from agent.cli import service_commands
-from agent.cli import setup_commands
-from agent.cli import version_commands
-from agent.cli import watch_commands
-from agent.system.config import add_flags
+from agent.cli import (
+    answer_commands,
+    completion,
+    config_commands,
+    decision_commands,
+    export_commands,
+    job_commands,
+    offload_commands,
+    service_commands,
+    setup_commands,
+    version_commands,
+    watch_commands,
+)
+from agent.cli.service_commands import DEFAULT_TARGET
 from agent.contract.errors import AgentError
 from agent.contract.os_errors import os_fault
-from agent.system.paths import Home
-from agent.queue.jobs import MODES, State
 from agent.contract.reply_messages import ANSWER_TOKENS
-from agent.cli.service_commands import DEFAULT_TARGET
+from agent.queue.jobs import MODES, State
+from agent.system.config import add_flags
+from agent.system.paths import Home
 
 Command = Callable[[argparse.Namespace, Home], int]
 

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.system import output
-from agent.system.config import given_flags, read_config, write_settings
 from agent.contract.atomic_io import TEMPORARY, write_file
 from agent.contract.errors import DataError
-from agent.system.paths import Home
 from agent.contract.lines import read_json_lines, shorten
-from agent.system.output import hint, print_json, print_table, say
 from agent.queue.store import Store
+from agent.system import output
+from agent.system.config import given_flags, read_config, write_settings
+from agent.system.output import hint, print_json, print_table, say
+from agent.system.paths import Home
 
 if TYPE_CHECKING:
     from agent.contract.protocol import Answer, Request
@@ -93,8 +93,8 @@ def test(arguments: argparse.Namespace, home: Home) -> int:
 
 def preview(arguments: argparse.Namespace, home: Home) -> int:
     """What a symbolic job would send first for each flagged row."""
-    from agent.runner import rewriting# noqa: PLC0415
     from agent.contract.offload_messages import Preview  # noqa: PLC0415
+    from agent.runner import rewriting  # noqa: PLC0415
 
     settings = read_config(home.config).offload
     rows = []
@@ -202,8 +202,8 @@ def cache_export(arguments: argparse.Namespace, home: Home) -> int:
 
 def cache_import(arguments: argparse.Namespace, home: Home) -> int:
     """Recorded answers from JSON lines."""
-    from agent.data.dataset import open_source  # noqa: PLC0415
     from agent.contract.offload_messages import CacheImport  # noqa: PLC0415
+    from agent.data.dataset import open_source  # noqa: PLC0415
 
     with open_source(arguments.file) as source, _worker(home) as ask, _exchange(home) as path:
         path.write_bytes(source.read())

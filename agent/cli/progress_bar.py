@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from agent.system.output import hint
 from agent.contract.protocol import Event, Share
+from agent.system.output import hint
 
 EVERY = 5.0
 """Seconds between lines off a terminal."""

@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.scoring.reward import joint
 from agent.cli.charts import Chart, Line, Shade
-from agent.decide.decision_store import DecisionStore, Round
+from agent.cli.run_history import Following
 from agent.contract.atomic_io import read_manifest
 from agent.contract.errors import AgentError
-from agent.cli.run_history import Following
-from agent.system.paths import Home
-from agent.queue.jobs import Job, Move, State
 from agent.contract.lines import read_json_lines
-from agent.system.output import clock
-from agent.runner.rewritten_data import REMADE
-from agent.runner.rows import OWN_ANSWER, rewards
 from agent.data.formats import Example
 from agent.data.spool import load_spool
+from agent.decide.decision_store import DecisionStore, Round
+from agent.queue.jobs import Job, Move, State
 from agent.queue.store import Store
+from agent.runner.rewritten_data import REMADE
+from agent.runner.rows import OWN_ANSWER, rewards
+from agent.scoring.reward import joint
+from agent.system.output import clock
+from agent.system.paths import Home
 
 SHOWN = 24
 """Answers, and remade rows, that are shown."""

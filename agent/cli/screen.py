@@ -13,9 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from agent.system.events import PHASES
 from agent.cli.run_history import Following
 from agent.queue.jobs import ENDED, Job, State
+from agent.system.events import PHASES
 from agent.system.output import STYLES, age, remote_in_words
 from agent.system.sensors import Reading
 

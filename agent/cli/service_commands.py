@@ -12,8 +12,8 @@ from pathlib import Path
 from agent.contract.atomic_io import write_file
 from agent.contract.errors import ConfigError, StateError
 from agent.contract.os_errors import os_fault
-from agent.system.paths import Home
 from agent.system.output import hint, print_json, print_table, say
+from agent.system.paths import Home
 from agent.system.sensors import board
 
 TEMPLATES = Path(__file__).with_name("units")

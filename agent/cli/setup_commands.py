@@ -8,13 +8,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from agent.system.config import read_config, write_base
+from agent.cli.progress_bar import working
 from agent.contract.atomic_io import TEMPORARY, fsync_path, locked
 from agent.contract.errors import BaseModelError
-from agent.system.paths import Home, is_local, resolve
-from agent.system.output import print_json, print_table, say
 from agent.queue.store import Store
-from agent.cli.progress_bar import working
+from agent.system.config import read_config, write_base
+from agent.system.output import print_json, print_table, say
+from agent.system.paths import Home, is_local, resolve
 
 
 def init(arguments: argparse.Namespace, home: Home) -> int:
@@ -56,7 +56,10 @@ def prepare_base(home: Home, base: str, *, again: bool, as_json: bool) -> dict[s
         tempfile.TemporaryDirectory(dir=home.models, prefix=TEMPORARY) as work,
     ):
         log = Path(work) / "log"
-        with working(f"fetching {base}", as_json=as_json) as told, Worker("agent.versions.fetch", log, more=NETWORK) as fetcher:
+        with (
+            working(f"fetching {base}", as_json=as_json) as told,
+            Worker("agent.versions.fetch", log, more=NETWORK) as fetcher,
+        ):
             fetched = fetcher.ask(Fetch(base, work), told)
         if not isinstance(fetched, Fetched):
             raise BaseModelError(f"cannot fetch {base}")

@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 
 from agent import api
-from agent.system.paths import Home
 from agent.system.output import print_json, print_table, say
+from agent.system.paths import Home
 
 
 def versions(arguments: argparse.Namespace, home: Home) -> int:

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from agent.system.events import progress_in_words
-from agent.system import sensors
 from agent.cli.run_history import Following
-from agent.system.paths import Home
 from agent.queue.jobs import ENDED, Job, State, describe
-from agent.system.output import print_json, say
 from agent.queue.store import open_existing
+from agent.system import sensors
+from agent.system.events import progress_in_words
+from agent.system.output import print_json, say
+from agent.system.paths import Home
 
 if TYPE_CHECKING:
     from agent.cli.screen import View
@@ -63,7 +63,7 @@ def _screen(arguments: argparse.Namespace, home: Home) -> int:
     from rich.console import Console  # noqa: PLC0415  rich costs 80 ms, and only a terminal needs it
     from rich.live import Live  # noqa: PLC0415
 
-    from agent.cli import screen# noqa: PLC0415
+    from agent.cli import screen  # noqa: PLC0415
 
     console = Console()
     followed: dict[int, Following] = {}

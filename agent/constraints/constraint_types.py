@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent.contract.lines import kind
-from agent.contract.lines import ASCII_MARK, shorten_line
+from agent.contract.lines import ASCII_MARK, kind, shorten_line
 
 LESS_THAN, AT_LEAST = "less than", "at least"
 LONGEST_QUOTE = 100

@@ -1,7 +1,7 @@
 """Verifiable constraints on a text: what is wrong with it, in words that a small LLM can act on.
 
 A constraint is `{"id": "length_constraints:number_words", "kwargs": {"relation": "less than", "num_words": 40}}`.
-Ids and arguments are IFEval's (agent.constraints.ifeval) and three of our own (agent.constraints.extra_constraints); an argument that is null is
+Ids and arguments are IFEval's (`ifeval`) and three of our own (`extra_constraints`); an argument that is null is
 absent. All functions are pure. The lines that they give go into prompts and cache keys: changing one makes recorded
 answers of the remote LLM miss.
 """
@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from agent.constraints.constraint_types import Check
+from agent.constraints.extra_constraints import OWN_CHECKS
 from agent.constraints.ifeval import CHECKS
 from agent.contract.lines import kind, quote
-from agent.constraints.extra_constraints import OWN_CHECKS
 
 _CHECKS = {**CHECKS, **OWN_CHECKS}
 _REPEAT = "combination:repeat_prompt"

@@ -1,4 +1,4 @@
-"""What `offload.worker` is asked and answers: a part of the contract in `agent.contract.protocol`. Standard library only."""
+"""What `offload.worker` is asked and answers: a part of the contract in `protocol`."""
 
 from __future__ import annotations
 

@@ -343,7 +343,7 @@ def encode(envelope: Envelope) -> bytes:
 
 
 def _named(message: Message | errors.AgentError) -> tuple[str, Any]:
-    """A message's name and body; a worker's own error is named after the one in `agent.contract.errors` it derives from."""
+    """A message's name and body; a worker's own error is named after the one in `errors` that it derives from."""
     if isinstance(message, errors.AgentError):
         names = (cls.__name__ for cls in type(message).__mro__)
         return next((name for name in names if name in errors.BY_NAME), "WorkerDied"), str(message)

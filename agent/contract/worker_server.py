@@ -1,4 +1,4 @@
-"""The worker's side of `agent.contract.protocol`: a process that answers requests on its stdin. Standard library only."""
+"""The worker's side of the protocol: a process that answers requests on its stdin."""
 
 from __future__ import annotations
 

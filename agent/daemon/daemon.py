@@ -1,7 +1,7 @@
 """The daemon: claims jobs one after the other, supervises the process that works on them, tells systemd.
 
-It holds no model and no data, so it stays small; everything heavy happens in `agent.runner.job_process` and below, and is gone
-when a job ends.
+It holds no model and no data, so it stays small; everything heavy happens in `agent.runner.job_process`
+and below, and is gone when a job ends.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.daemon import metrics
-from agent.system import systemd
-from agent.system.config import read_config
 from agent.contract.atomic_io import locked, sweep_temporaries
 from agent.contract.errors import AgentError, Busy, StaleAttempt, StateError
 from agent.contract.os_errors import os_fault
+from agent.daemon import metrics
 from agent.daemon.throttle import Governed
 from agent.daemon.throttle_rules import Hold
-from agent.system.paths import Home
-from agent.queue.jobs import Job, State
-from agent.system.output import hint
-from agent.versions.registry import Registry
 from agent.data.spool import sweep_orphans
+from agent.queue.jobs import Job, State
 from agent.queue.store import Store
+from agent.system import systemd
+from agent.system.config import read_config
+from agent.system.output import hint
+from agent.system.paths import Home
 from agent.system.worker_client import how_it_ended, last_words, start_module
+from agent.versions.registry import Registry
 
 POLL = 1.0
 """Seconds between looks at the queue."""

@@ -6,13 +6,13 @@ import datetime as dt
 from collections.abc import Callable
 from pathlib import Path
 
+from agent.contract.errors import ConfigError
+from agent.contract.settings import Governor as Settings
 from agent.daemon import throttle_rules
+from agent.daemon.throttle_rules import Hold
 from agent.system import sensors
 from agent.system.config import read_config
-from agent.contract.errors import ConfigError
-from agent.daemon.throttle_rules import Hold
 from agent.system.output import hint
-from agent.contract.settings import Governor as Settings
 
 
 class Governed:

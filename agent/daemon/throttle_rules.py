@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agent.system.sensors import Reading
 from agent.contract.settings import Governor as Settings
+from agent.system.sensors import Reading
 
 COOLER = 10.0
 """Degrees below `hottest` at which training goes on."""

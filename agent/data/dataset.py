@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 from agent.contract.errors import DataError, NotFound
 from agent.contract.lines import quote
 from agent.contract.settings import Limits
-from agent.data.jsonl import QUOTED, BadRow, Line, Lines, parse_object
 from agent.data.formats import HELD_OUT, TRAIN, Example, Shape, detect, to_example
+from agent.data.jsonl import QUOTED, BadRow, Line, Lines, parse_object
 
 BAD_KEPT = 20
 """Bad lines a report keeps; the rest are only counted."""

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from agent.contract import atomic_io
-from agent.data.dataset import BadLine, Report, list_bad, survey
 from agent.contract.errors import DataError, NotFound, StateError
 from agent.contract.os_errors import disk_faults
 from agent.contract.settings import Limits
+from agent.data.dataset import BadLine, Report, list_bad, survey
 from agent.data.formats import Example
 
 ORPHAN_AGE = 3600.0

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import json
 import math
-from agent.scoring.reward import joint
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from agent.scoring.reward import joint
 
 FEATURES = (
     "one",
@@ -72,9 +73,6 @@ class Standing:
     def reference_reward(self) -> float:
         """Joint reward of the reference: what tuning the weights on it can reach."""
         return joint(self.reference_content, self.reference_style)
-
-
-
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ class Verdict:
 
 
 def numeric_window(steps: Sequence[Any]) -> Window:
-    """A window of `agent.contract.protocol.Step`s: of the value losses that they have, of their losses if none has one."""
+    """A window of the protocol's `Step`s: of the value losses that they have, of their losses if none has one."""
     values = [step.value_loss for step in steps if step.value_loss is not None]
     losses = values or [step.loss for step in steps]
     noise = stdev(losses) / len(losses) ** 0.5 if len(losses) > 1 else 0.0

@@ -13,14 +13,14 @@ from typing import Any
 from agent.contract import protocol
 from agent.contract.atomic_io import locked
 from agent.contract.errors import Busy, OutOfMemory, StaleAttempt, WorkerDied
-from agent.system.events import MOST_BYTES, EventLog
-from agent.system.paths import Home
-from agent.queue.jobs import Job
 from agent.contract.offload_messages import ImprovePrompt, Remote, RewriteExample, Rewritten
-from agent.system.offload_client import offload_worker
 from agent.contract.protocol import Answer, Checkpointed, Note, Request, Step, Train
-from agent.system.sensors import killed_for_memory
+from agent.queue.jobs import Job
 from agent.queue.store import Store
+from agent.system.events import MOST_BYTES, EventLog
+from agent.system.offload_client import offload_worker
+from agent.system.paths import Home
+from agent.system.sensors import killed_for_memory
 from agent.system.worker_client import Connection, Worker
 
 BEAT_EVERY = 5.0

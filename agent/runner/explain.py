@@ -5,13 +5,13 @@ from __future__ import annotations
 import textwrap
 from dataclasses import asdict, dataclass
 
+from agent.contract.errors import NotFound
+from agent.contract.lines import shorten
 from agent.decide.classifier import FEATURES, Choice, Gains
 from agent.decide.decision_store import Chosen, DecisionStore, Round
-from agent.contract.errors import NotFound
 from agent.queue.jobs import ENDED, Job
-from agent.contract.lines import shorten
-from agent.runner.rows import Row
 from agent.queue.store import Rows, Store
+from agent.runner.rows import Row
 
 WIDTH = 100
 """Columns of a screen of `explain`."""

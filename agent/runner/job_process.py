@@ -1,7 +1,7 @@
 """One job, as a process: runs the stages of its mode and records how it ended.
 
-Run by the daemon as `python -I -m agent.runner.job_process STATE JOB TOKEN PARENT_PID`; torch-free, the model lives in the worker it
-starts. SIGTERM checkpoints and puts the job back into the queue.
+Run by the daemon as `python -I -m agent.runner.job_process STATE JOB TOKEN PARENT_PID`; torch-free, the model lives
+in the worker it starts. SIGTERM checkpoints and puts the job back into the queue.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import signal
 import sys
 from pathlib import Path
 
-from agent.runner.attempt import Attempt, Stopped, Stopping
-from agent.system.config import read_config
 from agent.contract.atomic_io import remove_tree
 from agent.contract.errors import AgentError, OutOfMemory, StaleAttempt, WorkerDied
-from agent.system.events import EventLog
 from agent.contract.os_errors import os_fault
-from agent.system.paths import Home
+from agent.contract.settings import Training, part_of
+from agent.contract.worker_server import die_with_parent
 from agent.queue.jobs import Job, State
+from agent.queue.store import Store
+from agent.runner.attempt import Attempt, Stopped, Stopping
 from agent.runner.memory_plan import fallen
 from agent.runner.neurosymbolic_job import AlternatingJob, NeurosymbolicJob
 from agent.runner.numeric_job import NumericJob
 from agent.runner.parking import Parked
-from agent.runner.rewritten_data import REMADE
 from agent.runner.retention import prune
-from agent.contract.worker_server import die_with_parent
-from agent.contract.settings import Training, part_of
-from agent.queue.store import Store
+from agent.runner.rewritten_data import REMADE
 from agent.runner.symbolic_job import REWRITES, SymbolicJob
+from agent.system.config import read_config
+from agent.system.events import EventLog
+from agent.system.paths import Home
 
 MODES: dict[str, type[NumericJob | SymbolicJob | NeurosymbolicJob]] = {
     "neurosymbolic": NeurosymbolicJob,

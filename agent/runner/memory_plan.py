@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.runner import memory_fallbacks
 from agent.contract.atomic_io import remove_tree, write_json
 from agent.contract.errors import OutOfMemory
-from agent.runner.progress import PROGRESS
 from agent.contract.protocol import FITS_WITH, Peaks
 from agent.contract.settings import Training
+from agent.runner import memory_fallbacks
+from agent.runner.progress import PROGRESS
 
 PLAN = "memory.json"
 

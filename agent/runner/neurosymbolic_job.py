@@ -18,24 +18,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agent.runner import explain
-from agent.runner import rewriting
-from agent.runner.attempt import Attempt
-from agent.decide.classifier import prior
-from agent.decide.decision_store import Round
 from agent.contract.atomic_io import folder_fault
 from agent.contract.errors import CacheMiss, RemoteRefused
-from agent.scoring.evaluation import Evaluation
-from agent.scoring.gate import judge
+from agent.contract.protocol import Save
+from agent.decide.classifier import prior
+from agent.decide.decision_store import Round
 from agent.decide.monitor import Monitor, Phase, Work
+from agent.decide.schedules import Alternating
+from agent.runner import explain, rewriting
+from agent.runner.attempt import Attempt
 from agent.runner.numeric_phase import NumericPhases
 from agent.runner.parking import park
 from agent.runner.progress import PROGRESS, Progress
-from agent.contract.protocol import Save
 from agent.runner.rewritten_data import REMADE, Remade, lineage, write_remade
 from agent.runner.rows import OWN_ANSWER, Row
-from agent.decide.schedules import Alternating
 from agent.runner.symbolic_phase import SymbolicPhases
+from agent.scoring.evaluation import Evaluation
+from agent.scoring.gate import judge
 
 
 class NeurosymbolicJob(NumericPhases, SymbolicPhases):

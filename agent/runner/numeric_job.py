@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from agent.runner.attempt import Stopped
 from agent.contract.atomic_io import folder_fault
 from agent.contract.protocol import Save, Train, Trained
+from agent.runner.attempt import Stopped
 from agent.runner.stages import Stages
 
 

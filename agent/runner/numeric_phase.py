@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agent.runner.attempt import Stopped
-from agent.decide.decision_store import Outcome
 from agent.contract.atomic_io import remove_tree
+from agent.contract.protocol import Step, Train, Trained
+from agent.decide.decision_store import Outcome
 from agent.decide.monitor import STEPS_A_WINDOW, Work, numeric_window
+from agent.runner.attempt import Stopped
 from agent.runner.phases import Phases
 from agent.runner.progress import Progress
-from agent.contract.protocol import Step, Train, Trained
 from agent.runner.rows import Row
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from agent.runner.attempt import Attempt
+from agent.contract.settings import Decision, part_of
 from agent.decide.classifier import Choice, Classifier, Costs
-from agent.system.config import read_config
 from agent.decide.decision_store import DecisionStore
+from agent.decide.schedules import Alternating, Monitored
+from agent.runner.attempt import Attempt
 from agent.runner.progress import PROGRESS, Progress
 from agent.runner.rows import Row
-from agent.decide.schedules import Alternating, Monitored
-from agent.contract.settings import Decision, part_of
 from agent.runner.stages import Stages
+from agent.system.config import read_config
 
 
 class Phases(Stages):

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agent.runner import rewriting
+from agent.contract.atomic_io import write_file
+from agent.data.formats import Example
 from agent.decide.classifier import Classifier
 from agent.decide.decision_store import Outcome
-from agent.contract.atomic_io import write_file
 from agent.decide.monitor import Monitor, Phase, Window
+from agent.runner import rewriting
 from agent.runner.rows import Row
-from agent.data.formats import Example
 
 PROGRESS = "progress.json"
 

@@ -6,14 +6,14 @@ rows of the queue and its history stay; so does everything that a kept version w
 
 from __future__ import annotations
 
-from agent.decide.decision_store import DecisionStore
 from agent.contract.atomic_io import remove_tree
-from agent.system.paths import Home
-from agent.queue.jobs import ENDED, Job, State
-from agent.runner.memory_plan import start_over
-from agent.versions.registry import Registry
 from agent.contract.settings import Retention
+from agent.decide.decision_store import DecisionStore
+from agent.queue.jobs import ENDED, Job, State
 from agent.queue.store import Store
+from agent.runner.memory_plan import start_over
+from agent.system.paths import Home
+from agent.versions.registry import Registry
 
 
 def prune(home: Home, store: Store, keep: Retention) -> list[str]:

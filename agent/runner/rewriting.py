@@ -1,7 +1,8 @@
 """The symbolic side of a job: which examples are flagged, and what becomes of each rewrite that is offered.
 
-The checks that accept or refuse a rewrite are local and pure (`agent.constraints.verify`, `agent.scoring.acceptance`); the remote LLM
-only proposes. What is asked for depends on the data alone, so that recorded answers replay on any machine.
+The checks that accept or refuse a rewrite are local and pure (`agent.constraints`, `agent.scoring.acceptance`);
+the remote LLM only proposes. What is asked for depends on the data alone, so that recorded answers replay on any
+machine.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agent.constraints import verify
-from agent.scoring.acceptance import objections, smuggled
 from agent.contract.offload_messages import LONGEST, ImprovePrompt, RewriteExample, Rewritten
 from agent.contract.settings import Offload
 from agent.data.formats import TRAIN, Example, Message
+from agent.scoring.acceptance import objections, smuggled
 
 MAX_CALLS = 3
 """Calls to the remote LLM for one example, the critique included."""

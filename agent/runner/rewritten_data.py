@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from agent.contract.atomic_io import write_file
-from agent.queue.jobs import Job
 from agent.contract.lines import json_line
 from agent.data.formats import HELD_OUT, TRAIN, Example
+from agent.queue.jobs import Job
 from agent.runner.rewriting import Outcome, remade
 
 REMADE = "remade.jsonl"

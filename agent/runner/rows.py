@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from agent.scoring.reward import joint
 from agent.constraints import verify
-from agent.scoring.acceptance import objections
-from agent.decide.classifier import Standing
-from agent.scoring.reward import content_reward, style_reward, words
 from agent.data.formats import Example
-from agent.scoring.stylometry import Stylometry
+from agent.decide.classifier import Standing
 from agent.runner.rewriting import Outcome, remade
+from agent.scoring.acceptance import objections
+from agent.scoring.reward import content_reward, joint, style_reward, words
+from agent.scoring.stylometry import Stylometry
 
 RIGHT = 1.0
 """Joint reward of an example that is right."""

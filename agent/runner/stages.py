@@ -14,25 +14,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from agent.scoring.reward import joint
-from agent.scoring import gate
-from agent.runner.attempt import Attempt
-from agent.data.dataset import split
 from agent.contract.atomic_io import read_manifest, write_json
 from agent.contract.errors import AgentError
-from agent.scoring.evaluation import Evaluation, model_card
-from agent.scoring.gate import Verdict
-from agent.runner.memory_fallbacks import differences
 from agent.contract.lines import read_json_lines, write_json_lines
-from agent.runner.memory_plan import Rung, fitting
 from agent.contract.protocol import Generate, Load, Loaded, Peaks, Plan, Score
-from agent.versions.registry import Registry
-from agent.runner.rows import rewards
 from agent.contract.settings import Decision, Training, part_of
+from agent.data.dataset import split
 from agent.data.formats import Example, Message
 from agent.data.spool import load_spool
+from agent.runner.attempt import Attempt
+from agent.runner.memory_fallbacks import differences
+from agent.runner.memory_plan import Rung, fitting
+from agent.runner.rows import rewards
+from agent.scoring import gate
+from agent.scoring.evaluation import Evaluation, model_card
+from agent.scoring.gate import Verdict
+from agent.scoring.reward import joint
 from agent.scoring.stylometry import Stylometry
 from agent.system.software import libraries, version_string
+from agent.versions.registry import Registry
 
 EARLIER_ROWS = 40
 """Held-out rows of earlier jobs that a new version is measured on, at most half of them of one job."""
@@ -259,7 +259,7 @@ class Stages:
         return path
 
     def losses(self, name: str, examples: Iterable[Example], system_prompt: str) -> dict[str, dict[str, Any]]:
-        """Losses of references by row id, as `agent.contract.protocol.Score` says; rows without a token to learn are missing."""
+        """Losses of references by row id, as the protocol's `Score` says; rows without a token to learn are missing."""
         data, out = self.write_rows(f"{name}-rows.jsonl", examples, system_prompt), self.folder / f"{name}-losses.jsonl"
         self.attempt.ask(Score(str(data), str(out), self.settings.sequence_length))
         return {row["id"]: row for row in read_json_lines(out)}

@@ -11,18 +11,18 @@ from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
-from agent.runner import rewriting
-from agent.runner.attempt import Attempt
-from agent.system.config import read_config
 from agent.contract.atomic_io import write_file, write_json
 from agent.contract.errors import DataError
 from agent.contract.lines import json_line
-from agent.runner.parking import park_if_deferred
-from agent.runner.rewritten_data import REMADE, Remade, lineage, write_remade
 from agent.contract.settings import Offload
 from agent.data.formats import Example
-from agent.runner.stages import Stages
+from agent.runner import rewriting
+from agent.runner.attempt import Attempt
+from agent.runner.parking import park_if_deferred
 from agent.runner.rewriting import Flag, Outcome
+from agent.runner.rewritten_data import REMADE, Remade, lineage, write_remade
+from agent.runner.stages import Stages
+from agent.system.config import read_config
 
 REWRITES = "rewrites.jsonl"
 

@@ -6,15 +6,15 @@ import time
 from dataclasses import replace
 from functools import cached_property
 
-from agent.runner import rewriting
+from agent.contract.offload_messages import ImprovePrompt, RewriteExample, Rewritten
 from agent.decide.classifier import Choice
 from agent.decide.decision_store import Outcome
 from agent.decide.monitor import REQUESTS_A_WINDOW, Window
-from agent.contract.offload_messages import ImprovePrompt, RewriteExample, Rewritten
+from agent.runner import rewriting
 from agent.runner.phases import Phases
 from agent.runner.progress import Progress
-from agent.runner.rows import Row
 from agent.runner.rewriting import Flag
+from agent.runner.rows import Row
 
 
 class SymbolicPhases(Phases):

@@ -6,8 +6,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.scoring.reward import joint
 from agent.scoring.gate import Measured
+from agent.scoring.reward import joint
 
 METRICS = {"content": "content reward", "style": "style reward", "loss": "loss, nats/token"}
 """What is measured on held-out rows, as a version's card calls it."""

@@ -8,12 +8,12 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from agent.contract.errors import AgentError, Busy, OutOfMemory, StateError
+from agent.contract.reply_messages import Replied, Reply
 from agent.serve.inference import Answering, Version, active, chosen
 from agent.system.config import Config
-from agent.contract.errors import AgentError, Busy, OutOfMemory, StateError
-from agent.system.paths import Home
 from agent.system.output import hint
-from agent.contract.reply_messages import Replied, Reply
+from agent.system.paths import Home
 
 LOOK = 1.0
 """Seconds between two looks whether a client that waits is still there."""

@@ -10,17 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agent.contract.protocol import FITS_WITH
-from agent.system.config import Config
 from agent.contract.atomic_io import locked
 from agent.contract.errors import Busy, DataError, NotFound, OutOfMemory, WorkerDied
-from agent.system.paths import Home
-from agent.queue.jobs import State
-from agent.contract.protocol import MAX_LINE, Answer, Envelope, Event, Load, Peaks, Plan, Request, encode
-from agent.versions.registry import Registry
+from agent.contract.protocol import FITS_WITH, MAX_LINE, Answer, Envelope, Event, Load, Peaks, Plan, Request, encode
 from agent.contract.reply_messages import Replied, Reply, Said
+from agent.queue.jobs import State
 from agent.queue.store import Store, open_existing
+from agent.system.config import Config
+from agent.system.paths import Home
 from agent.system.worker_client import Worker
+from agent.versions.registry import Registry
 
 Hear = Callable[[str], None]
 """Takes what is new of an answer."""

@@ -22,14 +22,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from agent.contract.errors import AgentError, Busy, DataError, OutOfMemory, StateError
+from agent.contract.protocol import MAX_LINE
 from agent.serve import chat_api
+from agent.serve.chat_service import Heard, Turn, Voice
 from agent.serve.inference import Answering, Version
 from agent.system.config import Config
-from agent.contract.errors import AgentError, Busy, DataError, OutOfMemory, StateError
-from agent.system.paths import Home
 from agent.system.output import hint
-from agent.contract.protocol import MAX_LINE
-from agent.serve.chat_service import Heard, Turn, Voice
+from agent.system.paths import Home
 
 IDLE = 300.0
 """Seconds without a question after which the model's memory is given back."""

@@ -14,9 +14,8 @@ from typing import Any
 
 from agent.contract.atomic_io import write_file
 from agent.contract.errors import ConfigError
+from agent.contract.settings import Decision, Governor, Limits, Metrics, Offload, Retention, Training, setting
 from agent.system.paths import resolve
-from agent.contract.settings import Limits
-from agent.contract.settings import Decision, Governor, Metrics, Offload, Retention, Training, setting
 
 if sys.version_info >= (3, 11):
     import tomllib

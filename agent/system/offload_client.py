@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from agent.contract.offload_messages import Open
 from agent.system.config import read_config
 from agent.system.paths import Home
-from agent.contract.offload_messages import Open
 from agent.system.worker_client import Connection, SocketWorker, Worker
 
 GRACE = 5.0

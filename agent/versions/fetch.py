@@ -1,6 +1,6 @@
 """Downloads a base model: with the offload worker the only process that touches a network.
 
-Run as `python -I -m agent.versions.fetch PARENT_PID`; answers `Fetch` requests of `agent.contract.protocol`. A hub download loads no
+Run as `python -I -m agent.versions.fetch PARENT_PID`; answers `Fetch` requests. A hub download loads no
 code and no pickle: safetensors, JSON and tokenizer files only.
 """
 
@@ -19,9 +19,9 @@ from agent.contract import worker_server
 from agent.contract.atomic_io import sha256_file
 from agent.contract.errors import BaseModelError
 from agent.contract.os_errors import os_fault
-from agent.system.paths import is_local
 from agent.contract.protocol import Answer, Fetch, Fetched
 from agent.contract.worker_server import Emit
+from agent.system.paths import is_local
 
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from tiny import add_random_adapter
 
-from agent.system.paths import Home
-from agent.versions.registry import Registry
 from agent.contract.settings import Training
 from agent.queue.store import Store
+from agent.system.paths import Home
+from agent.versions.registry import Registry
 from quant.lean.model import open_model
 
 SYSTEM = "Answer in one word."

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from agent.data.formats import Example, Message
 from agent.decide.classifier import Choice, Costs, prior
 from agent.decide.decision_store import Chosen, DecisionStore, Outcome, Round
-from agent.runner.explain import chosen
-from agent.system.paths import Home
 from agent.queue.jobs import Job
-from agent.runner.rows import Answered, Row, rewards
-from agent.data.formats import Example, Message
 from agent.queue.store import Store
+from agent.runner.explain import chosen
 from agent.runner.rewriting import Outcome as Rewrite
+from agent.runner.rows import Answered, Row, rewards
+from agent.system.paths import Home
 
 NO_COMMA: dict[str, Any] = {"id": "punctuation:no_comma", "kwargs": {}}
 REFERENCE = "According to the handbook, the Marlow pump uses port 4713."

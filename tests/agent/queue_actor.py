@@ -9,8 +9,8 @@ from typing import Any
 
 from agent.contract.errors import AgentError
 from agent.queue.jobs import State
-from agent.versions.registry import Registry
 from agent.queue.store import Store
+from agent.versions.registry import Registry
 
 
 class Actor:

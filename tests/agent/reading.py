@@ -4,10 +4,10 @@ import io
 import json
 from typing import Any
 
-from agent.data.dataset import BadLine, read_examples
 from agent.contract.errors import AgentError
-from agent.contract.settings import Limits
 from agent.contract.protocol import ProtocolError, decode, encode
+from agent.contract.settings import Limits
+from agent.data.dataset import BadLine, read_examples
 from agent.data.formats import Example, Message
 
 LIMITS = Limits()

@@ -15,15 +15,15 @@ import pytest
 from answering_box import SYSTEM, make_box
 from processes import AGENT, PATIENCE, agent, failed
 
-from agent.serve.inference import Answering, chosen
-from agent.system.config import read_config
+from agent.cli.stream_output import harmless
 from agent.contract.atomic_io import locked
 from agent.contract.errors import Busy
-from agent.system.paths import Home
 from agent.contract.protocol import Load, Request
 from agent.contract.reply_messages import Replied, Reply, Said
-from agent.cli.stream_output import harmless
 from agent.queue.store import Store
+from agent.serve.inference import Answering, chosen
+from agent.system.config import read_config
+from agent.system.paths import Home
 from agent.system.worker_client import Worker
 
 SHORT = ("--max-new-tokens", "8", "--json")

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.serve import chat_api
 from agent.contract.errors import DataError
 from agent.contract.reply_messages import ANSWER_TOKENS, Replied, Reply
+from agent.serve import chat_api
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 

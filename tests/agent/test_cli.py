@@ -18,8 +18,8 @@ from tiny import write_model
 from agent.cli.main import build_parser
 from agent.contract.atomic_io import folder_fault
 from agent.queue.jobs import State
-from agent.versions.registry import Registry
 from agent.queue.store import Store
+from agent.versions.registry import Registry
 
 COMMANDS = make_cli.commands(build_parser())
 

@@ -23,8 +23,8 @@ from processes import AGENT, PATIENCE
 
 from agent import api
 from agent.queue.jobs import State
-from agent.versions.registry import Registry
 from agent.queue.store import Store, glimpse
+from agent.versions.registry import Registry
 
 ASK = """
 eval "$(nslora-agent completion bash)"

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from processes import agent, failed
 
+from agent.contract.errors import ConfigError
+from agent.contract.settings import Decision, Training, part_of
 from agent.system.config import (
     DEFAULT_BASE,
     GROUPS,
@@ -22,8 +24,6 @@ from agent.system.config import (
     read_config,
     write_base,
 )
-from agent.contract.errors import ConfigError
-from agent.contract.settings import Decision, Training, part_of
 
 
 @pytest.fixture

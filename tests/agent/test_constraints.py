@@ -13,9 +13,7 @@ import hypothesis.strategies as st
 import pytest
 from referencing.exceptions import Unresolvable
 
-from agent.constraints import verify
-from agent.constraints import extra_constraints
-from agent.constraints import linear_regex
+from agent.constraints import extra_constraints, linear_regex, verify
 from agent.constraints.verify import described, fault, faults, problem
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "ifeval-cases.jsonl").read_text().splitlines()]

@@ -14,13 +14,13 @@ import processes
 import pytest
 from processes import agent, daemon, descendants, internet_sockets, is_alive, resident_mb, wait_until
 
-from agent.daemon.daemon import FROZEN, Daemon, boot_id
 from agent.contract.atomic_io import folder_fault, locked
 from agent.contract.errors import Busy
+from agent.daemon.daemon import FROZEN, Daemon, boot_id
 from agent.daemon.throttle_rules import Hold
-from agent.system.paths import Home
 from agent.queue.jobs import Job, State
 from agent.queue.store import Store
+from agent.system.paths import Home
 
 ROW = '{{"prompt": "port of pump {0}?", "completion": "it is {1}", "answer": "{1}"}}\n'
 LONG = ("--steps", "1000000", "--rank", "4", "--sequence-length", "64", "--max-new-tokens", "4")

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reading import LIMITS, SMALL, read, rows
 
-from agent.data.dataset import BAD_KEPT, BadLine, open_source, read_examples, split, validate
 from agent.contract.errors import DataError, NotFound
+from agent.data.dataset import BAD_KEPT, BadLine, open_source, read_examples, split, validate
 from agent.data.formats import HELD_OUT, TRAIN, Example, Message
 
 # ---- fuzz ----

@@ -14,12 +14,12 @@ import pytest
 from deciding import FIGURES, GOOD, choices, claimed, example, numeric, offered, opened, rewritten, row, token, tuned
 
 from agent.cli.main import main
-from agent.decide.decision_store import DecisionStore, Round
 from agent.contract.errors import NotFound, StateError, StorageError
-from agent.system.paths import Home
+from agent.data.formats import Example, Message
+from agent.decide.decision_store import DecisionStore, Round
 from agent.queue.jobs import Job, State
 from agent.runner.rewritten_data import REMADE, Remade, write_remade
-from agent.data.formats import Example, Message
+from agent.system.paths import Home
 
 LONG_ID = "Zug nach Köln 日本 " + "x" * 180
 WIDTH = 100

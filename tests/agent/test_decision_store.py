@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from deciding import GOOD, add, choices, claimed, example, numeric, offered, row, token, tuned
 
+from agent.contract.errors import StaleAttempt
 from agent.decide import decision_store
 from agent.decide.classifier import FEATURES, Tally, prior
 from agent.decide.decision_store import DecisionStore, Outcome
-from agent.contract.errors import StaleAttempt
 from agent.queue.jobs import Job, State
 from agent.queue.migrations import LATEST
 from agent.queue.store import Store

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from agent.contract.settings import Training
 from agent.scoring.evaluation import Evaluation, model_card
 from agent.scoring.gate import Measured, judge
-from agent.contract.settings import Training
 
 
 def about(before: Evaluation, after: Evaluation) -> dict[str, Any]:

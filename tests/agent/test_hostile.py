@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reading import assert_refused_or_kept
 
-from agent.system.config import GROUPS, RETIRED, Config, default_toml, read_config
 from agent.contract.atomic_io import folder_fault, publish_folder, read_manifest
 from agent.contract.errors import ConfigError, StateError
 from agent.data.spool import load_spool
+from agent.system.config import GROUPS, RETIRED, Config, default_toml, read_config
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from reading import LIMITS, SMALL, only_bad, read, rows
 
-from agent.data.dataset import validate
 from agent.contract.errors import DataError
 from agent.contract.settings import Limits
+from agent.data.dataset import validate
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.scoring import acceptance
-from agent.constraints import constraint_types
-from agent.constraints import extra_constraints
+from agent.constraints import constraint_types, extra_constraints
 from agent.contract.lines import json_line, read_json_lines, shorten, shorten_line, write_json_lines
+from agent.scoring import acceptance
 from offload import prompts
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))

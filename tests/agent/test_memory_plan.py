@@ -15,16 +15,16 @@ import pytest
 from needs import lacks
 from processes import agent, command_line, daemon, descendants, is_alive, wait_until
 
-from agent.runner import memory_fallbacks
 from agent.contract.atomic_io import publish_folder, write_json
 from agent.contract.errors import OutOfMemory
-from agent.system.events import read_events
-from agent.system.paths import Home
-from agent.queue.jobs import State
-from agent.runner.memory_plan import PLAN, Rung, fallen, fitting
 from agent.contract.protocol import Peaks
 from agent.contract.settings import Training
+from agent.queue.jobs import State
 from agent.queue.store import Store
+from agent.runner import memory_fallbacks
+from agent.runner.memory_plan import PLAN, Rung, fallen, fitting
+from agent.system.events import read_events
+from agent.system.paths import Home
 from benchmarks.watching import Group
 
 GIVEN = Training()
@@ -65,7 +65,15 @@ def test_a_rung_that_would_change_nothing_is_left_out() -> None:
 def test_a_checkpoint_is_kept_while_the_adapter_has_its_shape() -> None:
     """The first three rungs."""
     first, *lower = memory_fallbacks.rungs(GIVEN)
-    assert [memory_fallbacks.keeps_checkpoint(first, each) for each in lower] == [True, True, True, False, False, False, False]
+    assert [memory_fallbacks.keeps_checkpoint(first, each) for each in lower] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
 
 
 # ---- the planner's choice ----
@@ -82,7 +90,10 @@ def test_the_first_rung_that_fits_is_taken_and_kept(tmp_path: Path) -> None:
     """The next attempt starts there, also where more is free by then."""
     ask = lambda settings: peaks(200 + 2 * settings.sequence_length + 500 * (settings.memory_budget == 0))  # noqa: E731
     settings, found = fitting(tmp_path, GIVEN, ask)
-    assert memory_fallbacks.differences(GIVEN, settings) == "sequence_length 256 instead of 512, memory_budget 1 instead of 0"
+    assert (
+        memory_fallbacks.differences(GIVEN, settings)
+        == "sequence_length 256 instead of 512, memory_budget 1 instead of 0"
+    )
     assert found.train_mb == 712
     assert Rung.of(tmp_path) == Rung(2, 0)
     assert fitting(tmp_path, GIVEN, lambda _: peaks(100, free=1e6))[0] == settings

@@ -12,7 +12,10 @@ from processes import PATIENCE
 
 from agent.system.output import age, clock, hint, print_json, print_table, remote_in_words, say
 
-TABLE = 'from agent.system.output import print_table; print_table(("job", "state"), [(1, "done"), (2, "failed"), (3, None)])'
+TABLE = """
+from agent.system.output import print_table
+print_table(("job", "state"), [(1, "done"), (2, "failed"), (3, None)])
+"""
 
 
 def on_a_terminal(code: str) -> str:

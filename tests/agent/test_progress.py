@@ -13,10 +13,10 @@ from deciding import COSTS, GOOD, example, offered, rewritten, row, tuned
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.data.formats import Example, Message
 from agent.decide.classifier import prior
 from agent.decide.monitor import Monitor, Phase, Window
 from agent.runner.progress import Progress
-from agent.data.formats import Example, Message
 from agent.scoring.stylometry import Stylometry
 
 ROWS = {

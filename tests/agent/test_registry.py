@@ -11,8 +11,8 @@ import pytest
 from processes import PATIENCE
 
 from agent.contract.errors import NotFound, StaleAttempt, StateError
-from agent.versions.registry import Registry, Version
 from agent.queue.store import Store
+from agent.versions.registry import Registry, Version
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from agent.system import events
-from agent.runner.attempt import Attempt, Stopping
-from agent.decide.decision_store import DecisionStore, Round
 from agent.contract.errors import NotFound
+from agent.contract.settings import Retention
+from agent.decide.decision_store import DecisionStore, Round
+from agent.queue.jobs import State
+from agent.queue.store import Store
+from agent.runner.attempt import Attempt, Stopping
+from agent.runner.retention import prune
+from agent.system import events
 from agent.system.events import EventLog, read_events
 from agent.system.paths import Home
-from agent.queue.jobs import State
 from agent.versions.registry import Registry
-from agent.runner.retention import prune
-from agent.contract.settings import Retention
-from agent.queue.store import Store
 
 NOTHING = Retention(jobs=1, checkpoints=0, versions=0)
 

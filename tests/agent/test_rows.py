@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from agent.runner.rows import OWN_ANSWER, WORST_LOSS, Row, rewards
 from agent.data.formats import Example, Message
-from agent.scoring.stylometry import Stylometry
 from agent.runner.rewriting import Outcome
+from agent.runner.rows import OWN_ANSWER, WORST_LOSS, Row, rewards
+from agent.scoring.stylometry import Stylometry
 
 SHORT = {"id": "length_constraints:number_words", "kwargs": {"relation": "less than", "num_words": 8}}
 NO_COMMA = {"id": "punctuation:no_comma", "kwargs": {}}

@@ -22,15 +22,15 @@ from needs import needs
 from openai import OpenAI
 from processes import AGENT, PATIENCE, agent, descendants, failed, internet_sockets, is_alive, wait_until
 
-from agent.serve.inference import Answering
-from agent.system.config import read_config
 from agent.contract.atomic_io import locked
 from agent.contract.errors import StateError
-from agent.system.paths import Home
-from agent.versions.registry import Registry
 from agent.contract.reply_messages import Replied, Reply
 from agent.queue.store import Store
 from agent.serve.chat_service import Turn, Voice
+from agent.serve.inference import Answering
+from agent.system.config import read_config
+from agent.system.paths import Home
+from agent.versions.registry import Registry
 
 QUESTION: list[Any] = [{"role": "user", "content": "port?"}]
 LONG = [{"role": "user", "content": "port? " * 600}]

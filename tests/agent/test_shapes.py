@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 from reading import one, only_bad, read, rows, turns
 
+from agent.data.formats import HELD_OUT, SPLITS, TRAIN, Example, Message, detect, to_example
 from agent.data.jsonl import BadRow
 from agent.scoring.reward import ANSWER_CHECKS
-from agent.data.formats import HELD_OUT, SPLITS, TRAIN, Example, Message, detect, to_example
 
 QUESTION = turns(("user", "Q"), ("assistant", "A"))
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from agent.runner import rewriting
 from agent.contract.offload_messages import ImprovePrompt, Remote, RewriteExample, Rewritten
 from agent.contract.settings import Offload
 from agent.data.formats import Example, Message
+from agent.runner import rewriting
 from agent.runner.rewriting import MAX_CALLS, Flag, Outcome, flag, rewrite
 
 NO_COMMA: dict[str, Any] = {"id": "punctuation:no_comma", "kwargs": {}}

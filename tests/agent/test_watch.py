@@ -16,13 +16,13 @@ from processes import AGENT, PATIENCE, agent
 from rich.console import Console
 
 from agent.cli import screen
-from agent.system.events import EventLog
 from agent.cli.run_history import KEPT, Following
-from agent.system.paths import Home
-from agent.queue.jobs import Job, State
 from agent.cli.screen import View, sparkline
-from agent.system.sensors import Reading, Zone
+from agent.queue.jobs import Job, State
 from agent.queue.store import Store
+from agent.system.events import EventLog
+from agent.system.paths import Home
+from agent.system.sensors import Reading, Zone
 
 STEP = {"tokens": 500, "tokens_per_s": 250.0, "rss_mb": 700.0, "steps": 40, "grad_norm": 1.0}
 PLAN = {"known": True, "train_mb": 720.0, "generate_mb": 650.0, "changed": "sequence_length 256 instead of 512"}

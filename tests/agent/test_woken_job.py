@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from deciding import GOOD, claimed, example, opened, row
 
-from agent.runner.attempt import Attempt, Stopping
-from agent.decide.classifier import prior
-from agent.system.paths import Home
-from agent.queue.jobs import Job
-from agent.runner.neurosymbolic_job import NeurosymbolicJob
 from agent.contract.offload_messages import ImprovePrompt, Remote, RewriteExample, Rewritten
+from agent.decide.classifier import prior
+from agent.queue.jobs import Job
+from agent.queue.store import Store
+from agent.runner.attempt import Attempt, Stopping
+from agent.runner.neurosymbolic_job import NeurosymbolicJob
 from agent.runner.parking import Parked
 from agent.runner.progress import PROGRESS, Progress
-from agent.queue.store import Store
+from agent.system.paths import Home
 
 ROWS = [example("first", 1), example("second", 2)]
 REMOTE = Remote("closed", 0, "", None, 1, 2, 0.5, 1, 2, 0.5)

@@ -10,8 +10,8 @@ from processes import agent
 from tiny import write_model
 
 from agent.cli import progress_bar as module
-from agent.contract.protocol import Alive, Share
 from agent.cli.progress_bar import working
+from agent.contract.protocol import Alive, Share
 
 
 def test_off_a_terminal_there_is_a_line_now_and_then(

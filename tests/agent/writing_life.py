@@ -17,18 +17,17 @@ from types import FrameType
 from typing import Any
 
 from agent import api
-from agent.runner.attempt import Attempt, Stopping
+from agent.contract.settings import Limits, Retention
+from agent.data.spool import spool, sweep_orphans
 from agent.decide.decision_store import Chosen, DecisionStore, Outcome, Round
+from agent.queue.jobs import Job, State
+from agent.queue.store import Store
+from agent.runner.attempt import Attempt, Stopping
+from agent.runner.retention import prune
+from agent.runner.stages import Stages
 from agent.scoring.gate import Verdict
 from agent.system.paths import Home
-from agent.queue.jobs import Job, State
-from agent.contract.settings import Limits
 from agent.versions.registry import Registry
-from agent.runner.retention import prune
-from agent.contract.settings import Retention
-from agent.data.spool import spool, sweep_orphans
-from agent.runner.stages import Stages
-from agent.queue.store import Store
 
 QUICK = {"os.rename", "os.symlink", "os.remove", "os.listdir", "os.scandir", "builtins.id", "object.__getattr__"}
 """Done to one name or in memory; a link that is replaced needs them, and finding the versions there are."""

@@ -16,10 +16,10 @@ from needs import lacks
 from processes import agent, daemon, failed, wait_until
 from test_kill_points import FLAGS, ROWS, job_in, without_kill
 
-from agent.system.paths import Home
-from agent.queue.jobs import ENDED, Job, State
 from agent.contract.protocol import Alive, Envelope, Ping, encode
+from agent.queue.jobs import ENDED, Job, State
 from agent.queue.store import Store
+from agent.system.paths import Home
 from agent.system.worker_client import MOST_WAITING, Connection
 
 pytestmark = pytest.mark.process

@@ -38,10 +38,10 @@ from needs import needs
 from processes import PATIENCE, REPRODUCIBLE, agent, wait_until
 
 from agent.contract.atomic_io import TEMPORARY, folder_fault
-from agent.system.paths import Home
 from agent.queue.jobs import State
-from agent.versions.registry import Registry
 from agent.queue.store import Store
+from agent.system.paths import Home
+from agent.versions.registry import Registry
 
 pytestmark = pytest.mark.process
 

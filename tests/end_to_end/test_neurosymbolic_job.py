@@ -18,9 +18,9 @@ from test_symbolic_job import careful, come_again, rows, set_up
 from whole_job import FLAGGED, enqueue, make_home
 
 from agent.decide.decision_store import DecisionStore
+from agent.queue.store import Store
 from agent.system.events import read_events
 from agent.system.paths import Home
-from agent.queue.store import Store
 
 pytestmark = pytest.mark.process
 

@@ -14,10 +14,10 @@ import pytest
 from processes import AGENT, PATIENCE, REPRODUCIBLE, agent, is_alive, wait_until
 from tiny import write_model
 
+from agent.queue.store import Store
 from agent.system.events import read_events
 from agent.system.paths import Home
 from agent.versions.registry import Registry
-from agent.queue.store import Store
 
 pytestmark = pytest.mark.process
 
@@ -121,7 +121,10 @@ def daemons() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 @pytest.mark.parametrize(
     "victim",
-    ["quant.worker", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("agent.cli.main", "agent.runner.job_process"))],
+    [
+        "quant.worker",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("agent.cli.main", "agent.runner.job_process")),
+    ],
 )
 def test_a_killed_process_costs_no_step_and_changes_no_loss(
     home: Home, uninterrupted: dict[int, float], daemons: list[subprocess.Popen[bytes]], victim: str
@@ -131,7 +134,11 @@ def test_a_killed_process_costs_no_step_and_changes_no_loss(
     wait_until(lambda: len(events(home, "step")) >= 6, "six steps")
     before = processes(home)
     os.kill(before[victim], signal.SIGKILL)
-    below = {"agent.cli.main": ["agent.runner.job_process", "quant.worker"], "agent.runner.job_process": ["quant.worker"], "quant.worker": []}
+    below = {
+        "agent.cli.main": ["agent.runner.job_process", "quant.worker"],
+        "agent.runner.job_process": ["quant.worker"],
+        "quant.worker": [],
+    }
     for child in below[victim]:
         wait_until(lambda pid=before[child]: not is_alive(pid), f"{child} is gone")
     if victim == "agent.cli.main":

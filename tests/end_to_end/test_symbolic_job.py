@@ -19,9 +19,9 @@ from processes import REPRODUCIBLE, Daemon, agent, command_line, daemon, descend
 from tiny import write_model
 
 from agent.constraints import verify
-from agent.system.paths import Home
-from agent.scoring.reward import content_reward
 from agent.queue.store import Store
+from agent.scoring.reward import content_reward
+from agent.system.paths import Home
 
 pytestmark = pytest.mark.process
 

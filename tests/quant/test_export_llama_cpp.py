@@ -13,8 +13,8 @@ import torch
 from gguf import GGUFWriter, TokenType
 from tiny import CHATML, add_random_adapter
 
-from agent.versions.modelfile import modelfile
 from agent.contract.settings import Training
+from agent.versions.modelfile import modelfile
 from benchmarks.base_gguf import write_base
 from benchmarks.exports import modelfile as parsed
 from benchmarks.exports import of_llama

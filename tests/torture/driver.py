@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from agent.contract import atomic_io
-from agent.versions import registry
 from agent.queue.jobs import Job
 from agent.queue.store import Store
+from agent.versions import registry
 
 
 def publish_before_writing(temporary: Path, final: Path, about: dict[str, Any]) -> None:

@@ -22,14 +22,14 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1])]
 
 with atheris.instrument_imports(include=["agent", "offload"]):
-    from agent.serve import chat_api
-    from agent.system.config import default_toml, read_config
-    from agent.data.dataset import validate
     from agent.contract.atomic_io import folder_fault, read_manifest
     from agent.contract.errors import AgentError
-    from agent.data.jsonl import Limits
     from agent.contract.protocol import Envelope, decode, encode
     from agent.contract.reply_messages import Reply, Said
+    from agent.data.dataset import validate
+    from agent.data.jsonl import Limits
+    from agent.serve import chat_api
+    from agent.system.config import default_toml, read_config
     from offload.replies import parse
 
 WORK = Path(tempfile.mkdtemp())

@@ -23,10 +23,10 @@ from needs import needs
 from processes import PATIENCE, command_line, descendants, is_alive
 
 from agent.contract.atomic_io import TEMPORARY, folder_fault
-from agent.system.paths import Home
 from agent.queue.jobs import State
-from agent.versions.registry import Registry
 from agent.queue.store import Store
+from agent.system.paths import Home
+from agent.versions.registry import Registry
 
 HERE = Path(__file__).parent
 DAEMON, LOOP, WORKER = "agent.cli.main", "agent.runner.job_process", "quant.worker"

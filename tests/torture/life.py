@@ -16,12 +16,12 @@ from pathlib import Path
 
 from driver import plant
 
-from agent.system.paths import Home
-from agent.queue.jobs import Job, State
 from agent.contract.settings import Limits
-from agent.versions.registry import Registry
 from agent.data.spool import spool, sweep_orphans
+from agent.queue.jobs import Job, State
 from agent.queue.store import Store
+from agent.system.paths import Home
+from agent.versions.registry import Registry
 
 PR_SET_PTRACER = 0x59616D61
 """Lets who is not our parent trace us, where Yama would not."""

@@ -14,8 +14,8 @@ import torch
 from processes import agent
 from safetensors.torch import load_file
 
-from agent.queue.migrations import LATEST, MIGRATIONS
 from agent.contract.settings import Training
+from agent.queue.migrations import LATEST, MIGRATIONS
 from quant import checkpoint
 from quant.flat import Flat
 from quant.optimizer import MOMENTS, AdamW
