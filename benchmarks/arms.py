@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 from agent.constraints import verify
 from agent.contract.offload_messages import ImprovePrompt, RewriteExample, Rewritten
-from agent.decide.classifier import Choice, Classifier
+from agent.contract.settings import Offload
+from agent.decide.classifier import Choice, Classifier, Costs
 from agent.decide.monitor import Monitor, Phase, Verdict, Window, Work
-from agent.decide.schedules import Alternating
-from agent.runner import rewriting
-from agent.runner.attempt import Attempt
-from agent.runner.neurosymbolic_job import AlternatingJob, NeurosymbolicJob
-from agent.runner.progress import Progress
+from agent.decide.schedules import Alternating, Monitored
+from agent.runner import neurosymbolic_job, rewriting
+from agent.runner.job_context import Ended, JobContext
+from agent.runner.learning import Learning, Router, alternating, monitored
 from agent.runner.rewriting import STYLE, Flag
 from agent.runner.rows import Row
+
+Strategy = Callable[[JobContext], Learning]
 
 PLAIN_STYLE = "A direct answer to the question in one plain, short sentence."
 """What rows are rewritten to where no constraint is broken, by those who rewrite everything."""
@@ -43,21 +47,15 @@ class Straight(Alternating):
         return (Phase.STOP, "done") if last is Phase.NUMERIC else (Phase.NUMERIC, "then")
 
 
-class Neurosymbolic(NeurosymbolicJob):
-    """What `enqueue` does, but for the system prompt: it would be chosen on the rows that are reported."""
-
-    def proposed_prompt(self, progress: Progress) -> str:
-        """None."""
-        del progress
-        return ""
+# ---- who routes ----
 
 
-class FixedAlternation(Neurosymbolic, AlternatingJob):
-    """Our classifier, phases of fixed length."""
+class Routed(Router):
+    """Two bits from somewhere else than the classifier; what that would expect is still recorded."""
 
-
-class Routed(Neurosymbolic):
-    """A loop whose two bits come from somewhere else; what the classifier would expect is still recorded."""
+    def __init__(self, costs: Costs, offload: Offload, seed: int) -> None:
+        super().__init__(costs, offload)
+        self.seed = seed
 
     def bits(self, row: Row) -> tuple[bool, bool]:
         """Whether to tune on the row, and whether to rewrite it."""
@@ -70,25 +68,10 @@ class Routed(Neurosymbolic):
         return Choice(names[self.bits(row)], choice.features, choice.weights, choice.rewrite)
 
 
-class Pure(Routed):
-    """One thing for every row, whatever the model can do: its own answers mend no reference either."""
+class NumericOnly(Routed):
+    """Tune on every row as it came, for all passes: the model's own answers mend no reference either."""
 
-    def __init__(self, attempt: Attempt) -> None:
-        super().__init__(attempt)
-        self.schedule = Straight()
-
-    def probed(self, progress: Progress, trained: set[str]) -> Progress:
-        """The rows as they are answered now, with the references that they had before."""
-        found = super().probed(progress, trained)
-        rows = {
-            name: replace(row, reference=progress.rows[name].reference, source=progress.rows[name].source)
-            for name, row in found.rows.items()
-        }
-        return replace(found, rows=rows)
-
-
-class NumericOnly(Pure):
-    """Tune on every row as it came, for all passes."""
+    takes_own_answers = False
 
     def bits(self, row: Row) -> tuple[bool, bool]:
         """Always the weights."""
@@ -96,8 +79,10 @@ class NumericOnly(Pure):
         return True, False
 
 
-class RewriteEverything(Pure):
+class RewriteEverything(Routed):
     """Offer every row for a rewrite, then tune on them all for all passes."""
+
+    takes_own_answers = False
 
     def bits(self, row: Row) -> tuple[bool, bool]:
         """Both, each row once."""
@@ -114,7 +99,7 @@ class RandomRouting(Routed):
 
     def bits(self, row: Row) -> tuple[bool, bool]:
         """Heads or tails, twice."""
-        draw = random.Random(f"{self.settings.seed}/{row.origin.id}/{row.trained}/{row.tried}")
+        draw = random.Random(f"{self.seed}/{row.origin.id}/{row.trained}/{row.tried}")
         return draw.random() < 0.5, draw.random() < 0.5 and row.tried == 0
 
 
@@ -128,41 +113,66 @@ class ObviousRule(Routed):
         return not fails, fails
 
 
-class Misled(Neurosymbolic):
-    """A tenth of the rewrites have another row's value in the place of their own."""
+# ---- the arms ----
 
-    def ask(self, request: RewriteExample | ImprovePrompt) -> Rewritten:
-        """The remote's answer, some of them wrong."""
-        told = super().ask(request)
-        if not isinstance(request, RewriteExample) or not told.text or not self._is_wrong(request.example):
+
+def neurosymbolic(job: JobContext) -> Learning:
+    """What `enqueue` does, but for the system prompt: it would be chosen on the rows that are reported."""
+    return replace(monitored(job), proposes_prompt=False)
+
+
+def fixed_alternation(job: JobContext) -> Learning:
+    """Our classifier, phases of fixed length."""
+    return replace(alternating(job), proposes_prompt=False)
+
+
+def routed(job: JobContext, *, router: type[Routed], schedule: Monitored | Alternating | None = None) -> Learning:
+    """Another router, and perhaps another schedule."""
+    usual = neurosymbolic(job)
+    other = router(usual.router.costs, usual.offload, job.model.settings.seed)
+    return replace(usual, router=other, schedule=schedule or usual.schedule)
+
+
+def misled(job: JobContext) -> Learning:
+    """A tenth of the rewrites have another row's value in the place of their own."""
+    usual = neurosymbolic(job)
+    values = {example.id: str(example.answer) for example in job.data.train}
+    flagged = [example.id for example in job.data.train if example.id in usual.flagged]
+    draw = random.Random(f"wrong/{job.model.settings.seed}")
+    wrong = set(draw.sample(flagged, round(len(flagged) / 10)))
+
+    def ask(request: RewriteExample | ImprovePrompt) -> Rewritten:
+        told = usual.ask(request)
+        if not isinstance(request, RewriteExample) or not told.text or request.example not in wrong:
             return told
-        values = {example.id: str(example.answer) for example in self.examples[0]}
         own = values[request.example]
         other = next(value for value in values.values() if value != own and value.isdigit() == own.isdigit())
         return replace(told, text=re.sub(re.escape(own), other, told.text, flags=re.IGNORECASE))
 
-    def _is_wrong(self, name: str) -> bool:
-        flagged = [example.id for example in self.examples[0] if rewriting.flag(example, self.offload)]
-        return name in random.Random(f"wrong/{self.settings.seed}").sample(flagged, round(len(flagged) / 10))
+    return replace(usual, ask=ask)
 
 
-class MisledUnchecked(Misled):
+def run(strategy: Strategy, job: JobContext) -> Ended:
+    """Run a job by a strategy."""
+    return neurosymbolic_job.run(strategy(job))
+
+
+def run_unchecked(strategy: Strategy, job: JobContext) -> Ended:
     """The same without the checks that a rewrite keeps what the reference says: constraints alone decide."""
-
-    def work(self) -> tuple[str, int | None]:
-        """The job, its objections switched off."""
-        with mock.patch.object(rewriting, "objections", return_value=()):
-            return super().work()
+    with mock.patch.object(rewriting, "objections", return_value=()):
+        return run(strategy, job)
 
 
-ARMS: dict[str, type[NeurosymbolicJob]] = {
-    "numeric only": NumericOnly,
-    "rewrite everything": RewriteEverything,
-    "fixed alternation": FixedAlternation,
-    "random routing": RandomRouting,
-    "obvious rule": ObviousRule,
-    "neurosymbolic": Neurosymbolic,
-    "a tenth wrong": Misled,
-    "a tenth wrong, unchecked": MisledUnchecked,
+NUMERIC_ONLY = partial(run, partial(routed, router=NumericOnly, schedule=Straight()))
+RANDOM_ROUTING = partial(run, partial(routed, router=RandomRouting))
+ARMS: dict[str, Callable[[JobContext], Ended]] = {
+    "numeric only": NUMERIC_ONLY,
+    "rewrite everything": partial(run, partial(routed, router=RewriteEverything, schedule=Straight())),
+    "fixed alternation": partial(run, fixed_alternation),
+    "random routing": RANDOM_ROUTING,
+    "obvious rule": partial(run, partial(routed, router=ObviousRule)),
+    "neurosymbolic": partial(run, neurosymbolic),
+    "a tenth wrong": partial(run, misled),
+    "a tenth wrong, unchecked": partial(run_unchecked, misled),
 }
 """The arms that train, by name."""

@@ -13,7 +13,7 @@ import platform
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from agent.contract.offload_messages import CacheImport
 from agent.contract.settings import Decision, Training
@@ -22,6 +22,7 @@ from agent.data.spool import spool
 from agent.queue.jobs import Job, State
 from agent.queue.store import Store
 from agent.runner.attempt import Attempt, Stopped, Stopping
+from agent.runner.job_context import Ended, JobContext
 from agent.system.config import DEFAULT_BASE, read_config, write_settings
 from agent.system.offload_client import offload_worker
 from agent.system.paths import Home
@@ -31,14 +32,6 @@ RECORDED_MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m"
 """The remote LLM whose answers are recorded."""
 MANY = 1_000_000
 """Requests that no arm reaches: what an arm may spend is for the arm to say."""
-
-
-class Works(Protocol):
-    """What a job's class does."""
-
-    def work(self) -> tuple[str, int | None]:
-        """Do what is left of the job."""
-        ...
 
 
 def machine(*more: str) -> dict[str, Any]:
@@ -61,9 +54,6 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-Make = Callable[[Attempt], Works]
-
-
 def box(folder: Path, model: Path, answers: Sequence[Path], record: str = "") -> Home:
     """A state folder with a prepared base model and recorded answers, made if it is not there.
 
@@ -83,7 +73,9 @@ def box(folder: Path, model: Path, answers: Sequence[Path], record: str = "") ->
     return home
 
 
-def run_job(home: Home, data: Path, mode: str, settings: dict[str, Any], make: Make) -> tuple[Job, str]:
+def run_job(
+    home: Home, data: Path, mode: str, settings: dict[str, Any], work: Callable[[JobContext], Ended]
+) -> tuple[Job, str]:
     """Run the box's only job to its end, from where an earlier run left it; returns it and how it ended.
 
     SIGTERM ends it where it can be taken up again, and raises KeyboardInterrupt, as Ctrl-C does anywhere.
@@ -96,7 +88,7 @@ def run_job(home: Home, data: Path, mode: str, settings: dict[str, Any], make: M
             if job.state is State.DONE:
                 return job, str(job.reason)
             with TellingAttempt(home, store, job, stopping) as attempt:
-                reason, version = make(attempt).work()
+                reason, version = work(JobContext.of(attempt))
             return store.finish(job.id, str(job.token), State.DONE, reason, version), reason
     except Stopped:
         raise KeyboardInterrupt from None

@@ -46,7 +46,7 @@ from agent.system.config import DEFAULT_BASE
 from agent.system.offload_client import offload_worker
 from agent.system.paths import Home
 from benchmarks import open_sets
-from benchmarks.arms import ARMS, NumericOnly
+from benchmarks.arms import ARMS, NUMERIC_ONLY
 from benchmarks.boxes import box, machine, run_job
 from benchmarks.decision_report import joint_reward, report, scored
 from benchmarks.decision_routing import routing
@@ -184,7 +184,7 @@ def run_arm(setup: Setup, arm: str, seed: int, data: Path | None = None) -> Figu
 
     def trained(home: Home) -> Figures:
         _share_before(setup, home)
-        job, ended = run_job(home, data or setup.data, "neurosymbolic", settings, ARMS.get(arm, NumericOnly))
+        job, ended = run_job(home, data or setup.data, "neurosymbolic", settings, ARMS.get(arm, NUMERIC_ONLY))
         if job.version is None:
             raise RuntimeError(f"no version was made: {ended}")
         progress = json.loads((home.run(job.id) / PROGRESS).read_bytes())

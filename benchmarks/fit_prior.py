@@ -22,7 +22,7 @@ from agent.decide.decision_store import DecisionStore, Outcome
 from agent.queue.store import Store
 from agent.system.config import DEFAULT_BASE
 from agent.system.paths import Home
-from benchmarks.arms import RandomRouting
+from benchmarks.arms import RANDOM_ROUTING
 from benchmarks.boxes import box, run_job
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +44,7 @@ def measured(state: Path, seed: int) -> list[Outcome]:
     """The outcomes of one job with random routing."""
     home = box(state / f"prior-{seed}", Home(state).model(DEFAULT_BASE), [ANSWERS])
     settings = {"seed": seed, "rounds": 4}
-    job, ended = run_job(home, DATA, "neurosymbolic", settings, RandomRouting)
+    job, ended = run_job(home, DATA, "neurosymbolic", settings, RANDOM_ROUTING)
     print(f"seed {seed}: {ended}", flush=True)
     with Store(home.database) as store:
         rows = DecisionStore(store, job.id).outcomes()

@@ -5,71 +5,57 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 from agent.contract.settings import Offload
 from agent.data.formats import Example, Message
 from agent.runner import rewriting
-from agent.runner.stages import Stages
+from agent.runner.job_context import Ended, JobContext
 
 
-class Measured(Stages):
-    """The base model on the held-out rows."""
-
-    system_prompt = ""
-
-    def work(self) -> tuple[str, int | None]:
-        """Measure, and leave the figures in the run's folder."""
-        self.start()
-        self.attempt.phase("load")
-        self.load(0)
-        evaluation = self.measure("before", self.prompt())
-        (self.run / "before.json").write_text(json.dumps(dataclasses.asdict(evaluation)))
-        return "measured", None
-
-    def prompt(self) -> str:
-        """The system prompt."""
-        return ""
+def measure(job: JobContext, system_prompt: str = "") -> Ended:
+    """Measure the base model on the held-out rows, and leave the figures in the run's folder."""
+    job.start()
+    job.attempt.phase("load")
+    job.model.load(0, None)
+    evaluation = job.publisher.measure("before", system_prompt)
+    (job.attempt.run / "before.json").write_text(json.dumps(dataclasses.asdict(evaluation)))
+    return "measured", None
 
 
-class SystemPrompt(Measured):
-    """With a system prompt by the remote LLM, from what the training rows' references lack."""
+def measure_with_prompt(job: JobContext) -> Ended:
+    """With a system prompt by the remote LLM, from what the training rows' references lack.
 
-    proposed = ""
+    It is what TextGrad makes of the default prompt; what our checks refuse too, or there would be no arm.
+    """
+    proposed = rewriting.DEFAULT_PROMPT
 
-    def ask(self, request: Any) -> Any:
-        """One step by the remote LLM, what it wrote noted."""
-        told = self.attempt.ask_remote(request)
-        self.proposed = told.text or self.proposed
+    def ask(request: Any) -> Any:
+        nonlocal proposed
+        told = job.attempt.ask_remote(request)
+        proposed = told.text or proposed
         return told
 
-    def prompt(self) -> str:
-        """What TextGrad makes of the default prompt; what our checks refuse too, or there would be no arm."""
-        flags = ((example, rewriting.flag(example, Offload())) for example in self.examples[0])
-        cases = rewriting.failing_cases((example, flag) for example, flag in flags if flag is not None)
-        told = rewriting.improve_prompt(self.job.id, "", cases, self.ask)
-        print(f"system prompt: {told.state} {told.reasons}: {self.proposed!r}")
-        return self.proposed or rewriting.DEFAULT_PROMPT
+    flags = ((example, rewriting.flag(example, Offload())) for example in job.data.train)
+    cases = rewriting.failing_cases((example, flag) for example, flag in flags if flag is not None)
+    told = rewriting.improve_prompt(job.attempt.job.id, "", cases, ask)
+    print(f"system prompt: {told.state} {told.reasons}: {proposed!r}")
+    return measure(job, proposed)
 
 
-class FactInPrompt(Measured):
+def measure_with_fact(job: JobContext) -> Ended:
     """With the fact told before the question."""
+    facts = {str(example.answer): example.reference for example in job.data.train if not example.constraints}
 
-    @cached_property
-    def examples(self) -> tuple[list[Example], list[Example]]:
-        """The held-out rows with their plain fact."""
-        train, held_out = super().examples
-        facts = {str(example.answer): example.reference for example in train if not example.constraints}
-        return train, [self._told(example, facts[str(example.answer)]) for example in held_out]
-
-    @staticmethod
-    def _told(example: Example, fact: str) -> Example:
-        question = Message("user", f"{fact} {example.prompt[-1].content}")
+    def told(example: Example) -> Example:
+        question = Message("user", f"{facts[str(example.answer)]} {example.prompt[-1].content}")
         return replace(example, messages=(*example.messages[:-2], question, example.messages[-1]))
 
+    job.data.held_out[:] = map(told, job.data.held_out)
+    return measure(job)
 
-UNTRAINED = {"base": Measured, "system prompt": SystemPrompt, "fact in the prompt": FactInPrompt}
+
+UNTRAINED = {"base": measure, "system prompt": measure_with_prompt, "fact in the prompt": measure_with_fact}
 
 
 def rewritten(example: Example, text: str, worker: Any) -> tuple[str, int]:

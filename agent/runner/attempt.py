@@ -118,6 +118,12 @@ class Attempt:
             self.store.note_remote(dataclasses.asdict(answer.remote))
         return answer
 
+    @property
+    def spent(self) -> dict[str, Any]:
+        """What all attempts at this job asked of the remote LLM."""
+        names = ("requests", "tokens", "money")
+        return {f"rewrite_{name}": getattr(self.remote, f"{name}_job") if self.remote else 0 for name in names}
+
     def keep(self, descriptor: int) -> None:
         """A lock that the training worker shall hold until it is dead too."""
         self._kept = (*self._kept, descriptor)

@@ -10,6 +10,7 @@ import dataclasses
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from agent.contract.atomic_io import remove_tree
@@ -19,23 +20,24 @@ from agent.contract.settings import Training, part_of
 from agent.contract.worker_server import die_with_parent
 from agent.queue.jobs import Job, State
 from agent.queue.store import Store
+from agent.runner import neurosymbolic_job, numeric_job, symbolic_job
 from agent.runner.attempt import Attempt, Stopped, Stopping
-from agent.runner.memory_plan import fallen
-from agent.runner.neurosymbolic_job import AlternatingJob, NeurosymbolicJob
-from agent.runner.numeric_job import NumericJob
+from agent.runner.job_context import Ended, JobContext
+from agent.runner.learning import alternating, monitored
+from agent.runner.memory_plan import fall_back
 from agent.runner.parking import Parked
 from agent.runner.retention import prune
 from agent.runner.rewritten_data import REMADE
-from agent.runner.symbolic_job import REWRITES, SymbolicJob
+from agent.runner.symbolic_job import REWRITES
 from agent.system.config import read_config
 from agent.system.events import EventLog
 from agent.system.paths import Home
 
-MODES: dict[str, type[NumericJob | SymbolicJob | NeurosymbolicJob]] = {
-    "neurosymbolic": NeurosymbolicJob,
-    "numeric": NumericJob,
-    "symbolic": SymbolicJob,
-    "alternate": AlternatingJob,
+MODES: dict[str, Callable[[JobContext], Ended]] = {
+    "neurosymbolic": lambda job: neurosymbolic_job.run(monitored(job)),
+    "numeric": numeric_job.run,
+    "symbolic": symbolic_job.run,
+    "alternate": lambda job: neurosymbolic_job.run(alternating(job)),
 }
 """What each mode of a job runs."""
 KEPT = {"events.jsonl", "worker.log", "offload.log", "loop.log", "lock", REMADE, REWRITES}
@@ -74,7 +76,7 @@ def run_job(home: Home, store: Store, job: Job, stopping: Stopping) -> int:
 def _with_less_memory(home: Home, store: Store, job: Job, fault: OutOfMemory) -> int:
     """Queue the job again, one rung lower, or let it fail where there is none left."""
     try:
-        changed = fallen(home.run(job.id), part_of(Training, job.settings), fault)
+        changed = fall_back(home.run(job.id), part_of(Training, job.settings), fault)
     except OutOfMemory as last:
         return _failed(home, store, job, last)
     store.requeue(job.id, str(job.token), f"{fault}; goes on with {changed}")
@@ -89,7 +91,7 @@ def _failed(home: Home, store: Store, job: Job, fault: AgentError | OSError) -> 
 
 
 def _finish(attempt: Attempt) -> int:
-    reason, version = MODES[attempt.job.mode](attempt).work()
+    reason, version = MODES[attempt.job.mode](JobContext.of(attempt))
     # Before the state changes, because `logs -f` reads to the end of the events once the job has ended.
     attempt.events.add("ended", state=State.DONE, reason=reason)
     attempt.store.finish(attempt.job.id, attempt.token, State.DONE, reason, version)

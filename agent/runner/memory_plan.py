@@ -39,7 +39,7 @@ class Rung:
         return found[min(self.number, len(found) - 1)]
 
 
-def fitting(run: Path, given: Training, ask: Callable[[Training], Peaks]) -> tuple[Training, Peaks]:
+def fit_to_memory(run: Path, given: Training, ask: Callable[[Training], Peaks]) -> tuple[Training, Peaks]:
     """The first settings, from where the job stands downwards, whose predicted peaks fit, and these.
 
     Raises OutOfMemory if even the last ones take too much.
@@ -57,7 +57,7 @@ def fitting(run: Path, given: Training, ask: Callable[[Training], Peaks]) -> tup
     )
 
 
-def fallen(run: Path, given: Training, fault: OutOfMemory) -> str:
+def fall_back(run: Path, given: Training, fault: OutOfMemory) -> str:
     """Step one rung down after a process ran out of memory; returns what changes, in words.
 
     Raises OutOfMemory where that has happened too often or nothing is left to lower.

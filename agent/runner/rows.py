@@ -98,19 +98,24 @@ class Row:
         return min(self.standing.reward, self.standing.reference_reward) >= RIGHT
 
     def after_probe(self, text: str | None, loss: float, styled: Stylometry, *, trained: bool) -> Row:
-        """The row after the model was asked again, and its own answer taken for its reference where that is better.
+        """The row after the model was asked again.
 
         Plain text, which asks nothing, has the mean likelihood of its tokens for its content.
         """
         loss = min(WORST_LOSS, loss)  # in this order, NaN is worst too
         content, style = (math.exp(-loss), None) if text is None else rewards(self.origin, text)
-        asked = replace(
+        return replace(
             self,
             answered=Answered(text, loss, content, style, 1.0 if text is None else styled.likeness(text)),
             loss_before=self.answered.loss if self.answered else None,
             trained=self.trained + trained,
         )
-        return asked.with_reference(text, OWN_ANSWER) if text is not None and asked.answers_better() else asked
+
+    def with_own_answer(self) -> Row:
+        """The row with the model's own answer for its reference where that is better."""
+        if self.answered is None or self.answered.text is None or not self.answers_better():
+            return self
+        return self.with_reference(self.answered.text, OWN_ANSWER)
 
     def after_rewrite(self, told: Outcome, model: str) -> Row:
         """The row after a rewrite by the remote's `model` was accepted or refused."""

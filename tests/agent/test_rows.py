@@ -28,7 +28,7 @@ def row(example: Example = EXAMPLE, **fields: Any) -> Row:
 
 
 def asked(text: str | None, example: Example = EXAMPLE, loss: float = 1.0) -> Row:
-    return row(example).after_probe(text, loss, STYLED, trained=False)
+    return row(example).after_probe(text, loss, STYLED, trained=False).with_own_answer()
 
 
 def changed(**fields: Any) -> Example:

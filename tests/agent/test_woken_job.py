@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,16 @@ from deciding import GOOD, claimed, example, opened, row
 
 from agent.contract.offload_messages import ImprovePrompt, Remote, RewriteExample, Rewritten
 from agent.decide.classifier import prior
+from agent.decide.decision_store import DecisionStore
 from agent.queue.jobs import Job
 from agent.queue.store import Store
 from agent.runner.attempt import Attempt, Stopping
-from agent.runner.neurosymbolic_job import NeurosymbolicJob
+from agent.runner.job_context import JobContext
+from agent.runner.learning import monitored
+from agent.runner.neurosymbolic_job import learn
 from agent.runner.parking import Parked
 from agent.runner.progress import PROGRESS, Progress
+from agent.runner.publisher import Publisher
 from agent.system.paths import Home
 
 ROWS = [example("first", 1), example("second", 2)]
@@ -26,18 +31,11 @@ REWRITTEN = Rewritten("rewritten", GOOD, "", "1 comma found", False, 1, 10, 5, 0
 ONLY_REWRITES = {"rewrite_cost": 0.0, "weights_cost": 1.0, "rounds": 3}
 
 
-class Loaded(NeurosymbolicJob):
-    """The job with a model that need not be loaded, and a remote that gives these answers in turn."""
-
-    told: list[Rewritten]
+class Unloaded(Publisher):
+    """With a model that need not be loaded: no phase of this job tunes."""
 
     def load_for_training(self) -> None:
-        """Nothing: no phase of this job tunes."""
-
-    def ask(self, request: RewriteExample | ImprovePrompt) -> Rewritten:
-        """The next answer."""
-        assert request.job == self.job.id
-        return self.told.pop(0)
+        """Nothing."""
 
 
 @pytest.fixture
@@ -61,13 +59,19 @@ def job(state: Path, store: Store) -> Job:
 def learned(store: Store, job: Job, *told: Rewritten) -> Progress:
     """One attempt at all rounds, every answer of the remote used up. Raises Parked."""
     home = Home(store.path.parent)
+    answers = list(told)
+
+    def ask(request: RewriteExample | ImprovePrompt) -> Rewritten:
+        assert request.job == job.id
+        return answers.pop(0)
+
     with Attempt(home, store, job, Stopping()) as attempt:
-        loaded = Loaded(attempt)
-        loaded.told = list(told)
+        context = JobContext.of(attempt)
+        context = replace(context, publisher=Unloaded(attempt, context.data, context.model))
         try:
-            return loaded.learn()
+            return learn(replace(monitored(context), ask=ask))
         finally:
-            assert loaded.told == []
+            assert answers == []
 
 
 def test_a_woken_job_offers_again_what_had_to_wait(store: Store, job: Job) -> None:
@@ -92,7 +96,7 @@ def test_waiting_for_the_remote_uses_up_no_rounds(store: Store, job: Job) -> Non
 def test_the_end_of_the_rounds_is_kept_for_explain(store: Store, job: Job) -> None:
     """The last round says why the job went no further, and has no figures."""
     progress = learned(store, job, REWRITTEN, REWRITTEN)
-    first, last = Loaded(Attempt(Home(store.path.parent), store, job, Stopping())).decisions.rounds()
+    first, last = DecisionStore(store, job.id).rounds()
     assert (first.phase, first.figures["requests_here"]) == ("symbolic", 2)
     assert (last.number, last.phase, last.why, last.figures) == (2, "stop", progress.why, {})
     kept = json.loads((Home(store.path.parent).run(job.id) / PROGRESS).read_bytes())

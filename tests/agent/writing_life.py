@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from agent.runner.stages import Stages
+
 from agent import api
 from agent.contract.settings import Limits, Retention
 from agent.data.spool import spool, sweep_orphans
@@ -24,7 +26,6 @@ from agent.queue.jobs import Job, State
 from agent.queue.store import Store
 from agent.runner.attempt import Attempt, Stopping
 from agent.runner.retention import prune
-from agent.runner.stages import Stages
 from agent.scoring.gate import Verdict
 from agent.system.paths import Home
 from agent.versions.registry import Registry
