@@ -70,7 +70,7 @@ def main() -> int:
     die_with_parent(given.parent)
     import torch  # noqa: PLC0415
 
-    from quant.devices import choose, name_of  # noqa: PLC0415
+    from quant.shared.devices import choose, name_of  # noqa: PLC0415
 
     compute = choose(given.device, "auto", given.models)
     compute.settle()

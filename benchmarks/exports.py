@@ -39,9 +39,9 @@ from agent.versions.registry import Registry
 from benchmarks.base_gguf import copy_fields, write_base
 from benchmarks.boxes import machine
 from benchmarks.running import Part, Session, add_run_options, code, phase, run
-from quant.generate import greedy
 from quant.lean.export import GGUF_ARCHITECTURES
 from quant.lean.model import open_model
+from quant.shared.generate import greedy
 
 CPU = torch.device("cpu")
 LONGEST = 48

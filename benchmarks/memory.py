@@ -103,7 +103,7 @@ def plain(given: argparse.Namespace, what: Case) -> None:
 
 def unpack(gguf: Path, folder: Path) -> None:
     """The default base model as a plain folder."""
-    from quant.stock_prepare import dequantise_gguf, save_tokenizer  # noqa: PLC0415
+    from quant.hf.prepare import dequantise_gguf, save_tokenizer  # noqa: PLC0415
 
     dequantise_gguf(gguf, folder)
     save_tokenizer(gguf, folder)

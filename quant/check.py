@@ -8,11 +8,12 @@ import torch
 
 from agent.contract.confinement import is_confined
 from agent.contract.protocol import Checked
-from quant.devices import Compute, choose, choose_device, device_title, name_of
 from quant.lean.arena import Arena
 from quant.lean.convert import nf4
 from quant.lean.linear import Linear
-from quant.lean.nf4 import Packed, dynamic_map, quantise_blockwise
+from quant.lean.nf4 import Packed
+from quant.shared.blockwise import dynamic_map, quantise_blockwise
+from quant.shared.devices import Compute, choose, choose_device, device_title, name_of
 
 SIZE = 256
 

@@ -33,22 +33,23 @@ from agent.contract.protocol import (
 )
 from agent.contract.reply_messages import Replied, Reply, Said
 from agent.contract.worker_server import Emit
-from quant import allocators
-from quant.chat import Encoded, Encoder
 from quant.check import check
-from quant.corpus import Corpus
-from quant.devices import is_out_of_memory
-from quant.dice import Dice
-from quant.generate import greedy
 from quant.lean import export
 from quant.lean.tokens import Tokenizer
-from quant.loss import mean_losses
-from quant.model import Model, foreign_faults, load
+from quant.load import load
 from quant.plan import peaks
 from quant.prepare import prepare
-from quant.streaming import Spoken
-from quant.templates import templated
-from quant.train import start, train, usable
+from quant.shared import allocators
+from quant.shared.chat import Encoded, Encoder
+from quant.shared.corpus import Corpus
+from quant.shared.devices import is_out_of_memory
+from quant.shared.generate import greedy
+from quant.shared.loss import mean_losses
+from quant.shared.model import Model, foreign_faults
+from quant.shared.sampling import Dice
+from quant.shared.streaming import Spoken
+from quant.shared.templates import templated
+from quant.shared.train import start, train, usable
 
 WINDOWS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 ROWS = 512

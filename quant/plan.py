@@ -13,9 +13,9 @@ from agent.contract.errors import BaseModelError
 from agent.contract.protocol import Peaks, Plan
 from agent.contract.settings import Training
 from agent.contract.worker_server import rss_mb
-from quant.devices import Compute, choose
 from quant.lean import memory
 from quant.lean.architecture import Architecture, architecture
+from quant.shared.devices import Compute, choose
 
 LIBRARIES = 43e6
 """Bytes that torch and MKL take once they compute, code and buffers, whatever the model (measured, docs/memory.md)."""

@@ -15,7 +15,7 @@ from agent.contract.protocol import Prepared
 from quant.lean.architecture import Architecture, architecture
 from quant.lean.convert import convert
 from quant.lean.sources import Folder, Gguf
-from quant.model import foreign_faults
+from quant.shared.model import foreign_faults
 
 CONFIG = "config.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -81,4 +81,4 @@ def _copy_tokenizer(source: Path, work: Path) -> None:
 
 def _from_transformers() -> Any:
     """What only transformers can do, imported by need: it costs seconds and 300 MB."""
-    return importlib.import_module("quant.stock_prepare")
+    return importlib.import_module("quant.hf.prepare")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from agent.contract import worker_server
 from agent.contract.confinement import without_network
 from agent.contract.protocol import Answer
-from quant import allocators
+from quant.shared import allocators
 
 if TYPE_CHECKING:
     from quant.commands import Commands

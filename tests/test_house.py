@@ -111,6 +111,23 @@ def test_the_contract_imports_only_the_standard_library(module: str, imported_by
     assert found <= allowed
 
 
+def test_the_map_of_rooms_is_the_tree() -> None:
+    """docs/architecture.md has one line for each package, in the order of the import layers."""
+    _, _, text = (ROOT / "docs/architecture.md").read_text().partition("## Rooms\n")
+    rooms = [line.split()[0] for line in text.split("```")[1].splitlines()[1:]]
+    packages = {named(path.parent) for path in python_files(*PACKAGES) if path.name == "__init__.py"} - {"agent"}
+    assert sorted(rooms) == sorted({*packages, "agent/api.py"})
+    layers = pyproject()["tool"]["importlinter"]["contracts"][0]["layers"]
+    placed = [[name.strip().replace("agent.api", "agent.api.py") for name in layer.split("|")] for layer in layers]
+    told = [room.replace("/", ".") for room in rooms if not room.startswith("quant/")]
+    assert told == [name for layer in placed for name in sorted(layer, key=told.index)]
+
+
+def test_only_the_calls_for_python_stay_directly_in_agent() -> None:
+    """Every other module lives in a package whose name is its job."""
+    assert {path.name for path in (ROOT / "agent").glob("*.py")} == {"__init__.py", "api.py"}
+
+
 # ---- what code may not do ----
 
 
@@ -161,10 +178,10 @@ def test_code_runs_no_foreign_code_and_stays_off_the_network(path: Path) -> None
         ("def f():\n    import httpx", "quant/worker.py"),
         ("from urllib import request", "agent/versions/fetch.py"),
         ("import socket", "agent/daemon/daemon.py"),
-        ("torch.load(path)", "quant/base.py"),
+        ("torch.load(path)", "quant/load.py"),
         ("eval(text)", "agent/system/config.py"),
         ("run(command, shell=True)", "agent/versions/fetch.py"),
-        ("AutoModel.from_pretrained(path, trust_remote_code=flag)", "quant/base.py"),
+        ("AutoModel.from_pretrained(path, trust_remote_code=flag)", "quant/load.py"),
         ("connection.listen(5)", "agent/system/systemd.py"),
         ("socket.socket(socket.AF_INET)", "agent/serve/server.py"),
         ("socket.socket()", "agent/serve/server.py"),
@@ -178,7 +195,7 @@ def test_the_check_above_sees_what_is_forbidden(source: str, where: str) -> None
 def test_the_check_above_leaves_the_rest_alone() -> None:
     """Imports in their own place, `network.eval()` and an argument that switches a danger off are fine."""
     source = "import torch\nfrom safetensors.torch import load_file\nnetwork.eval()\nload(trust_remote_code=False)"
-    assert list(faults(source, "quant/base.py")) == []
+    assert list(faults(source, "quant/load.py")) == []
 
 
 # ---- sizes ----

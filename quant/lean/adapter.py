@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from agent.contract.errors import BaseModelError
 from agent.contract.settings import Training
-from quant.flat import Flat
-from quant.lean import writer
 from quant.lean.architecture import Architecture
 from quant.lean.linear import Lora
+from quant.shared import writer
+from quant.shared.flat_params import Flat
 
 PREFIX = "base_model.model.model.layers"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

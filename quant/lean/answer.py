@@ -7,14 +7,14 @@ from functools import partial
 
 import torch
 
-from quant.batches import fill_rows
-from quant.dice import Dice
 from quant.lean.architecture import Architecture
 from quant.lean.block import Keep, Rows
 from quant.lean.cache import LayerCache, Lengths, Pair, caches
 from quant.lean.decoder import Decoder
 from quant.lean.memory import PREFILL_TOKENS, cached_token
-from quant.streaming import Tokens
+from quant.shared.packing import fill_rows
+from quant.shared.sampling import Dice
+from quant.shared.streaming import Tokens
 
 MOST_PROMPTS = 64
 

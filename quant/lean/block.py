@@ -14,8 +14,8 @@ import torch
 
 from quant.lean.arena import Arena
 from quant.lean.cache import LayerCache, Pair
+from quant.lean.layers import Attention, Norm, Rotation, activate, activate_backward
 from quant.lean.linear import Linear
-from quant.lean.pieces import Attention, Norm, Rotation, activate, activate_backward
 
 Keep = Callable[[torch.Tensor, torch.Tensor], None]
 """Takes keys and values (T, kv_heads, size), which it must copy."""

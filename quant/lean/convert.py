@@ -15,10 +15,11 @@ from typing import BinaryIO
 import torch
 
 from quant.lean.architecture import Architecture
-from quant.lean.nf4 import BLOCK, CODE, NESTED_BLOCK, dynamic_map, quantise_blockwise
+from quant.lean.nf4 import BLOCK, CODE
 from quant.lean.sources import Source
 from quant.lean.store import STATE, WEIGHTS
-from quant.lean.writer import Entry, header, put
+from quant.shared.blockwise import NESTED_BLOCK, dynamic_map, quantise_blockwise
+from quant.shared.writer import Entry, header, put
 
 ROWS_BYTES = 8 << 20
 """About how much of a matrix is worked on at a time, as float32."""

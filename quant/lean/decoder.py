@@ -12,18 +12,18 @@ from pathlib import Path
 
 import torch
 
-from quant import allocators
-from quant.batches import Row
 from quant.lean.adapter import Adapter
 from quant.lean.architecture import Architecture, Rope
 from quant.lean.arena import Arena
 from quant.lean.block import Block, Remembered, Rows
 from quant.lean.head import Head
+from quant.lean.layers import Attention, Norm, Rotation
 from quant.lean.linear import Linear
 from quant.lean.memory import Plan
-from quant.lean.pieces import Attention, Norm, Rotation
 from quant.lean.prefix import PrefixCache
 from quant.lean.store import Store
+from quant.shared import allocators
+from quant.shared.packing import Row
 
 
 @dataclass

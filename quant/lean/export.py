@@ -18,7 +18,7 @@ from quant.lean.adapter import Adapter, read
 from quant.lean.architecture import GEMMA, Architecture, architecture
 from quant.lean.sources import GGUF_NAMES
 from quant.lean.store import STATE, Store
-from quant.lean.writer import Entry, header, put
+from quant.shared.writer import Entry, header, put
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from quant import allocators
-from quant.dice import Dice
 from quant.lean.arena import Arena
-from quant.lean.pieces import Norm
+from quant.lean.layers import Norm
+from quant.shared import allocators
+from quant.shared.sampling import Dice
 
 CHUNK = 2048
 """Words of the vocabulary at a time."""

@@ -10,10 +10,6 @@ import torch
 
 from agent.contract.errors import BaseModelError, DataError
 from agent.contract.settings import Training
-from quant.batches import Row
-from quant.chat import Encoder
-from quant.dice import Dice
-from quant.flat import Flat
 from quant.lean import adapter as adapters
 from quant.lean import memory
 from quant.lean.adapter import Adapter
@@ -22,7 +18,11 @@ from quant.lean.architecture import architecture
 from quant.lean.decoder import Decoder, open_decoder
 from quant.lean.prefix import PrefixCache
 from quant.lean.tokens import Tokenizer
-from quant.streaming import Tokens
+from quant.shared.chat import Encoder
+from quant.shared.flat_params import Flat
+from quant.shared.packing import Row
+from quant.shared.sampling import Dice
+from quant.shared.streaming import Tokens
 
 
 class LeanModel:

@@ -7,19 +7,16 @@ torch.compile, which costs seconds and 114 MB; on CUDA its Python API.
 from __future__ import annotations
 
 import ctypes
-import functools
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from agent.contract.errors import BaseModelError
+from quant.shared.blockwise import NESTED_BLOCK, c_function, c_pointer
 
-BLOCK, NESTED_BLOCK = 64, 256
-"""Weights that share a scale, and scales that share one."""
+BLOCK = 64
+"""Weights that share a scale."""
 
 CODE = torch.tensor(
     [
@@ -72,41 +69,15 @@ class Packed:
         return out
 
 
-@functools.cache
-def _library() -> ctypes.CDLL:
-    """Bitsandbytes' CPU functions, without its Python; raises BaseModelError if this wheel has none."""
-    spec = importlib.util.find_spec("bitsandbytes")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    for folder in folders:
-        path = Path(folder) / "libbitsandbytes_cpu.so"
-        if path.exists():
-            return ctypes.CDLL(str(path))
-    raise BaseModelError("bitsandbytes has no CPU library here: install bitsandbytes for this machine")
-
-
-@functools.cache
-def _function(name: str) -> Callable[..., None]:
-    try:
-        function = getattr(_library(), name)
-    except AttributeError as fault:
-        raise BaseModelError(f"this bitsandbytes lacks {name}: install the version in constraints.txt") from fault
-    function.restype = None
-    return function
-
-
-def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
 def _unpack_cpu(packed: Packed, out: torch.Tensor, scales: torch.Tensor) -> None:
     count = ctypes.c_longlong(packed.scales.numel())
-    blockwise = _function("cdequantize_blockwise_cpu_fp32")
-    of_scales = map(_pointer, (packed.scale_map, packed.scales, packed.nested, scales))
+    blockwise = c_function("cdequantize_blockwise_cpu_fp32")
+    of_scales = map(c_pointer, (packed.scale_map, packed.scales, packed.nested, scales))
     blockwise(*of_scales, ctypes.c_longlong(NESTED_BLOCK), count)
     scales.add_(packed.offset)
-    nf4 = _function(f"cdequantize_blockwise_cpu_nf4_{_KINDS[out.dtype]}")
+    nf4 = c_function(f"cdequantize_blockwise_cpu_nf4_{_KINDS[out.dtype]}")
     rows, columns = map(ctypes.c_longlong, packed.shape)
-    nf4(_pointer(packed.codes), _pointer(scales), _pointer(out), ctypes.c_longlong(BLOCK), rows, columns)
+    nf4(c_pointer(packed.codes), c_pointer(scales), c_pointer(out), ctypes.c_longlong(BLOCK), rows, columns)
 
 
 def _unpack_cuda(packed: Packed, out: torch.Tensor, scales: torch.Tensor) -> None:
@@ -117,28 +88,3 @@ def _unpack_cuda(packed: Packed, out: torch.Tensor, scales: torch.Tensor) -> Non
     functional.dequantize_blockwise(packed.scales, nested, out=scales)
     scales.add_(packed.offset)
     functional.dequantize_4bit(packed.codes.view(-1, 1), absmax=scales, out=out, blocksize=BLOCK, quant_type="nf4")
-
-
-@functools.cache
-def dynamic_map(*, signed: bool = True) -> torch.Tensor:
-    """The 256 numbers of the dynamic 8-bit type (arXiv 1511.04561), ascending, float32."""
-    found = [0.0, 1.0]
-    for exponent in range(7):
-        edges = torch.linspace(0.1, 1, (1 if signed else 2) * 2**exponent + 1)
-        middles = ((edges[:-1] + edges[1:]) / 2 * 10 ** (exponent - 6)).tolist()
-        found += middles + [-each for each in middles] * signed
-    return torch.tensor(sorted(found + [0.0] * (256 - len(found))))
-
-
-def quantise_blockwise(values: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices into `numbers` (256,), uint8, and the scale of each block of 256, float32, for a flat float32 tensor."""
-    if values.device.type != "cpu":
-        functional: Any = importlib.import_module("bitsandbytes.functional")
-        indices, state = functional.quantize_blockwise(values, code=numbers, blocksize=NESTED_BLOCK)
-        return indices, state.absmax
-    indices = torch.empty(len(values), dtype=torch.uint8)
-    scales = torch.empty(-(-len(values) // NESTED_BLOCK))
-    blockwise = _function("cquantize_blockwise_cpu_fp32")
-    sizes = map(ctypes.c_longlong, (NESTED_BLOCK, len(values)))
-    blockwise(_pointer(numbers), _pointer(values), _pointer(scales), _pointer(indices), *sizes)
-    return indices, scales

@@ -1,6 +1,6 @@
 """A model's tokenizer and chat template without transformers: `tokenizers` and sandboxed Jinja.
 
-Has of transformers' tokenizers what `quant.chat.Encoder` uses, under the same names and with the same results.
+Has of transformers' tokenizers what `quant.shared.chat.Encoder` uses, under the same names and with the same results.
 """
 
 from __future__ import annotations

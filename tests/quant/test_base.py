@@ -11,12 +11,12 @@ from tiny import ARCHITECTURES, each, write_model
 
 from agent.contract.errors import BaseModelError
 from benchmarks.base_gguf import write_base
+from quant.hf.model import open_model
 from quant.lean import export
 from quant.lean.sources import Gguf
 from quant.lean.store import STATE
-from quant.model import load
+from quant.load import load
 from quant.prepare import prepare
-from quant.stock import open_model
 
 
 @pytest.mark.parametrize("architecture", each(ARCHITECTURES))

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant.batches import Schedule, fill_rows, pack
-from quant.chat import Encoded
+from quant.shared.chat import Encoded
+from quant.shared.packing import Schedule, fill_rows, pack
 
 
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 8), st.integers(40, 90))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from tiny import tokenizer
 
-from quant.chat import Encoder
+from quant.shared.chat import Encoder
 
 ASK = {"role": "user", "content": "the port?"}
 SAY = {"role": "assistant", "content": "4713"}

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quant.chat import Encoded
-from quant.corpus import Corpus
+from quant.shared.chat import Encoded
+from quant.shared.corpus import Corpus
 
 tokens = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.booleans(), st.booleans()), max_size=6)
 

@@ -10,10 +10,10 @@ import pytest
 from agent.contract.protocol import Event, Step
 from agent.contract.settings import Training
 from quant.check import check
-from quant.generate import greedy
-from quant.loss import mean_losses
-from quant.model import load
-from quant.train import start, train
+from quant.load import load
+from quant.shared.generate import greedy
+from quant.shared.loss import mean_losses
+from quant.shared.train import start, train
 
 pytestmark = pytest.mark.cuda
 ROWS = [

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from agent.contract.errors import ConfigError
-from quant import devices
 from quant.check import check
-from quant.devices import PROBE, _of_cpu, _threads, choose
+from quant.shared import devices
+from quant.shared.devices import PROBE, _of_cpu, _threads, choose
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_doctor_is_told_why() -> None:
 
 SHOW = """
 import os
-from quant import allocators
+from quant.shared import allocators
 allocators.settle()
 print(os.environ.get("PYTORCH_CUDA_ALLOC_CONF"))
 """
@@ -128,10 +128,10 @@ def test_allocators_leave_what_a_person_has_set() -> None:
 LEAN = """
 import json, sys
 from pathlib import Path
-from quant.chat import Encoded
+from quant.shared.chat import Encoded
 from agent.contract.settings import Training
-from quant.model import load
-from quant.train import start, train
+from quant.load import load
+from quant.shared.train import start, train
 model = load(Path(sys.argv[1]), None, "cpu", "float32")
 example = model.encoder.example("x", [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c"}], 64)
 train(start(model, [example], Training(rank=2, steps=2), None), Path(sys.argv[2]), lambda _: None, lambda: False)

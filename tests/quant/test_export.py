@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from agent.contract.errors import BaseModelError
 from agent.contract.settings import Training
-from quant.batches import pack
-from quant.chat import Encoded
 from quant.lean import export
 from quant.lean.model import LeanModel, open_model
+from quant.shared.chat import Encoded
+from quant.shared.packing import pack
 
 CPU = torch.device("cpu")
 SETTINGS = Training(rank=4, alpha=8)

@@ -18,12 +18,12 @@ from agent.versions.modelfile import modelfile
 from benchmarks.base_gguf import write_base
 from benchmarks.exports import modelfile as parsed
 from benchmarks.exports import of_llama
-from quant.chat import Encoder
-from quant.generate import greedy
 from quant.lean import export
 from quant.lean.model import LeanModel, open_model
 from quant.lean.tokens import Tokenizer
-from quant.templates import templated
+from quant.shared.chat import Encoder
+from quant.shared.generate import greedy
+from quant.shared.templates import templated
 
 pytestmark = pytest.mark.slow
 

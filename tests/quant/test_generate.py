@@ -9,14 +9,14 @@ import torch
 from tiny import ARCHITECTURES, each, tokenizer
 
 from agent.contract.errors import DataError
-from quant.chat import Encoder
-from quant.dice import Dice
-from quant.generate import greedy
+from quant.hf.model import open_model
 from quant.lean import memory
 from quant.lean.answer import answers, shared
-from quant.model import load
-from quant.stock import open_model
-from quant.streaming import Spoken
+from quant.load import load
+from quant.shared.chat import Encoder
+from quant.shared.generate import greedy
+from quant.shared.sampling import Dice
+from quant.shared.streaming import Spoken
 
 
 @pytest.mark.parametrize("a_pass", [512, 4])

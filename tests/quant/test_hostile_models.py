@@ -17,8 +17,9 @@ from tiny import write_model
 
 from agent.contract.errors import AgentError, BaseModelError
 from agent.contract.settings import Training
-from quant.model import Model, load
+from quant.load import load
 from quant.prepare import prepare
+from quant.shared.model import Model
 
 TOUCHED = "touched"
 

@@ -19,9 +19,9 @@ from tiny import LEAN, each, write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agent.contract.settings import Training
-from quant import stock_prepare
-from quant.batches import Row, pack
-from quant.chat import Encoded
+from quant.hf import prepare as hf_prepare
+from quant.hf.model import StockModel
+from quant.hf.model import open_model as open_stock
 from quant.lean import convert
 from quant.lean.architecture import architecture
 from quant.lean.arena import ALIGNMENT, Arena
@@ -32,8 +32,8 @@ from quant.lean.sources import Folder
 from quant.lean.store import Store
 from quant.lean.tokens import Tokenizer
 from quant.prepare import prepare
-from quant.stock import StockModel
-from quant.stock import open_model as open_stock
+from quant.shared.chat import Encoded
+from quant.shared.packing import Row, pack
 
 SETTINGS = Training(rank=4, alpha=8)
 CPU = torch.device("cpu")
@@ -310,7 +310,7 @@ def test_pieces_of_a_matrix_are_whole_blocks(rows: int, width: int, monkeypatch:
 def test_the_converter_writes_what_transformers_writes(architecture: str, tmp_path: Path) -> None:
     """Tensor for tensor, bit for bit; only the blanks behind the JSON of a matrix differ."""
     source = write_model(tmp_path / "source", architecture)
-    stock_prepare.quantise(source, tmp_path)
+    hf_prepare.quantise(source, tmp_path)
     prepare(source, tmp_path / "base")
     mine = load_file(tmp_path / "base" / "model.safetensors")
     theirs = load_file(tmp_path / "model.safetensors")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, each
 
-from quant.loss import mean_losses
-from quant.model import load
-from quant.stock import open_model
+from quant.hf.model import open_model
+from quant.load import load
+from quant.shared.loss import mean_losses
 
 ROWS = [
     [{"role": "user", "content": "what is the port?"}, {"role": "assistant", "content": "the port is 4713"}],

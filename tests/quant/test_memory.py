@@ -11,11 +11,11 @@ import torch
 from tiny import LEAN, each
 
 from agent.contract.settings import Training
-from quant.batches import pack
-from quant.chat import Encoded
 from quant.lean import memory
 from quant.lean.arena import Arena
 from quant.lean.model import LeanModel, open_model
+from quant.shared.chat import Encoded
+from quant.shared.packing import pack
 
 SETTINGS = Training(rank=2, sequence_length=96, memory_budget=1)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from bitsandbytes.functional import create_dynamic_map
 
-from quant.flat import Flat
-from quant.lean.nf4 import dynamic_map, quantise_blockwise
-from quant.optimizer import MOMENTS, AdamW
+from quant.shared.blockwise import dynamic_map, quantise_blockwise
+from quant.shared.flat_params import Flat
+from quant.shared.optimizer import MOMENTS, AdamW
 
 COUNT = 300_001
 """More than one part, and no multiple of a block."""

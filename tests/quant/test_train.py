@@ -16,9 +16,10 @@ from agent.contract.atomic_io import folder_fault
 from agent.contract.errors import TrainingFailed
 from agent.contract.protocol import Checkpointed, Event, Note, Step, Trained
 from agent.contract.settings import Training
-from quant.generate import greedy
-from quant.model import Model, load
-from quant.train import learning_rate, start, train, usable
+from quant.load import load
+from quant.shared.generate import greedy
+from quant.shared.model import Model
+from quant.shared.train import learning_rate, start, train, usable
 
 SETTINGS = Training(rank=4, alpha=8, steps=8, micro_batch=4, checkpoint_every=3, learning_rate=1e-2)
 ROWS = [

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from agent.contract.settings import Training
 from agent.queue.migrations import LATEST, MIGRATIONS
-from quant import checkpoint
-from quant.flat import Flat
-from quant.optimizer import MOMENTS, AdamW
+from quant.shared import checkpoint
+from quant.shared.flat_params import Flat
+from quant.shared.optimizer import MOMENTS, AdamW
 
 pytestmark = pytest.mark.process
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from quant.model import Model
+from quant.shared.model import Model
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,7 @@
-"""What the commands of the worker ask of a model, however it computes; and the choice between the two ways."""
+"""What the commands of the worker ask of a model, however it computes."""
 
 from __future__ import annotations
 
-import importlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,16 +9,14 @@ from typing import Protocol
 
 import torch
 
-from agent.contract.atomic_io import folder_fault
 from agent.contract.errors import AgentError, BaseModelError
 from agent.contract.settings import Training
-from quant.batches import Row
-from quant.chat import Encoder
-from quant.devices import choose, is_out_of_memory
-from quant.dice import Dice
-from quant.flat import Flat
-from quant.lean.architecture import architecture
-from quant.streaming import Tokens
+from quant.shared.chat import Encoder
+from quant.shared.devices import is_out_of_memory
+from quant.shared.flat_params import Flat
+from quant.shared.packing import Row
+from quant.shared.sampling import Dice
+from quant.shared.streaming import Tokens
 
 
 @contextmanager
@@ -90,22 +86,3 @@ class Model(Protocol):
     def save(self, folder: Path) -> None:
         """Write the adapter as peft does into `folder`."""
         ...
-
-
-def load(folder: Path, adapter: Path | None, device_name: str, dtype_name: str) -> Model:
-    """Load a prepared base model and, if given, a PEFT adapter on top of it.
-
-    The lean path is taken where it covers the architecture, transformers and peft elsewhere. Raises BaseModelError if
-    the folder is not whole.
-    """
-    fault = folder_fault(folder, contents=False)
-    if fault:
-        raise BaseModelError(f"the base model is damaged: {fault}; run `nslora-agent init --again`")
-    compute = choose(device_name, dtype_name, folder.parent)
-    compute.settle()
-    arch = architecture(json.loads((folder / "config.json").read_text()))
-    # Imported by need: transformers and peft cost seconds and 300 MB.
-    way = importlib.import_module("quant.lean.model" if arch else "quant.stock")
-    with foreign_faults(f"{folder} or its adapter cannot be loaded"):
-        model: Model = way.open_model(folder, adapter, compute.device, compute.dtype)
-    return model

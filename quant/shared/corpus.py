@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
 
-from quant.chat import Encoded
+from quant.shared.chat import Encoded
 
 ENTRY = struct.Struct("<QIHB")
 """In the index, for each example: place of its data, tokens, bytes of its id, whether it was cut."""

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from quant.batches import fill_rows, pack
-from quant.chat import Encoded
-from quant.model import Model
+from quant.shared.chat import Encoded
+from quant.shared.model import Model
+from quant.shared.packing import fill_rows, pack
 
 
 def mean_losses(model: Model, examples: Sequence[Encoded], most_tokens: int) -> list[tuple[float, float | None]]:

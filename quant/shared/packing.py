@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from quant.chat import Encoded
+from quant.shared.chat import Encoded
 
 
 @dataclass(frozen=True)

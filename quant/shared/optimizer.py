@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from quant.lean.nf4 import NESTED_BLOCK, dynamic_map, quantise_blockwise
+from quant.shared.blockwise import NESTED_BLOCK, dynamic_map, quantise_blockwise
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8

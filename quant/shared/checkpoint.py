@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from agent.contract.atomic_io import TEMPORARY, publish_folder, remove_tree
-from quant.flat import Flat
-from quant.lean.writer import write
-from quant.optimizer import AdamW
+from quant.shared.flat_params import Flat
+from quant.shared.optimizer import AdamW
+from quant.shared.writer import write
 
 KEPT = 2
 """Checkpoints kept: the newest, and the one before it in case the newest is damaged by the disk."""

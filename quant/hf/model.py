@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils import logging as transformers_logging
 
 from agent.contract.settings import Training
-from quant.batches import Row
-from quant.chat import Encoder
-from quant.dice import Dice
-from quant.flat import Flat
-from quant.streaming import Tokens
+from quant.shared.chat import Encoder
+from quant.shared.flat_params import Flat
+from quant.shared.packing import Row
+from quant.shared.sampling import Dice
+from quant.shared.streaming import Tokens
 
 transformers_logging.disable_progress_bar()
 

@@ -18,15 +18,15 @@ from agent.contract.errors import TrainingFailed
 from agent.contract.protocol import Checkpointed, Note, Step, Trained
 from agent.contract.settings import Training
 from agent.contract.worker_server import Emit, rss_mb
-from quant import allocators, checkpoint
-from quant.batches import Row, Schedule, fill_rows, pack
-from quant.chat import Encoded
-from quant.checkpoint import Progress
-from quant.corpus import Corpus
-from quant.devices import cuda_mb, cuda_reserved_mb
-from quant.flat import Flat
-from quant.model import Model
-from quant.optimizer import MOMENTS, AdamW
+from quant.shared import allocators, checkpoint
+from quant.shared.chat import Encoded
+from quant.shared.checkpoint import Progress
+from quant.shared.corpus import Corpus
+from quant.shared.devices import cuda_mb, cuda_reserved_mb
+from quant.shared.flat_params import Flat
+from quant.shared.model import Model
+from quant.shared.optimizer import MOMENTS, AdamW
+from quant.shared.packing import Row, Schedule, fill_rows, pack
 
 
 def learning_rate(step: int, total: int, settings: Training) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agent.contract.errors import BaseModelError
 from agent.contract.export_messages import ANSWER, QUESTION, SECOND, SYSTEM, Templated
-from quant.chat import Encoder
+from quant.shared.chat import Encoder
 
 
 def templated(encoder: Encoder) -> Templated:
