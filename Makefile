@@ -41,7 +41,7 @@ test: .venv/installed-test
 	$(PYTEST) $(IN_PARTS)
 
 test-all: .venv/installed-test-all
-	HYPOTHESIS_PROFILE=exhaustive $(PYTEST) $(IN_PARTS) -m 'not cuda'
+	PATIENCE=7200 HYPOTHESIS_PROFILE=exhaustive $(PYTEST) $(IN_PARTS) --timeout 14400 -m 'not cuda'
 	$(BIN)/python tests/torture/fuzz.py
 	$(BIN)/python tests/mutation.py
 

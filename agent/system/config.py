@@ -53,7 +53,7 @@ Faults = list[tuple[str, str]]
 def read_config(path: Path) -> Config:
     """The settings in a file, or the defaults where there is none; raises ConfigError with every fault in it."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()  # as it is: to TOML a lone carriage return is no end of a line
         table = tomllib.loads(text)
     except FileNotFoundError:
         return Config()

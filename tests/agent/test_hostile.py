@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from checkout import tomllib
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from reading import assert_refused_or_kept
 
@@ -67,6 +67,7 @@ def settings_or_fault(path: Path, data: bytes) -> Config | None:
 
 
 @given(data=st.binary(max_size=300))
+@example(data=b"\r")
 def test_arbitrary_bytes_are_settings_or_one_error(folder: Path, data: bytes) -> None:
     """Nothing else is raised; what reads as TOML without a setting gives the defaults."""
     config = settings_or_fault(folder / "config.toml", data)

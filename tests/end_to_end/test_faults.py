@@ -24,12 +24,6 @@ from agent.system.worker_client import MOST_WAITING, Connection
 
 pytestmark = pytest.mark.process
 
-pytestmark = pytest.mark.process
-
-SAMPLE = 3
-"""Failed calls that `make test` tries; `make test-all` tries one of each kind."""
-FAILING = ("write", "pwrite64", "fsync", "fdatasync", "rename", "mkdir", "unlink")
-
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory, tiny_base: Callable[[str], Path]) -> Path:

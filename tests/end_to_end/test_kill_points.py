@@ -130,7 +130,8 @@ def survives(tmp_path: Path, point: Point, mutation: str = "-") -> str:
     again = life(state, [], mutation)
     if again.returncode != 0:
         return f"{point}: the next start fails: {again.stderr[-300:]}"
-    fault = seen or left_wrong(state, killed.stdout + again.stdout)
+    # A kill may come between a line and its end.
+    fault = seen or left_wrong(state, f"{killed.stdout}\n{again.stdout}")
     shutil.rmtree(state)
     return f"{point}: {fault}" if fault else ""
 
@@ -334,7 +335,8 @@ def test_a_disk_that_fails_once_costs_a_retry_at_most(
     """ENOSPC or EIO at any write of daemon, loop or worker: no traceback, no half version, and the job can be done."""
     harness = Harness(template, tmp_path)
     draw = random.Random(0)
-    chosen = choose([point for point in points if point.call in FAILING])
+    # A pipe is on no disk: Python prints a traceback where its signal handler cannot write into one.
+    chosen = choose([point for point in points if point.call in FAILING and point.what.startswith("/")])
     with ThreadPoolExecutor(TOGETHER) as pool:
         found = pool.map(lambda each: after_a_fault(harness, each, draw.choice(["ENOSPC", "EIO"]), undisturbed), chosen)
         assert [fault for fault in found if fault] == []
