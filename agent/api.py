@@ -42,7 +42,7 @@ POLL = 0.5
 
 
 def validate(data: Data, *, state: Folder = None) -> Report:
-    """What the data holds and which lines are bad. Raises DataError if it cannot be used as a whole, NotFound."""
+    """Count a data file's good rows and list its bad lines. Raises NotFound, DataError if the whole file is of no use."""
     from agent.data.dataset import validate as check  # noqa: PLC0415
 
     with _opened(data) as source:
@@ -122,7 +122,7 @@ def explain(number: int, example: str | None = None, *, state: Folder = None) ->
 
 
 def versions(*, state: Folder = None) -> list[Version]:
-    """What was made so far, oldest first; 0 is the base model."""
+    """All versions, oldest first; 0 is the base model."""
     with _store(state) as store:
         return _registry(state, store).versions()
 
@@ -204,7 +204,7 @@ def _line(number: int, row: Row) -> bytes:
 
 
 def _shown(data: Data) -> str:
-    """What people see as the job's file; bytes that are not UTF-8, which SQLite refuses, become escapes."""
+    """The job's file as people see it; bytes that are not UTF-8, which SQLite refuses, become escapes."""
     if not isinstance(data, str | os.PathLike):
         return "rows from Python"
     if data == "-":

@@ -32,7 +32,7 @@ CLOSED, OPEN, HALF_OPEN = "closed", "open", "half-open"
 
 @dataclass(frozen=True)
 class Standing:
-    """How the remote stands: failures in a row, how often in a row it was opened, from when until when, and why.
+    """The breaker's state: failures in a row, openings in a row, from when until when, and why.
 
     Times are unix seconds, None while it is closed. With `trial` they are those of a trial call that is under way.
     """
@@ -45,7 +45,7 @@ class Standing:
     reason: str = ""
 
     def holds(self, now: float) -> bool:
-        """Whether the pause or the trial is not over."""
+        """True if the pause or the trial is not over."""
         return self.since is not None and self.until is not None and self.since <= now < self.until
 
     def state(self, now: float) -> str:
@@ -56,7 +56,7 @@ class Standing:
 
 
 def after_failure(standing: Standing, now: float, reason: str, pause: float = 0.0) -> Standing:
-    """What a failed call makes of it; `pause` is how long the remote itself asked to be left alone, in seconds."""
+    """The state after a failed call; `pause` is the wait that the remote itself asked for, in seconds."""
     failures, state = standing.failures + 1, standing.state(now)
     asked = now + min(pause, LONGEST_ASKED)
     if state == OPEN:
@@ -87,7 +87,7 @@ class Breaker:
         return Standing(failures, opened, since, until, bool(trial), reason)
 
     def allow(self) -> bool:
-        """Whether a call may be made now; for a trial call, every other process waits."""
+        """True if a call may be made now; for a trial call, every other process waits."""
         with transaction(self._database):
             standing, now = self.standing(), self._clock()
             if standing.state(now) == CLOSED:

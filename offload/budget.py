@@ -43,7 +43,7 @@ class DayBudgetSpent(BudgetSpent):
 
 @dataclass(frozen=True)
 class Subject:
-    """What a request is for: the job (0: none), the example's id, and why it is flagged (constraint ids)."""
+    """The purpose of a request: the job (0: none), the example's id, and why it is flagged (constraint ids)."""
 
     job: int
     example: str
@@ -106,11 +106,11 @@ class Budget:
         return (prompt_tokens * self._settings.price_in + completion_tokens * self._settings.price_out) / 1e6
 
     def today(self) -> Spent:
-        """What was spent on this day, reservations included."""
+        """The spend of this day, reservations included."""
         return self._sum("day", _day(self._clock()))
 
     def job(self, job: int) -> Spent:
-        """What was spent on a job, reservations included."""
+        """The spend of a job, reservations included."""
         return self._sum("job", job)
 
     def next_day(self) -> float:

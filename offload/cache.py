@@ -85,7 +85,7 @@ class Cache:
         return Recorded(*found[0]) if found else None
 
     def known(self, question: Question) -> bool:
-        """Whether the answer is there; does not count as a use."""
+        """True if the answer is there; does not count as a use."""
         sql = f"SELECT 1 FROM answers WHERE {self._column} = ? LIMIT 1"  # noqa: S608
         return bool(fetch(self._database, sql, (self._key(question),)))
 
@@ -223,7 +223,7 @@ def _parsed(line: bytes, where: str, checked: Callable[[str, str | None], bool])
 
 
 def _is_sound(row: dict[str, Any]) -> bool:
-    """Whether every field of an exported row has the type that we export."""
+    """True if every field of an exported row has the type that we export."""
     match row:
         case {
             "endpoint": str(), "model": str(), "parameters": dict(), "messages": [_, *_] as messages,

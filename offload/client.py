@@ -217,7 +217,7 @@ def _check_form(headers: httpx.Headers) -> None:
 
 
 def _explanation(response: httpx.Response) -> str:
-    """What the body of an error says; nothing if it breaks off, for the status alone decides what to do."""
+    """The message in the body of an error; empty if it breaks off, for the status alone decides what to do."""
     try:
         return error_message(_read(response, MAX_ERROR_BYTES))
     except httpx.RequestError:

@@ -1,4 +1,4 @@
-"""What the offload worker does for each request of the protocol."""
+"""The offload worker's answer to each request of the protocol."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _client(settings: Offload, on_try: OnTry) -> Any:
 
 
 def _is_step_of(answer: str, text: str | None) -> bool:
-    """Whether a recorded text is what TextGrad's step cuts out of the answer it was recorded with."""
+    """True if a recorded text is what TextGrad's step cuts out of the answer it was recorded with."""
     if text is None:
         return True
     try:

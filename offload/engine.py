@@ -109,7 +109,7 @@ def step(text: str, gradient: str, system: str, prompt: Callable[[str, str], str
 
 
 def critique(text: str, wanted: list[str], ask: Ask) -> str:
-    """What TextGrad's loss says is wrong with a text; one call."""
+    """Ask TextGrad's loss what is wrong with a text; one call."""
     loss = textgrad.TextLoss(prompts.critique_system(wanted), engine=Engine(ask))
     shown = textgrad.Variable(prompts.critique_user(text), role_description="text to check", requires_grad=False)
     return str(loss(shown).value)

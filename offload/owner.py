@@ -15,7 +15,7 @@ def myself() -> str:
 
 
 def is_gone(owner: str) -> bool:
-    """Whether the process of that name is known to be gone; False where that cannot be told."""
+    """True if the process of that name is known to be gone; False where that cannot be told."""
     try:
         boot, pid, started, _ = owner.split(" ")
         return boot != BOOT_ID.read_text().strip() or _started(int(pid)) != started

@@ -46,7 +46,7 @@ class Malformed(Exception):
 
 
 def holds_delimiters(*texts: str) -> bool:
-    """Whether a text could be taken for a part of the prompt."""
+    """True if a text could be taken for a part of the prompt."""
     return any(DELIMITERS.search(text) for text in texts)
 
 

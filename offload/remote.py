@@ -42,7 +42,7 @@ MakeClient = Callable[[OnTry], "Client"]
 
 @dataclass
 class Cost:
-    """What one rewrite has taken so far: HTTP requests, tokens, money; `cached` while nothing was sent.
+    """The cost of one rewrite so far: HTTP requests, tokens, money; `cached` while nothing was sent.
 
     `critique` is what its step was told to mend.
     """
@@ -55,7 +55,7 @@ class Cost:
 
     @property
     def cached(self) -> bool:
-        """Whether every answer came out of the cache."""
+        """True if every answer came out of the cache."""
         return self.calls == 0
 
 
@@ -131,7 +131,7 @@ class Remote:
         return reply, tries.cost.money
 
     def standing(self, job: int = 0) -> offload_messages.Remote:
-        """How the remote stands and what was spent, today and for a job."""
+        """The state of the remote and the spend, today and for a job."""
         standing, today, whole = self.breaker.standing(), self.budget.today(), self.budget.job(job)
         return offload_messages.Remote(
             breaker=standing.state(self._clock()),
@@ -249,7 +249,7 @@ class Tries:
 
 
 def outcome(fault: RemoteUnavailable | RemoteRefused) -> str:
-    """What a failed try is called in the audit: never in the server's words, which may quote the prompt."""
+    """The name of a failed try in the audit: never the server's words, which may quote the prompt."""
     what = "refused" if isinstance(fault, RemoteRefused) else "failed"
     happened = HAPPENED.match(str(fault))
     if not happened:

@@ -1,4 +1,4 @@
-"""What a server's bytes say: chat completions, errors, and lines fit for a person's eyes. Pure."""
+"""Parse a server's bytes: chat completions, errors, and lines fit for a person's eyes. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGEST_COUNT = 2**53
 
 @dataclass(frozen=True)
 class Completion:
-    """What one chat completion says; `finish_reason` and `model` are empty and the counts None where it does not."""
+    """One chat completion; `finish_reason` and `model` are empty and the counts None where it has none."""
 
     text: str
     finish_reason: str

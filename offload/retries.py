@@ -54,7 +54,7 @@ def refusal(status: int) -> type[errors.RemoteRefused]:
 
 
 def passes(status: int) -> bool:
-    """Whether an HTTP status says that the same request may be answered later: 408, 409, 429, 5xx and unknown ones."""
+    """True if an HTTP status says that the same request may be answered later: 408, 409, 429, 5xx and unknown ones."""
     return status in {408, 409, 429} or not 200 <= status < 500
 
 

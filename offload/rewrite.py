@@ -35,7 +35,7 @@ class Step:
 
     @property
     def messages(self) -> Messages:
-        """What the step sends."""
+        """The messages of the step."""
         return prompts.step_messages(self.system, self.prompt(self.text, self.gradient))
 
 
@@ -60,7 +60,7 @@ def redacted(request: RewriteExample, redactor: Redactor) -> Redacted:
 
 
 def first_messages(request: RewriteExample, redactor: Redactor) -> Messages:
-    """What would be sent first: the critique where no fault is named, else the step. Raises NotSent."""
+    """The messages to send first: the critique where no fault is named, else the step. Raises NotSent."""
     sent = redacted(request, redactor)
     if not sent.faults:
         return prompts.critique_messages(sent.text, sent.wanted)
@@ -101,7 +101,7 @@ class Rewriter:
         return self._answer(request.job, work)
 
     def _critique(self, subject: Subject, sent: Redacted, cost: Cost) -> str:
-        """What is wrong, in the remote's words, where no local check can name it; "" if nothing is."""
+        """Ask the remote what is wrong, where no local check can name it; "" if nothing is."""
         found = self._remote.recorded(subject, prompts.critique_messages(sent.text, sent.wanted))
         if found:
             said = found.answer
@@ -134,7 +134,7 @@ class Rewriter:
         return "rewritten", text
 
     def _step(self, subject: Subject, step: Step, cost: Cost) -> str:
-        """What TextGrad's optimizer makes of the text; recorded, so that it is made once."""
+        """Let TextGrad's optimizer rewrite the text; recorded, so that it is made once."""
         found = self._remote.recorded(subject, step.messages)
         if found and found.text is not None:
             return found.text

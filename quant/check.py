@@ -1,4 +1,4 @@
-"""Whether 4-bit training works on this device: what `doctor` asks of the worker."""
+"""The worker's part of `doctor`: does 4-bit training work on this device?"""
 
 from __future__ import annotations
 

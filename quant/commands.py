@@ -1,4 +1,4 @@
-"""What the training worker does for each request of the protocol."""
+"""The training worker's answer to each request of the protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job will take, before it does: the peaks of loading, training, answering and saving."""
+"""Predict the peaks of a job's memory: loading, training, answering and saving."""
 
 from __future__ import annotations
 
@@ -89,5 +89,5 @@ def _unmapped(arch: Architecture, plan: memory.Plan, dtype: torch.dtype) -> int:
 
 @functools.cache
 def _fault(folder: Path, contents: bool) -> str | None:  # noqa: FBT001  cache takes no keywords apart
-    """What is wrong with a model's files; read once a process, for every rung of the ladder asks."""
+    """Say what is wrong with a model's files; read once a process, for every rung of the ladder asks."""
     return folder_fault(folder, contents=contents)

@@ -80,5 +80,5 @@ def _copy_tokenizer(source: Path, work: Path) -> None:
 
 
 def _from_transformers() -> Any:
-    """What only transformers can do, imported by need: it costs seconds and 300 MB."""
+    """The preparing that only transformers can do, imported by need: it costs seconds and 300 MB."""
     return importlib.import_module("quant.hf.prepare")

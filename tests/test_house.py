@@ -32,7 +32,10 @@ LAZY = {
     "agent/serve/chat_service.py": {"asyncio"},
 }
 """Modules that are imported only where they are needed."""
-CONTRACT = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in python_files("agent/contract")}
+CONTRACT = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in python_files("agent/contract")
+}
 """What the workers may import of agent/, and what imports nothing else of it."""
 
 PLACES = {

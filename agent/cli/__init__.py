@@ -1,4 +1,4 @@
-"""What people type and see; each command is a thin layer over the packages below.
+"""The command line: each command is a thin layer over the packages below.
 
 Nothing imports it. Whatever takes long to import is imported where it is used.
 """

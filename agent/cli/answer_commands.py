@@ -86,7 +86,7 @@ def serve(arguments: argparse.Namespace, home: Home) -> int:
 
 
 def _lines() -> Iterator[str]:
-    """What a person types, or the lines of stdin, up to its end."""
+    """The lines that a person types, or those of stdin, up to its end."""
     while True:
         try:
             line = input("> ") if sys.stdin.isatty() else _line()

@@ -36,7 +36,7 @@ class Shade:
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn; `level` is a dashed line with its name."""
+    """A chart; `level` is a dashed line with its name."""
 
     title: str
     x: str

@@ -91,7 +91,7 @@ def _say_states(choices: Rows, outcomes: Rows) -> None:
 
 
 def _say_flagged(job: Job, choices: Rows, outcomes: Rows) -> None:
-    """How many rewrites, which a job of mode symbolic would have asked for, were not."""
+    """Say how many flagged rows were not rewritten."""
     offered = {row["example"] for row in outcomes if row["action"] == "rewrite"}
     flagged = [row for row in choices if row["standing"]["flagged"]]
     if not flagged:

@@ -128,7 +128,7 @@ def _base(home: Home, config: Config) -> Finding:
 
 
 def _remote(home: Home, config: Config) -> Finding:
-    """How the remote LLM stood when it was last asked; nothing is sent here."""
+    """The last known state of the remote LLM; nothing is sent here."""
     offload = config.offload
     if offload.mode == "cache-only":
         return Finding("remote LLM", OK, "recorded answers only (mode cache-only)")

@@ -30,7 +30,7 @@ Exported by nslora-agent for {form}. {reason}
 
 
 class Version:
-    """What is exported: a version with an adapter, and where everything of it is."""
+    """The exported version: its adapter, and the paths of all its parts."""
 
     def __init__(self, home: Home, number: int) -> None:
         from agent.versions.registry import Registry  # noqa: PLC0415

@@ -92,7 +92,7 @@ def test(arguments: argparse.Namespace, home: Home) -> int:
 
 
 def preview(arguments: argparse.Namespace, home: Home) -> int:
-    """What a symbolic job would send first for each flagged row."""
+    """Show what a symbolic job would send first for each flagged row."""
     from agent.contract.offload_messages import Preview  # noqa: PLC0415
     from agent.runner import rewriting  # noqa: PLC0415
 

@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Report:
-    """What the page says of a job; parts that its mode has not are empty."""
+    """The contents of the page about a job; parts that its mode does not have are empty."""
 
     job: Job
     moves: tuple[Move, ...]
@@ -240,7 +240,7 @@ def page(report: Report) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415  only this command needs it
 
     environment = Environment(
-        loader=PackageLoader("agent", "templates"),
+        loader=PackageLoader("agent.cli", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

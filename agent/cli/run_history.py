@@ -18,7 +18,7 @@ KEPT = 4000
 
 @dataclass
 class Following:
-    """What a run has told so far; `refresh` reads what is new.
+    """The history of a run so far; `refresh` reads its new events.
 
     Attributes:
         steps: the events of optimizer steps, thinned.

@@ -1,4 +1,4 @@
-"""What `watch` and `run` draw on a terminal, with rich; imported only there, for rich costs 80 ms and 12 MB."""
+"""The screens of `watch` and `run`, drawn with rich; imported only there, for rich costs 80 ms and 12 MB."""
 
 from __future__ import annotations
 

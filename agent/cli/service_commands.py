@@ -70,7 +70,7 @@ def _rendered(home: Home, user: str, *, offload: bool) -> Iterator[tuple[str, st
 
 
 def _is_systemd_here(target: Path) -> bool:
-    """Whether systemd runs this machine and reads units from `target`."""
+    """True if systemd runs this machine and reads units from `target`."""
     return Path("/run/systemd/system").is_dir() and target == DEFAULT_TARGET and shutil.which("systemctl") is not None
 
 
@@ -81,7 +81,7 @@ def _started(*, offload: bool) -> bool:
 
 
 def _systemctl(*arguments: str) -> str:
-    """What systemctl prints; raises StateError with what it complains of."""
+    """Run systemctl and return its output; raises StateError with its complaint."""
     import subprocess  # noqa: PLC0415  10 ms that no other command need pay
 
     done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)  # noqa: S607
@@ -91,7 +91,7 @@ def _systemctl(*arguments: str) -> str:
 
 
 def status(arguments: argparse.Namespace, _: Home) -> int:
-    """What systemd says of the service; exit code 1 if it does not run."""
+    """Show what systemd says of the service; exit code 1 if it does not run."""
     there = [name for name in ALL if (arguments.to / name).exists()]
     told: dict[str, str] = {}
     if _is_systemd_here(arguments.to):

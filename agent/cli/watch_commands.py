@@ -79,7 +79,7 @@ def _screen(arguments: argparse.Namespace, home: Home) -> int:
 
 
 def view(home: Home, number: int | None, followed: dict[int, Following]) -> View:
-    """What there is to see now of a job, or of the one that matters most; `followed` is kept from one to the next."""
+    """The present view of a job, or of the one that matters most; pass the same `followed` each time."""
     from agent.cli.screen import View  # noqa: PLC0415
 
     with open_existing(home.database) as store:

@@ -1,4 +1,4 @@
-"""What a verifiable constraint is made of: arguments, check and description; and how counts and quotes are put."""
+"""The parts of a verifiable constraint (arguments, check, description) and the wording of counts and quotes."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ _Build = Callable[[int], int]
 
 
 def matches(pattern: str, text: str) -> bool:
-    """Whether the whole text matches; texts longer than `LONGEST_TEXT` do not. Raises ValueError for a bad pattern."""
+    """True if the whole text matches; texts longer than `LONGEST_TEXT` do not. Raises ValueError for a bad pattern."""
     automaton = _Automaton()
     states = automaton.reachable(frozenset([automaton.compiled(_tokens(pattern))]))
     if len(text) > LONGEST_TEXT:

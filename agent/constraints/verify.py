@@ -48,7 +48,7 @@ def described(constraint: dict[str, Any]) -> str:
 
 
 def problem(constraint: dict[str, Any]) -> str | None:
-    """What is wrong with a constraint itself, in one line; None if texts can be checked with it."""
+    """Say what is wrong with a constraint itself, in one line; None if texts can be checked with it."""
     identifier, arguments = constraint.get("id"), constraint.get("kwargs")
     if not isinstance(identifier, str) or identifier not in _CHECKS:
         return f"unknown constraint {quote(str(identifier))}{_meant(str(identifier))}"

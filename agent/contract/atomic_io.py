@@ -111,7 +111,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _is_entry(entry: tuple[str, Any]) -> bool:
-    """Whether a manifest's entry names a file within its folder, its size and its sha256."""
+    """True if a manifest's entry names a file within its folder, its size and its sha256."""
     name, told = entry
     inside = not Path(name).is_absolute() and not {"..", ""} & set(name.split("/")) and "\0" not in name
     if not inside or not isinstance(told, dict):
@@ -120,7 +120,7 @@ def _is_entry(entry: tuple[str, Any]) -> bool:
 
 
 def folder_fault(folder: Path, *, contents: bool = True) -> str | None:
-    """What is wrong with a published folder, or None if it is whole.
+    """Say what is wrong with a published folder, or None if it is whole.
 
     With `contents=False` only presence and sizes are compared, which costs no reading.
     """

@@ -65,7 +65,7 @@ def _program(architecture: int, socket_number: int) -> bytes:
 
 
 def is_confined() -> bool:
-    """Whether this process is kept from opening a socket of the internet; tried out."""
+    """Try to open a socket of the internet; True if this process is kept from it."""
     try:
         socket.socket(socket.AF_INET).close()
     except PermissionError:

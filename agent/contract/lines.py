@@ -26,7 +26,7 @@ def shorten_line(text: str, longest: int, mark: str = "…") -> str:
 
 
 def kind(value: Any) -> str:
-    """What a parsed value is, in JSON's words, for a message."""
+    """The JSON type of a parsed value, for a message."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 

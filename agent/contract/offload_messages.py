@@ -1,4 +1,4 @@
-"""What `offload.worker` is asked and answers: a part of the contract in `protocol`."""
+"""Requests to `offload.worker` and its answers: a part of the contract in `protocol`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ImprovePrompt:
 
 @dataclass(frozen=True)
 class Preview:
-    """What would be sent first for this rewrite; nothing is."""
+    """Show what would be sent first for this rewrite, and send nothing."""
 
     request: RewriteExample
 
@@ -74,7 +74,7 @@ class ReadLog:
 
 @dataclass(frozen=True)
 class CacheStats:
-    """What the cache holds."""
+    """Count what the cache holds."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class CachePrune:
 
 @dataclass(frozen=True)
 class Remote:
-    """How the remote LLM stands: `breaker` is closed, open or half-open; `retry_at` and days are in unix time, UTC.
+    """State of the remote LLM: `breaker` is closed, open or half-open; `retry_at` and days are in unix time, UTC.
 
     Sums are over the day and over all attempts at the job that asked, reservations included.
     """
@@ -129,7 +129,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Rewritten:
-    """How a rewrite ended.
+    """The end of a rewrite.
 
     `outcome` is "rewritten" (only then `text` is not empty), "unneeded" (the critique found nothing), "rejected" (the
     answer cannot be used), "refused" (the request cannot be served, now or later), "deferred" (the remote or the day's

@@ -1,4 +1,4 @@
-"""What the disk and SQLite say, as errors of ours: one line each, with what to do. Standard library only."""
+"""Errors of the disk and of SQLite as errors of ours: one line each, with what to do."""
 
 from __future__ import annotations
 

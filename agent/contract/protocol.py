@@ -174,7 +174,7 @@ class Alive:
 
 @dataclass(frozen=True)
 class Share:
-    """How much of a request is done, from 0 to 1."""
+    """The share of a request that is done, from 0 to 1."""
 
     done: float
 
@@ -218,7 +218,7 @@ class Checkpointed:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `Prepare` made: sizes in bytes, time in seconds."""
+    """The result of `Prepare`: sizes in bytes, time in seconds."""
 
     architecture: str
     parameters: int
@@ -232,7 +232,7 @@ FITS_WITH = 0.95
 
 @dataclass(frozen=True)
 class Peaks:
-    """What a job will take at most while it loads, trains, answers and saves, in MB; not `known` for every model.
+    """The peaks of a job's memory while it loads, trains, answers and saves, in MB; not `known` for every model.
 
     On a CPU resident memory of the process, which takes `now_mb` already; on a GPU the device's memory. `free_mb` can
     be had besides. Exporting is a job of its own; `answers_mb` is what answers take of `generate_mb`.
@@ -277,7 +277,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Trained:
-    """How training ended; `finished` is False if it stopped early at a checkpoint because of SIGTERM.
+    """The end of training; `finished` is False if it stopped early at a checkpoint because of SIGTERM.
 
     `checkpoint` is the folder of the last one; tokens and seconds are those of all steps from the first.
     """
@@ -301,7 +301,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Checked:
-    """What `Check` found: `ok` only if a 4-bit backward pass gave the right gradient; `confined`: without network."""
+    """The result of `Check`: `ok` if a 4-bit backward pass gave the right gradient; `confined`: without network."""
 
     ok: bool
     device: str

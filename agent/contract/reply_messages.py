@@ -28,7 +28,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Said:
-    """What is new of an answer."""
+    """A text chunk of an answer."""
 
     text: str
 

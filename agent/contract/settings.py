@@ -38,7 +38,7 @@ def setting(
 
 @dataclass(frozen=True)
 class Training:
-    """How one adapter is trained; the only definition of each of these settings."""
+    """Settings of training one adapter; the only definition of each."""
 
     rank: int = setting(16, "rank of the LoRA update of every linear layer", low=1, high=256)
     alpha: int = setting(32, "LoRA scale: updates are multiplied by alpha / rank", low=1, high=1024)
@@ -98,7 +98,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Offload:
-    """How and how much the remote LLM is used; the only definition of each of these settings."""
+    """Settings of the remote LLM and of its use; the only definition of each."""
 
     base_url: str = setting("", "OpenAI-compatible endpoint, such as http://127.0.0.1:8080/v1; empty: nothing is sent")
     model: str = setting("", "name of the model at that endpoint")
@@ -156,7 +156,7 @@ class Governor:
 
 @dataclass(frozen=True)
 class Retention:
-    """What is kept of what is over; the only definition of each of these settings."""
+    """The number of old jobs and versions to keep; the only definition of each setting."""
 
     jobs: int = setting(100, "ended jobs whose data, logs and decisions are kept", low=1, high=1_000_000)
     checkpoints: int = setting(
@@ -167,7 +167,7 @@ class Retention:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What is told to monitoring; the only definition of each of these settings."""
+    """Settings of the metrics file; the only definition of each."""
 
     textfile: str = setting(
         "", "file for Prometheus's node exporter, such as /var/lib/node_exporter/nslora.prom; empty: none"
@@ -176,7 +176,7 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much data one file may hold; the only definition of each of these settings."""
+    """Limits of one data file; the only definition of each."""
 
     max_file_bytes: int = setting(256 << 20, "largest data file in bytes", low=1, high=1 << 40)
     max_lines: int = setting(1_000_000, "most lines of a data file, blank ones included", low=1, high=1_000_000_000)

@@ -1,4 +1,4 @@
-"""What Prometheus's node exporter reads from its textfile folder: one file, replaced as a whole."""
+"""Metrics for the textfile folder of Prometheus's node exporter: one file, replaced as a whole."""
 
 from __future__ import annotations
 

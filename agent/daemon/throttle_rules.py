@@ -33,7 +33,7 @@ class Hold:
 
 
 def step(hold: Hold | None, reading: Reading, settings: Settings, now: float, wall: dt.time) -> Hold | None:
-    """What holds training from now on, None for nothing; `hold` is what has held it so far.
+    """The reason to hold training from now on, None for none; `hold` is the reason so far.
 
     `now` is a monotonic clock in seconds, `wall` the box's wall clock.
     """
@@ -65,6 +65,6 @@ def _charge(settings: Settings, *, is_held: bool) -> float:
 
 
 def is_within(wall: dt.time, span: str) -> bool:
-    """Whether a time of day lies in a span such as "22:00-06:00", whose end is not part of it."""
+    """True if a time of day lies in a span such as "22:00-06:00", whose end is not part of it."""
     start, end = (dt.time.fromisoformat(part) for part in span.split("-"))
     return start <= wall < end if start <= end else wall >= start or wall < end

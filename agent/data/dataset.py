@@ -45,7 +45,7 @@ class BadLine:
 
 @dataclass(frozen=True)
 class Report:
-    """What a data file holds.
+    """The contents of a data file, counted.
 
     `train` and `held_out` count the rows that say so themselves; `bad` holds the first bad lines of `bad_total`.
     """
@@ -236,7 +236,7 @@ def survey(source: BinaryIO, limits: Limits, on_example: OnExample, on_bad: OnBa
 
 
 def validate(source: BinaryIO, limits: Limits) -> Report:
-    """What a data file holds and which lines are bad; raises DataError if the file as a whole cannot be used."""
+    """Count the rows of a data file and list its bad lines; raises DataError if the whole file cannot be used."""
     return survey(source, limits, lambda _: None, lambda _: None)
 
 

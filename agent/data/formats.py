@@ -106,7 +106,7 @@ class Shape:
     messages: Callable[[dict[str, Any]], tuple[Message, ...]]
 
     def fits(self, record: dict[str, Any]) -> bool:
-        """Whether all required keys are there."""
+        """True if all required keys are there."""
         return all(record.get(key) is not None for key in self.keys)
 
 

@@ -44,7 +44,7 @@ Vector = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Standing:
-    """What is known of an example before a choice.
+    """An example as the classifier knows it before a choice.
 
     Rewards of the model's answer and of the reference in [0, 1]; `style` and `reference_style` are None where the
     example has no constraints, and `likeness`, how much the answer looks like the references, stands in. Losses in
@@ -77,7 +77,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Tally:
-    """How many rewrites of a kind of constraint were offered, and the share of the missing reward they gained."""
+    """The rewrites offered for a kind of constraint, and the share of the missing reward they gained."""
 
     offered: float = 0.0
     gained: float = 0.0
@@ -164,7 +164,7 @@ class Gains:
 
     @property
     def worth_it(self) -> bool:
-        """Whether the action pays at its optimistic end."""
+        """True if the action pays at its optimistic end."""
         return self.hoped > self.cost
 
     def at_most(self, gain: float) -> Gains:
@@ -174,7 +174,7 @@ class Gains:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a reward of 1 is weighed against: the cost of a rewrite, and of tuning on one example for a phase."""
+    """The costs, in rewards, of one rewrite and of tuning on one example for a phase."""
 
     rewrite: float
     weights: float
@@ -194,12 +194,12 @@ class Choice:
 
     @property
     def tune(self) -> bool:
-        """Whether the weights should be tuned on the example."""
+        """True if the weights should be tuned on the example."""
         return self.state in {"weights", "both"}
 
     @property
     def remake(self) -> bool:
-        """Whether the example should be rewritten."""
+        """True if the example should be rewritten."""
         return self.state in {"rewrite", "both"}
 
 

@@ -20,7 +20,7 @@ REMEMBERED = 5000
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an action on an example: the reward it was expected to gain and the one it did.
+    """The result of an action on an example: the expected gain in reward and the real one.
 
     `action` is weights or rewrite; `features` and `kinds` are what the choice saw; `told` says it in a few words.
     """
@@ -143,7 +143,7 @@ class DecisionStore:
         return [_with_objects(row) for row in self._store.rows(sql, (self._job, example))]
 
     def outcomes(self, example: str | None = None) -> Rows:
-        """What came of the actions on one example, or on all, in order."""
+        """The results of the actions on one example, or on all, in order."""
         where, more = ("", ()) if example is None else (" AND example = ?", (example,))
         sql = f"SELECT * FROM outcomes WHERE job = ?{where} ORDER BY id"  # noqa: S608  only a question mark goes in
         rows = self._store.rows(sql, (self._job, *more))

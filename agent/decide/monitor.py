@@ -44,7 +44,7 @@ LITTLE = 0.25
 
 
 class Phase(str, Enum):
-    """What a job does next."""
+    """The next thing that a job does."""
 
     NUMERIC = "numeric"
     SYMBOLIC = "symbolic"
@@ -53,7 +53,7 @@ class Phase(str, Enum):
 
 @dataclass(frozen=True)
 class Window:
-    """What one window of a phase measured.
+    """The measurements of one window of a phase.
 
     Numeric: `level` is the mean loss in nats per token, `noise` the standard error of that mean, `gradient` the mean
     gradient norm. Symbolic: `level` is the reward gained per request, the rest 0.
@@ -74,7 +74,7 @@ class Monitor:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the phase has had its time, and why, in a few words."""
+    """The end of a phase or its continuation, and why, in a few words."""
 
     over: bool
     reason: str
@@ -114,14 +114,14 @@ def _numeric(windows: Sequence[Window]) -> Verdict:
 
 
 def _rises(windows: Sequence[Window], highest: float) -> bool:
-    """Whether the last windows are all above the lowest, by more than what noise explains."""
+    """True if the last windows are all above the lowest, by more than what noise explains."""
     lowest = min(windows, key=lambda window: window.level)  # never above itself, so one window or two never rise
     last = windows[-PATIENCE:]
     return all((each.level - lowest.level) / highest > _threshold(lowest, each, highest) for each in last)
 
 
 def _threshold(one: Window, other: Window, highest: float) -> float:
-    """What two windows must differ by to be told apart, as a share of the highest."""
+    """The least difference between two windows that noise does not explain, as a share of the highest."""
     return max(FLAT, math.hypot(one.noise, other.noise) / highest)
 
 
@@ -135,7 +135,7 @@ def _symbolic(windows: Sequence[Window]) -> Verdict:
 
 @dataclass(frozen=True)
 class Work:
-    """What one side has to do: how many examples, and the reward that is expected to gain."""
+    """The work of one side: its number of examples, and the reward that it is expected to gain."""
 
     examples: int
     gain: float
@@ -144,7 +144,7 @@ class Work:
 def next_phase(
     last: Phase | None, numeric: Work, symbolic: Work, flat: frozenset[Phase] = frozenset()
 ) -> tuple[Phase, str]:
-    """What to do after a phase, and why.
+    """The phase that follows, and why.
 
     Rewriting begins, where it has anything to do: a reference is rewritten once, but passes over it before that teach
     what has to be unlearned. After that the sides take turns. Hysteresis: `flat` are the sides whose last phase gained

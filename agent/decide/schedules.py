@@ -22,7 +22,7 @@ class Monitored:
     def next_phase(
         self, last: Phase | None, numeric: Work, symbolic: Work, flat: frozenset[Phase]
     ) -> tuple[Phase, str]:
-        """What to do next, from what each side has to do and which sides gained nothing at their last turn."""
+        """The phase that follows, from the work of each side and the sides that gained nothing at their last turn."""
         return monitor.next_phase(last, numeric, symbolic, flat)
 
 

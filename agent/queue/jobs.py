@@ -160,7 +160,7 @@ def after_death(deaths: int, reason: str, *, counts: bool) -> tuple[State, int, 
 
 
 def describe(job: Job) -> dict[str, Any]:
-    """What a report says of a job's progress, for JSON lines."""
+    """A job's progress for JSON lines."""
     return {
         "job": job.id,
         "state": State(job.state).value,

@@ -293,7 +293,7 @@ class Store:
         )
 
     def counts(self) -> dict[State, int]:
-        """How many jobs are in each state, zeros included."""
+        """The number of jobs in each state, zeros included."""
         found = {row["state"]: row["jobs"] for row in self.rows("SELECT state, count(*) AS jobs FROM jobs GROUP BY 1")}
         return {state: found.get(state, 0) for state in State}
 
@@ -314,7 +314,7 @@ class Store:
             self.rows("INSERT OR REPLACE INTO remote VALUES (1, ?, ?)", (self._clock(), to_json(standing)))
 
     def remote(self) -> dict[str, Any] | None:
-        """What was last heard of the remote LLM, with `at` in unix seconds; None if nothing ever was."""
+        """The last known state of the remote LLM, with `at` in unix seconds; None if there is none."""
         rows = self.rows("SELECT at, standing FROM remote")
         return {"at": rows[0]["at"], **json.loads(rows[0]["standing"])} if rows else None
 
@@ -331,7 +331,7 @@ class Store:
         return tuple(Promotion(**row) for row in rows)
 
     def was_promoted(self, version: int) -> bool:
-        """Whether the version ever was active, also if it was undone since."""
+        """True if the version ever was active, also if it was rolled back since."""
         return bool(self.rows("SELECT id FROM promotions WHERE version = ? LIMIT 1", (version,)))
 
     def pop_promotion(self) -> Promotion | None:

@@ -48,7 +48,7 @@ class Stopping:
 
 
 class Attempt:
-    """What the stages of a job share while this process works on it; use as a context manager, which ends its workers.
+    """A job while this process works on it: its token, events and workers; a context manager that ends its workers.
 
     The training worker is started, under the device lock, at the first request for it, and the offload worker at the
     first for that one.
@@ -120,7 +120,7 @@ class Attempt:
 
     @property
     def spent(self) -> dict[str, Any]:
-        """What all attempts at this job asked of the remote LLM."""
+        """Requests, tokens and money that all attempts at this job took from the remote LLM."""
         names = ("requests", "tokens", "money")
         return {f"rewrite_{name}": getattr(self.remote, f"{name}_job") if self.remote else 0 for name in names}
 

@@ -42,7 +42,7 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a job decided and why, or what it decided about one example.
+    """The decisions of a job with their reasons, or those about one example.
 
     Attributes:
         rounds: the rounds of the job that are over, in order.

@@ -15,7 +15,7 @@ Ended = tuple[str, int | None]
 
 @dataclass(frozen=True)
 class JobContext:
-    """What every kind of job works with."""
+    """The collaborators of every kind of job."""
 
     attempt: Attempt
     data: JobData

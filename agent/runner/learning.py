@@ -1,4 +1,4 @@
-"""What the numeric and the symbolic phases of a neurosymbolic job share: who decides, what it costs, what is left."""
+"""The deciders, costs and budgets that the numeric and symbolic phases of a neurosymbolic job share."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Router:
         return classifier.choose(row.standing, self.costs, seen=not self.offload.style)
 
     def flag(self, row: Row) -> Flag | None:
-        """What is wrong with a row's reference, None if nothing is; a style alone is asked for once."""
+        """Say what is wrong with a row's reference, None if nothing is; a style alone is asked for once."""
         flag = rewriting.flag(row.example, self.offload)
         return None if flag and not flag.faults and row.tried else flag
 
@@ -83,7 +83,7 @@ class Learning:
         return frozenset(e.id for e in self.job.data.train if rewriting.flag(e, self.offload) is not None)
 
     def may_rewrite(self, row: Row) -> bool:
-        """Whether a row can be offered at all: there is a remote, or its recorded answers, and something is wrong."""
+        """True if there is a remote to ask, or its recorded answers, and something is wrong with the reference."""
         can_ask = self.offload.mode == "cache-only" or bool(self.offload.base_url and self.offload.model)
         return can_ask and self.router.flag(row) is not None
 

@@ -1,4 +1,4 @@
-"""How a job that has too little memory steps down: the settings that take less, one rung after the other. Pure."""
+"""The ladder of settings that take less memory, for a job that has too little. Pure."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def rungs(settings: Training) -> list[Training]:
 
 
 def _is_less(before: Any, after: Any) -> bool:
-    """Whether a value takes less than another: a budget of 0 stands for half of what is free."""
+    """True if a value takes less than another: a budget of 0 stands for half of what is free."""
     return bool(before != after) if isinstance(before, str) else bool(before == 0 or after < before)
 
 
 def differences(before: Training, after: Training) -> str:
-    """What was changed, in words; empty if nothing was."""
+    """The changed settings, in words; empty if nothing changed."""
     names = [known.name for known in dataclasses.fields(Training)]
     changed = [name for name in names if getattr(before, name) != getattr(after, name)]
     return ", ".join(f"{name} {getattr(after, name)} instead of {getattr(before, name)}" for name in changed)
 
 
 def keeps_checkpoint(before: Training, after: Training) -> bool:
-    """Whether a checkpoint made with the one settings can be gone on from with the other."""
+    """True if a checkpoint made with the one settings can be resumed with the other."""
     shape = ("rank", "alpha", "top_layers", "optimizer")
     return all(getattr(before, name) == getattr(after, name) for name in shape)

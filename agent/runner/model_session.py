@@ -1,4 +1,4 @@
-"""What the training worker does for a job: plan, load, score, answer, train, save."""
+"""A job's use of the training worker: plan, load, score, answer, train, save."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def next_round(learning: Learning, progress: Progress) -> Progress:
 
 
 def next_phase(learning: Learning, progress: Progress, numeric: Work, symbolic: Work) -> tuple[Phase, str]:
-    """Whether to tune, to rewrite or to stop, within the budgets, and why."""
+    """Choose between tuning, rewriting and stopping, within the budgets, and say why."""
     budget = learning.decision
     if progress.round >= budget.rounds:
         return Phase.STOP, f"the budget of {budget.rounds} rounds is used up"

@@ -114,7 +114,7 @@ def probe(learning: Learning, progress: Progress, trained: set[str]) -> Progress
 
 
 def _outcome(learning: Learning, progress: Progress, now: Row) -> Outcome:
-    """What tuning on a row gained."""
+    """The gain of tuning on a row."""
     old = progress.rows[now.origin.id]
     choice = learning.router.choose(old, progress.classifier)
     was, is_ = old.standing.reward, now.standing.reward

@@ -93,7 +93,7 @@ class Progress:
 
     @classmethod
     def load(cls, path: Path, examples: Sequence[Example]) -> Progress:
-        """What `save` wrote down of a job on these training rows."""
+        """Read back what `save` wrote down of a job on these training rows."""
         kept: dict[str, Any] = json.loads(path.read_bytes())
         monitor, deferred = kept["monitor"], kept["deferred"]
         windows = tuple(Window(**window) for window in monitor["windows"])

@@ -1,4 +1,4 @@
-"""What is deleted by age, so that a box that trains for years does not fill its disk.
+"""Delete what is old, so that a box that trains for years does not fill its disk.
 
 Never: the active version, its parent, what a rollback would lead to, the base model, and what an unended job needs. The
 rows of the queue and its history stay; so does everything that a kept version was made of.

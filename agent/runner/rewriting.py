@@ -48,7 +48,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one flagged example; sums over all its calls, money in the currency of the price settings.
+    """The end of one flagged example; sums over all its calls, money in the currency of the price settings.
 
     `state` is remade, satisfied (a critique found nothing), rejected, deferred (the remote may answer later) or spent
     (a cap of the job is reached); `reasons` say why it is not remade, `text` is the new text.
@@ -94,7 +94,7 @@ class Outcome:
 
 
 def flag(example: Example, settings: Offload) -> Flag | None:
-    """Whether an example lacks style or constraint, judged by its data alone; None if it needs no rewrite.
+    """Say what style or constraint an example lacks, judged by its data alone; None if it needs no rewrite.
 
     A reference that breaks one of its constraints is flagged with the faults. Where a style is described, and where
     prompts are to be rewritten, no local check can name the fault: the remote's critique has to.
@@ -114,7 +114,7 @@ def flag(example: Example, settings: Offload) -> Flag | None:
 
 
 def first_request(job: int, example: Example, flag: Flag, part: str) -> RewriteExample:
-    """What is asked first for a flagged example; `part` is "reference" or "prompt"."""
+    """The first request for a flagged example; `part` is "reference" or "prompt"."""
     question = example.prompt[-1].content
     reference = part == "reference"
     return RewriteExample(

@@ -26,7 +26,7 @@ OWN_ANSWER = "own answer"
 
 @dataclass(frozen=True)
 class Answered:
-    """How the model did on a row when it was last asked; `text` is None for plain text, which asks nothing.
+    """The model's last answer to a row and its rewards; `text` is None for plain text, which asks nothing.
 
     `likeness` is the style reward without regard to constraints: how much the answer looks like the references.
     """
@@ -69,7 +69,7 @@ class Row:
 
     @cached_property
     def standing(self) -> Standing:
-        """What the classifier is told. The row must have been answered."""
+        """The row as the classifier sees it. The row must have been answered."""
         if self.answered is None:
             raise ValueError(f"row {self.origin.id} was not probed")
         content, style = rewards(self.origin, self.reference)
@@ -89,12 +89,12 @@ class Row:
 
     @property
     def is_learnable(self) -> bool:
-        """Whether the reference has a token to learn within sequence_length."""
+        """True if the reference has a token to learn within sequence_length."""
         return self.answered is not None and self.answered.loss < WORST_LOSS
 
     @property
     def is_right(self) -> bool:
-        """Whether answer and reference are both right."""
+        """True if answer and reference are both right."""
         return min(self.standing.reward, self.standing.reference_reward) >= RIGHT
 
     def after_probe(self, text: str | None, loss: float, styled: Stylometry, *, trained: bool) -> Row:
@@ -131,7 +131,7 @@ class Row:
         return replace(self, reference=text, source=source)
 
     def answers_better(self) -> bool:
-        """Whether the model's own answer is right where the reference is not, and may stand in for it."""
+        """True if the model's own answer is right where the reference is not, and may stand in for it."""
         standing = self.standing
         if standing.reward < RIGHT or standing.reference_reward >= RIGHT or self.answered is None:
             return False
@@ -144,7 +144,7 @@ class Row:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` needs besides the example."""
+        """Everything that `from_json` needs besides the example."""
         kept = {
             name: getattr(self, name) for name in ("reference", "source", "loss_before", "trained", "tried", "waits")
         }

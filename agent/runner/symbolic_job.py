@@ -106,7 +106,7 @@ def publish_prompt(job: JobContext, said: str, outcomes: list[Outcome], prompt: 
 
 
 def _in_words(outcomes: list[Outcome]) -> str:
-    """How the rewrites ended, for people."""
+    """The outcomes of the rewrites, in a sentence for people."""
     if not outcomes:
         return "No example lacks style or constraint."
     counts = Counter(outcome.state for outcome in outcomes)

@@ -68,7 +68,7 @@ def _put_off(progress: Progress, names: tuple[str, ...], told: rewriting.Outcome
 
 
 def _outcome(old: Row, now: Row, choice: Choice, told: rewriting.Outcome) -> Outcome:
-    """What a rewrite gained: a better reference than the row had, and than the model's own answer."""
+    """The gain of a rewrite: a better reference than the row had, and than the model's own answer."""
     gain = now.standing.reference_reward - max(old.standing.reward, old.standing.reference_reward)
     accepted = told.state == "remade"
     reasons = f": {'; '.join(told.reasons)}" if told.reasons else ""

@@ -1,4 +1,4 @@
-"""How good a text is, whether a rewrite may take its place, and whether a version may be promoted. Pure.
+"""Rewards of a text, acceptance of a rewrite, promotion of a version. Pure.
 
 Imports `agent.contract` and `agent.constraints`, nothing that knows of files, jobs or workers.
 """

@@ -1,4 +1,4 @@
-"""Whether a rewritten text may replace the original: what it must keep, and what it must not bring in. Pure.
+"""The checks of a rewritten text: what it must keep of the original, and what it must not bring in. Pure.
 
 The model that rewrites is asked to change the form only. What these rules cannot see is a wrong statement made of
 words and numbers that were there before; the content reward and the gate judge that. German and other texts that
@@ -139,7 +139,7 @@ def _kwargs(constraint: Constraint) -> dict[str, Any]:
 
 
 def _condenses(constraint: Constraint) -> bool:
-    """Whether a text may have to become shorter than it was, or to leave out what its question says already."""
+    """True if a text may have to become shorter than it was, or to leave out what its question says already."""
     return _at_most(constraint) or "max_characters" in _kwargs(constraint) or _id(constraint) in CONDENSING
 
 
@@ -265,7 +265,7 @@ def _added(new: str, known: str, constraints: Sequence[Constraint]) -> Iterator[
 
 
 def _counted(text: str, constraints: Sequence[Constraint]) -> int:
-    """How many bullets or sections there are: texts may number them or say how many they are."""
+    """The numbers of bullets or sections: texts may number them or say how many they are."""
     asked = [_kwargs(each).get(name) for each in constraints for name in ("num_sections", "num_paragraphs")]
     return max([len(_LIST_ITEM.findall(text)), *(n for n in asked if isinstance(n, int) and n <= 100)])
 

@@ -1,4 +1,4 @@
-"""What a model does on held-out rows, and how a version tells people about it."""
+"""A model's results on held-out rows, and the card that tells people about them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Evaluation:
 
     @property
     def measured(self) -> Measured:
-        """What the gate judges by: content, or the mean of content and style where a row has constraints."""
+        """The gate's figures: content, or the mean of content and style where a row has constraints."""
         metric = "content reward" if all(style is None for style in self.style) else "mean of content and style reward"
         return Measured(self.rewards, tuple(self.losses), metric, self.slices)
 

@@ -48,7 +48,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate decided and by which numbers.
+    """The gate's decision and its numbers.
 
     `before` and `after` are means of the metric over the rows; `gain` is positive where it got better (a reward
     that rose, a loss that fell); `noise` is what the gain had to exceed. All four are 0.0 where there is

@@ -1,4 +1,4 @@
-"""How much a text looks like others, whatever it says: the style reward of rows without constraints.
+"""Likeness of a text to others, whatever it says: the style reward of rows without constraints.
 
 Cheap stylometric features, each compared with its mean and spread over the references (Burrows' Delta, Literary and
 Linguistic Computing 17(3), 2002, with features of form in the place of word frequencies).

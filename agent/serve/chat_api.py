@@ -33,7 +33,7 @@ class Asked:
 
 
 def parsed(raw: bytes) -> Asked:
-    """What the body of a request asks for. Raises DataError for what is wrong or not served."""
+    """Parse the body of a request. Raises DataError for what is wrong or not served."""
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):

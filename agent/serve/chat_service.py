@@ -124,7 +124,7 @@ class Turn:
         self._loop.call_soon_threadsafe(self.heard.put_nowait, what)
 
     async def next(self, is_gone: Callable[[], Awaitable[bool]]) -> Heard:
-        """What comes next; raises ConnectionResetError where `is_gone` says that nobody waits for it."""
+        """The next piece; raises ConnectionResetError where `is_gone` says that nobody waits for it."""
         getter = asyncio.ensure_future(self.heard.get())
         try:
             while not (await asyncio.wait({getter}, timeout=LOOK))[0]:

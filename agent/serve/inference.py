@@ -186,7 +186,7 @@ def _with_system(request: Reply, system: str) -> Reply:
 
 
 def _entered(stack: ExitStack, lock: Path) -> bool:
-    """Whether the lock was free; it is held until the stack is left then."""
+    """Take the lock if it is free, until the stack is left; returns whether it was."""
     try:
         stack.enter_context(locked(lock, "in use"))
     except Busy:

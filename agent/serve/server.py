@@ -194,7 +194,7 @@ async def _events(turn: Turn, heard: Heard, *, with_usage: bool) -> AsyncIterato
 
 
 def model_id(version: Version) -> str:
-    """How a version is called in answers."""
+    """The name of a version in answers."""
     return f"nslora-agent-{version.name.replace(' ', '-')}"
 
 

@@ -32,7 +32,7 @@ GROUPS: dict[str, type[Any]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """What config.toml holds: `base` at the top, then one table for each group of settings."""
+    """The settings in config.toml: `base` at the top, then one table for each group."""
 
     base: str = setting(DEFAULT_BASE, "base model: a built-in name, a folder, a .gguf file or a hub id")
     training: Training = field(default_factory=Training)
@@ -124,7 +124,7 @@ def _typed(known: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def value_fault(known: dataclasses.Field[Any], value: object) -> str | None:
-    """What is wrong with a value for a setting, or None."""
+    """Say what is wrong with a value for a setting, or None."""
     wanted = _type_of(known)
     if wanted is tuple:
         strings = isinstance(value, list) and all(isinstance(item, str) for item in value)

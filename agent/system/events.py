@@ -99,7 +99,7 @@ def in_words(event: dict[str, Any]) -> str:
 
 
 def _parts(event: dict[str, Any]) -> dict[str, Any]:
-    """What the texts hold beside an event's own values."""
+    """The values that the texts use beside an event's own."""
     means = ", ".join(f"{name} {event[name]}" for name in ("content", "style", "loss") if event.get(name) is not None)
     why_not = f" ({'; '.join(event['reasons'])})" if event.get("reasons") else ""
     parts = {"means": means, "why_not": why_not, "kept": "is kept" if event.get("pays") else "is left out"}

@@ -1,4 +1,4 @@
-"""What people and programs see: tables by rich on a terminal, plain text off it, JSON when asked for."""
+"""Output for people and programs: tables by rich on a terminal, plain text off it, JSON when asked for."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def clock(at: float) -> str:
 
 
 def remote_in_words(remote: dict[str, Any]) -> str:
-    """How the remote LLM stood when last heard of."""
+    """The last known state of the remote LLM, in words."""
     if remote["breaker"] == "closed":
         used = f"{remote['requests_today']} requests and {remote['tokens_today']} tokens that day"
         return f"answered when last asked, {clock(remote['at'])}; {used}"

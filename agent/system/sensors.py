@@ -1,4 +1,4 @@
-"""How the box is: temperature, battery, power mode, pressure on memory, load. Everything is read below one root."""
+"""Sensors of the box: temperature, battery, power mode, memory pressure, load, all read below one root."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Zone:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the box is just now; None where it has no such sensor.
+    """One reading of the box; None where it has no such sensor.
 
     Attributes:
         hottest: the hottest thermal zone.
@@ -79,7 +79,7 @@ def free_memory(root: Path = Path("/")) -> float:
 
 
 def killed_for_memory(root: Path = Path("/")) -> int:
-    """How many processes the kernel has killed since the box started because memory ran out, of it or of a group."""
+    """The processes that the kernel killed since the box started because memory ran out, of it or of a group."""
     found = re.search(r"^oom_kill (\d+)$", _text(root / "proc/vmstat"), re.MULTILINE)
     return int(found[1]) if found else 0
 

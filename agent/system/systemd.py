@@ -1,4 +1,4 @@
-"""What a service tells systemd, without a dependency: sd_notify(3), and journal entries.
+"""Messages to systemd without a dependency: sd_notify(3), and journal entries.
 
 Those are sent as systemd's "native journal protocol" has them, so that `journalctl NSLORA_JOB=3` finds a job's.
 """

@@ -245,7 +245,7 @@ class Registry:
             self._agree(self.active())
 
     def _stack(self) -> list[int]:
-        """What was active, oldest first: the base model, then every promotion that stands."""
+        """The versions that were active, oldest first: the base model, then every promotion that stands."""
         return [BASE, *(promotion.version for promotion in self._store.promotion_stack())]
 
     def _agree(self, active: int) -> None:

@@ -127,7 +127,7 @@ def _read(
 
 
 def shared(prompts: Sequence[list[int]]) -> int:
-    """How many tokens all prompts begin with."""
+    """The number of tokens that all prompts begin with."""
     first, last = min(prompts), max(prompts)  # in the order of dictionaries, what these two share all share
     differing = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
     return next(differing, min(len(first), len(last)))

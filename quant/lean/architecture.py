@@ -65,7 +65,7 @@ class Architecture:
 
     @property
     def is_gemma(self) -> bool:
-        """Whether norms weigh by 1 + w and follow each half of a block too, and embeddings are scaled by √width."""
+        """True if norms weigh by 1 + w and follow each half of a block too, and embeddings are scaled by √width."""
         return self.kind == GEMMA
 
     @property
@@ -93,7 +93,7 @@ class Architecture:
 
 
 def architecture(config: Config) -> Architecture | None:
-    """What a config.json describes; None if the lean path does not cover it."""
+    """The architecture that a config.json describes; None if the lean path does not cover it."""
     activation = ACTIVATIONS.get(config.get("hidden_activation") or config.get("hidden_act") or "")
     if config.get("model_type") not in KINDS or activation is None or any(config.get(name) for name in UNKNOWN):
         return None

@@ -25,7 +25,7 @@ ROWS = 64
 
 @dataclass
 class Rows:
-    """What a pass must know of a packed row besides its tokens."""
+    """A packed row as a pass needs it, besides its tokens."""
 
     lengths: Sequence[int]
     rotation: Rotation
@@ -46,7 +46,7 @@ class Heads:
 
 @dataclass
 class Remembered:
-    """What the backward pass of a block takes from its forward pass; (T, ...) float32.
+    """The tensors that the backward pass of a block takes from its forward pass; (T, ...) float32.
 
     Attributes:
         x: the block's input.
@@ -102,7 +102,7 @@ class Block:
             self._finish(x, self.attention.look_back(q, cache))
 
     def _finish(self, x: torch.Tensor, attended: torch.Tensor) -> None:
-        """What follows attention, in place."""
+        """The rest of a block after attention, in place."""
         take = self.arena.take
         with self.arena.frame():
             added = self._linear("self_attn.o_proj").forward(attended.flatten(1), take(*x.shape))
@@ -114,7 +114,7 @@ class Block:
             x.add_(self._after(self.after_mlp, down, down))
 
     def remember(self, x: torch.Tensor, rows: Rows, *, whole: bool) -> Remembered:
-        """What `backward` needs of input `x`, which stays as it is; with `whole` the output is in `middle` + `down`."""
+        """Keep what `backward` needs of `x`, which stays as it is; with `whole` the output is in `middle` + `down`."""
         take = self.arena.take
         middle = take(*x.shape)
         added = take(*x.shape) if self.after_attention else middle

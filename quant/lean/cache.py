@@ -14,7 +14,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass
 class Lengths:
-    """How many tokens each prompt has so far, (prompts,) int64; one for all layers."""
+    """The tokens of each prompt so far, (prompts,) int64; one for all layers."""
 
     now: torch.Tensor
     longest: int

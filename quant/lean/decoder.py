@@ -146,7 +146,7 @@ class Decoder:
         return rows
 
     def rows(self, row: Row) -> list[Rows]:
-        """What each block must know of a packed row."""
+        """The positions and masks of a packed row, for every block."""
         rotations = self.rotations(row.positions[0])
         return [Rows(row.lengths, rotation) for rotation in rotations]
 

@@ -1,4 +1,4 @@
-"""What a block is made of besides its linear layers, forward and backward, in place where that is possible."""
+"""The parts of a block besides its linear layers, forward and backward, in place where that is possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory a training step and answers take, in bytes, and what the rest of a budget is used for."""
+"""The memory of a training step and of answers, in bytes, and the use of what is left of a budget."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LEAST_CACHE, MOST_CACHE = 32 << 20, 384 << 20
 
 
 def block_input(arch: Architecture, tokens: int) -> int:
-    """What every block keeps: its input."""
+    """Bytes that every block keeps: its input."""
     return NUMBER * tokens * arch.width
 
 
 def remembered_block(arch: Architecture, tokens: int) -> int:
-    """What a block keeps that is not computed again; attention keeps its outcome twice."""
+    """Bytes of a block that is not computed again; attention keeps its outcome twice."""
     heads = 3 * arch.queries + 2 * arch.keys
     if arch.kind in {"qwen3", "gemma3_text"}:
         heads += arch.queries + arch.keys
@@ -48,7 +48,7 @@ def scratch(arch: Architecture, tokens: int) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """How many blocks, from the last, keep what is otherwise computed or unpacked again; bytes for keys and values."""
+    """The blocks, from the last, that keep what others compute or unpack again; bytes for keys and values."""
 
     remembered: int = 0
     unpacked: int = 0
@@ -61,7 +61,7 @@ def unpacked_block(arch: Architecture, dtype: torch.dtype) -> int:
 
 
 def parameters(arch: Architecture, rank: int, share: float) -> int:
-    """How many numbers an adapter on that share of the blocks has."""
+    """The number of parameters of an adapter on that share of the blocks."""
     blocks = max(1, round(share * arch.layers))
     return blocks * rank * sum(outputs + inputs for outputs, inputs in arch.linears.values())
 
@@ -156,7 +156,7 @@ def _group_room() -> list[float]:
 
 
 def _room(root: Path, path: str, limit: str, used: str) -> list[float]:
-    """What each group from `path` up has left; a group's pages of files count as room, for they can be dropped."""
+    """The memory that each group from `path` up has left; its pages of files count, for they can be dropped."""
     folder = root / path
     groups = [group for group in (folder, *folder.parents) if (group / limit).exists()]
     limits = {group: (group / limit).read_text().strip() for group in groups}

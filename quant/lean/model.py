@@ -62,7 +62,7 @@ class LeanModel:
         return answers(self.decoder, prompts, most, self.encoder.stop_ids, plan.cache)
 
     def prepare_answer(self, prompt: int, most: int, memory_budget: int) -> int:
-        """How many tokens, `most` at most, an answer to a prompt of so many may have within a budget in MB."""
+        """The tokens, `most` at most, that an answer to a prompt of so many may have within a budget in MB."""
         plan, room = memory.one_answer(self.decoder.arch, self.dtype, self._budget(memory_budget), prompt, most)
         if room < 1:
             told = f"there is no memory for an answer to {prompt} tokens"

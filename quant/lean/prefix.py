@@ -1,4 +1,4 @@
-"""What the blocks below the adapter make of each example, kept on the disk: they never change, one pass is enough."""
+"""Activations of the blocks below the adapter, kept on the disk: they never change, one pass is enough."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Store:
             os.close(descriptor)
 
     def is_mapped(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor lies in the file, and not in a copy of it."""
+        """True if a tensor lies in the file, and not in a copy of it."""
         if self.device.type != "cpu":
             return False
         at, inode = tensor.data_ptr(), str(self._path.stat().st_ino)

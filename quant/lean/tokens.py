@@ -33,7 +33,7 @@ class _Generation(Extension):
 
 
 def _refuse(message: str) -> NoReturn:
-    """What a template calls for a conversation that it does not take."""
+    """Called by a template for a conversation that it does not take."""
     raise TemplateError(message)
 
 
@@ -76,7 +76,7 @@ class Tokenizer:
 
     @property
     def eos_token(self) -> str | None:
-        """What ends a text."""
+        """The token that ends a text."""
         return self.special.get("eos_token")
 
     @property

@@ -1,1 +1,1 @@
-"""What both ways to compute share: rows, losses, steps, checkpoints, devices. It imports neither of them."""
+"""The parts that both ways to compute share: rows, losses, steps, checkpoints, devices. It imports neither of them."""

@@ -1,4 +1,4 @@
-"""How this process asks for memory; must be settled before torch is imported. Standard library only.
+"""The allocator of this process; must be settled before torch is imported. Standard library only.
 
 Freed memory goes back to the system at once: what is used again in every step lies in an arena of our own
 (quant/lean/arena.py), so that this costs no speed. MKL keeps the few megabytes that it packs matrices into; without

@@ -34,7 +34,7 @@ class Encoded:
 
     @property
     def targets(self) -> int:
-        """How many tokens are to be predicted."""
+        """The number of tokens to be predicted."""
         return sum(self.target)
 
 

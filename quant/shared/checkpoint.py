@@ -21,7 +21,7 @@ KEPT = 2
 
 @dataclass(frozen=True)
 class Progress:
-    """What training has done so far; everything else follows from the settings and the step."""
+    """The progress of training; everything else follows from the settings and the step."""
 
     step: int
     tokens: int

@@ -41,7 +41,7 @@ BETTER = 1.15
 
 @dataclass(frozen=True)
 class Compute:
-    """What was decided, and why in a few words; `threads` is 0 where that is left to the device."""
+    """The choice of device, format and threads, and why in a few words; `threads` is 0 where the device decides."""
 
     device: torch.device
     dtype: torch.dtype
@@ -62,7 +62,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose(device_name: str, dtype_name: str, models: Path | None) -> Compute:
-    """What to compute with; `models` is the folder where the probe of a CPU is kept, None: not at all.
+    """Choose device, format and threads; `models` is the folder where the probe of a CPU is kept, None: not at all.
 
     Raises ConfigError if CUDA is asked for and does not answer.
     """
@@ -148,7 +148,7 @@ def _rate(dtype: torch.dtype) -> float:
 
 
 def device_title(device: torch.device) -> str:
-    """What a person calls the device."""
+    """The name of the device, for people."""
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else "the CPU"
 
 
@@ -168,5 +168,5 @@ def cuda_reserved_mb(device: torch.device) -> float:
 
 
 def is_out_of_memory(fault: BaseException) -> bool:
-    """Whether an exception says that memory could not be had: Python's, torch's, CUDA's or, on Tegra, NVML's words."""
+    """True if an exception says that memory ran out: Python's, torch's, CUDA's or, on Tegra, NVML's words."""
     return isinstance(fault, MemoryError) or any(words in str(fault) for words in NO_MEMORY)

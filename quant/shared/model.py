@@ -1,4 +1,4 @@
-"""What the commands of the worker ask of a model, however it computes."""
+"""A model as the worker's commands use it, whichever way it computes."""
 
 from __future__ import annotations
 

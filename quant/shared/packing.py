@@ -101,7 +101,7 @@ class Schedule:
 
 
 def _shuffled(place: int, count: int, key: str) -> int:
-    """What stands at a place of a shuffle of range(count): a Feistel network, so that no shuffle is ever held whole.
+    """The number at a place of a shuffle of range(count): a Feistel network, so that no shuffle is ever held whole.
 
     A network over 4^n numbers is a bijection; numbers outside the range are sent through it again until they are in it.
     """

@@ -36,11 +36,11 @@ class Spoken:
         return self._new(self.text if self.ended else self._sure(whole.rstrip(HALF)))
 
     def rest(self) -> str:
-        """What was held back, once no token follows."""
+        """The text that was held back, once no token follows."""
         return self._new(self.text)
 
     def how(self, most: int) -> str:
-        """What ended an answer of at most that many tokens."""
+        """The reason why an answer of at most that many tokens ended."""
         return "length" if len(self.ids) == most and not self.ended else "stop"
 
     def _sure(self, text: str) -> str:

@@ -1,4 +1,4 @@
-"""How a chat template writes a conversation, for programs that have templates of another kind."""
+"""Conversations as a chat template writes them, for programs that have templates of another kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def templated(encoder: Encoder) -> Templated:
 
 
 def _put_before(encoder: Encoder) -> str:
-    """What the tokenizer itself puts before a text; a beginning-of-text token that only the template writes is none."""
+    """The text that the tokenizer itself puts first; a beginning-of-text token of the template is none."""
     plain, whole = (
         encoder.tokenizer("a", add_special_tokens=special, return_offsets_mapping=False)["input_ids"]
         for special in (False, True)

@@ -187,7 +187,7 @@ SOURCES = Path(__file__).parents[2] / "agent"
 def test_every_event_and_phase_that_the_agent_writes_has_words() -> None:
     """`logs` shows no JSON: names are looked up in the source, so that a new one is not forgotten."""
     source = "".join(path.read_text() for path in SOURCES.rglob("*.py"))
-    phases = set(re.findall(r'(?:attempt\.phase|self\.measure)\("([^"]+)"', source))
+    phases = set(re.findall(r'(?:attempt\.phase|(?:self|publisher)\.measure)\("([^"]+)"', source))
     assert phases <= set(PHASES)
     assert {"probe", "after with prompt"} <= phases
     events = set(re.findall(r'events(?:\.jsonl"\))?\.add\("([^"]+)"', source)) | {"parked", "ended"}

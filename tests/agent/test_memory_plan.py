@@ -22,7 +22,7 @@ from agent.contract.settings import Training
 from agent.queue.jobs import State
 from agent.queue.store import Store
 from agent.runner import memory_fallbacks
-from agent.runner.memory_plan import PLAN, Rung, fallen, fitting
+from agent.runner.memory_plan import PLAN, Rung, fall_back, fit_to_memory
 from agent.system.events import read_events
 from agent.system.paths import Home
 from benchmarks.watching import Group
@@ -82,65 +82,65 @@ def test_a_checkpoint_is_kept_while_the_adapter_has_its_shape() -> None:
 def test_what_fits_is_taken_as_it_is(tmp_path: Path) -> None:
     """Nothing is written down for a job with room."""
     for most in (1100, 1150):  # 200 are taken already, and 950 of 1000 may be
-        assert fitting(tmp_path, GIVEN, lambda _, most=most: peaks(most)) == (GIVEN, peaks(most))
+        assert fit_to_memory(tmp_path, GIVEN, lambda _, most=most: peaks(most)) == (GIVEN, peaks(most))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_first_rung_that_fits_is_taken_and_kept(tmp_path: Path) -> None:
     """The next attempt starts there, also where more is free by then."""
     ask = lambda settings: peaks(200 + 2 * settings.sequence_length + 500 * (settings.memory_budget == 0))  # noqa: E731
-    settings, found = fitting(tmp_path, GIVEN, ask)
+    settings, found = fit_to_memory(tmp_path, GIVEN, ask)
     assert (
         memory_fallbacks.differences(GIVEN, settings)
         == "sequence_length 256 instead of 512, memory_budget 1 instead of 0"
     )
     assert found.train_mb == 712
     assert Rung.of(tmp_path) == Rung(2, 0)
-    assert fitting(tmp_path, GIVEN, lambda _: peaks(100, free=1e6))[0] == settings
+    assert fit_to_memory(tmp_path, GIVEN, lambda _: peaks(100, free=1e6))[0] == settings
 
 
 def test_a_job_that_fits_nowhere_is_refused_with_figures(tmp_path: Path) -> None:
     """And what to do about it."""
     with pytest.raises(OutOfMemory, match=r"needs 2000 MB more .* \(to train\), 1000 MB are free: close other"):
-        fitting(tmp_path, GIVEN, lambda _: peaks(2200))
+        fit_to_memory(tmp_path, GIVEN, lambda _: peaks(2200))
 
 
 def test_a_model_that_cannot_be_planned_for_is_tried(tmp_path: Path) -> None:
     """It is stepped down when memory has run out."""
-    assert fitting(tmp_path, GIVEN, lambda _: peaks(9999, known=False))[0] == GIVEN
+    assert fit_to_memory(tmp_path, GIVEN, lambda _: peaks(9999, known=False))[0] == GIVEN
 
 
 def test_what_was_trained_with_another_shape_goes(tmp_path: Path) -> None:
     """A checkpoint that fits stays."""
     (tmp_path / "attempt-1").mkdir()
     (tmp_path / "progress.json").write_text("{}")
-    fitting(tmp_path, GIVEN, lambda settings: peaks(9999 if settings.memory_budget == 0 else 100))
+    fit_to_memory(tmp_path, GIVEN, lambda settings: peaks(9999 if settings.memory_budget == 0 else 100))
     assert (tmp_path / "attempt-1").exists()
-    fitting(tmp_path, GIVEN, lambda settings: peaks(9999 if settings.optimizer == "adamw" else 100))
+    fit_to_memory(tmp_path, GIVEN, lambda settings: peaks(9999 if settings.optimizer == "adamw" else 100))
     assert sorted(path.name for path in tmp_path.iterdir()) == [PLAN]
     (tmp_path / "attempt-2").mkdir()
-    fitting(tmp_path, GIVEN, lambda settings: peaks(9999 if settings.optimizer == "adamw" else 100))
+    fit_to_memory(tmp_path, GIVEN, lambda settings: peaks(9999 if settings.optimizer == "adamw" else 100))
     assert (tmp_path / "attempt-2").exists()
 
 
 def test_a_job_falls_three_times_at_most(tmp_path: Path) -> None:
     """Each time one rung, told in words."""
     fault = OutOfMemory("killed")
-    told = [fallen(tmp_path, GIVEN, fault) for _ in range(3)]
+    told = [fall_back(tmp_path, GIVEN, fault) for _ in range(3)]
     assert told[0] == "memory_budget 1 instead of 0"
     assert told[2] == "sequence_length 128 instead of 256"
     assert Rung.of(tmp_path) == Rung(3, 3)
     with pytest.raises(OutOfMemory, match="killed, 4 times: close other programs"):
-        fallen(tmp_path, GIVEN, fault)
+        fall_back(tmp_path, GIVEN, fault)
 
 
 def test_a_job_on_the_last_rung_falls_no_further(tmp_path: Path) -> None:
     """There is nothing left to lower; from the one above it falls once more."""
     last = Rung(len(memory_fallbacks.rungs(GIVEN)) - 1, 1)
     write_json(tmp_path / PLAN, dataclasses.asdict(Rung(last.number - 1)))
-    assert fallen(tmp_path, GIVEN, OutOfMemory("killed")) == "rank 8 instead of 16, alpha 16 instead of 32"
+    assert fall_back(tmp_path, GIVEN, OutOfMemory("killed")) == "rank 8 instead of 16, alpha 16 instead of 32"
     with pytest.raises(OutOfMemory, match="killed, 2 times: close other programs"):
-        fallen(tmp_path, GIVEN, OutOfMemory("killed"))
+        fall_back(tmp_path, GIVEN, OutOfMemory("killed"))
     assert Rung.of(tmp_path) == last
 
 

@@ -177,7 +177,10 @@ def test_an_own_answer_is_checked_against_the_row_as_it_came() -> None:
     kept = changed(messages=(QUESTION, Message("assistant", f"{LONG_WINDED} Call 4711.")))
     now = dataclasses.replace(row(kept), reference=LONG_WINDED, source="remote")
     assert now.after_probe(GOOD, 1.0, STYLED, trained=False).reference == LONG_WINDED
-    assert now.after_probe("Lamp 3 is amber: 4711.", 1.0, STYLED, trained=False).reference == "Lamp 3 is amber: 4711."
+    assert (
+        now.after_probe("Lamp 3 is amber: 4711.", 1.0, STYLED, trained=False).with_own_answer().reference
+        == "Lamp 3 is amber: 4711."
+    )
 
 
 def test_plain_text_has_no_own_answer() -> None:

@@ -16,8 +16,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from agent.runner.stages import Stages
-
 from agent import api
 from agent.contract.settings import Limits, Retention
 from agent.data.spool import spool, sweep_orphans
@@ -25,6 +23,7 @@ from agent.decide.decision_store import Chosen, DecisionStore, Outcome, Round
 from agent.queue.jobs import Job, State
 from agent.queue.store import Store
 from agent.runner.attempt import Attempt, Stopping
+from agent.runner.job_context import JobContext
 from agent.runner.retention import prune
 from agent.scoring.gate import Verdict
 from agent.system.paths import Home
@@ -123,7 +122,7 @@ def work(home: Home, store: Store, registry: Registry) -> None:
         decisions.finish(token, Round(1, "numeric", "why", "ended", {}), slowly(outcome))
         about = {"job": job.id, "parent": 0, "verdict": verdict}
         version = registry.publish(lambda folder: (folder / "f").write_text("x" * 100_000) and None, about)
-        Stages(attempt).promote(version)
+        JobContext.of(attempt).publisher.promote(version)
     store.finish(job.id, token, State.DONE, "over", version)
 
 
