@@ -42,7 +42,7 @@ POLL = 0.5
 
 
 def validate(data: Data, *, state: Folder = None) -> Report:
-    """Count a data file's good rows and list its bad lines. Raises NotFound, DataError if the whole file is of no use."""
+    """Count a data file's good rows and list its bad lines. Raises NotFound, DataError if the file is of no use."""
     from agent.data.dataset import validate as check  # noqa: PLC0415
 
     with _opened(data) as source:
