@@ -1,7 +1,7 @@
 """The calls that Python code makes; the commands of the same names make them too. docs/python.md shows them in use.
 
 Each takes `state`, the state folder, found as by the command line if it is None, and raises what
-`agent.contract.errors` lists. Nothing here needs a daemon: it works on what is queued, whenever it runs.
+`agent.errors` lists. Nothing here needs a daemon: it works on what is queued, whenever it runs.
 """
 
 from __future__ import annotations
