@@ -11,7 +11,7 @@ from typing import Any
 from agent import api
 from agent.contract.atomic_io import write_file
 from agent.contract.errors import NotFound
-from agent.contract.lines import json_line, read_json_lines, shorten
+from agent.contract.lines import counted, json_line, read_json_lines, shorten
 from agent.contract.os_errors import os_fault
 from agent.decide.decision_store import Round
 from agent.queue.jobs import ENDED, Job
@@ -68,14 +68,14 @@ def _say_rounds(job: Job, rounds: list[Round]) -> None:
 
 def _figures(each: Round) -> tuple[object, ...]:
     done = each.figures
-    spent = f"{done['steps']} steps" if each.phase == "numeric" else f"{done['requests_here']} requests"
+    spent = counted(done["steps"], "step") if each.phase == "numeric" else counted(done["requests_here"], "request")
     return each.number, each.phase, done["examples"], f"{done['gained']:+.2f}", f"{done['reward']:.3f}", spent
 
 
 def _say_spent(done: list[Round]) -> None:
     steps, last = sum(each.figures["steps"] for each in done), done[-1].figures
-    trained = f"{steps} steps ({last['tokens']} tokens)"
-    asked = f"{last['requests']} requests to the remote LLM (recorded answers included)"
+    trained = f"{counted(steps, 'step')} ({counted(last['tokens'], 'token')})"
+    asked = f"{counted(last['requests'], 'request')} to the remote LLM (recorded answers included)"
     say(f"in all: {trained}, {asked}, {last['seconds']:.0f} s")
 
 
@@ -99,7 +99,8 @@ def _say_flagged(job: Job, choices: Rows, outcomes: Rows) -> None:
         return
     kept = Counter(row["state"] for row in flagged if row["example"] not in offered)
     so_far = "" if job.state in ENDED else " so far"
-    text = f"{len(flagged)} examples were flagged, that is, their reference breaks a constraint or lacks the style."
+    were = "1 example was flagged: its" if len(flagged) == 1 else f"{len(flagged)} examples were flagged: their"
+    text = f"{were} reference breaks a constraint or lacks the style."
     by_state = ", ".join(f"{kept[state]} {state}" for state in STATES if kept[state])
     saved = f" {sum(kept.values())} of them were never sent{so_far}, which saved as many rewrites: now {by_state}."
     say("\n" + wrapped(text + saved if kept else text))
@@ -217,7 +218,7 @@ def remade(arguments: argparse.Namespace, home: Home) -> int:
     if arguments.json:
         print_json({"job": job.id, "file": arguments.output, "rows": len(chosen)})
     else:
-        say(f"{arguments.output}: {len(chosen)} rows")
+        say(f"{arguments.output}: {counted(len(chosen), 'row')}")
     return 0
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from agent import api
 from agent.contract.atomic_io import locked
 from agent.contract.errors import DataError
-from agent.contract.lines import shorten
+from agent.contract.lines import counted, shorten
 from agent.queue.jobs import Job, State, describe
 from agent.queue.store import Store, open_existing
 from agent.system import output, systemd
@@ -46,10 +46,10 @@ def validate(arguments: argparse.Namespace, home: Home) -> int:
 
 def _say_report(report: Report) -> None:
     marked = f", {report.train} marked train and {report.held_out} held out" if report.held_out else ""
-    say(f"{report.rows} good rows of shape {report.shape}{marked}")
+    say(f"{counted(report.rows, 'good row')} of shape {report.shape}{marked}")
     say(f"{report.with_answer} with an answer, {report.with_constraints} with constraints")
     if report.bad_total:
-        say(f"{report.bad_total} bad lines; enqueue refuses the file unless --skip-bad is given:")
+        say(f"{counted(report.bad_total, 'bad line')}; enqueue refuses the file unless --skip-bad is given:")
         for bad in report.bad:
             say(f"  {bad}")
         if report.bad_total > len(report.bad):
@@ -63,9 +63,10 @@ def enqueue(arguments: argparse.Namespace, home: Home) -> int:
     if arguments.json:
         print_json(_job_json(job))
     else:
-        say(f"job {job.id}: {job.rows} rows queued")
+        say(f"job {job.id}: {counted(job.rows, 'row')} queued")
         if job.bad_rows:
-            hint(f"{job.bad_rows} bad lines were left out; they are in {home.spool / f'{job.spool}.bad.jsonl'}")
+            left_out = "1 bad line was" if job.bad_rows == 1 else f"{job.bad_rows} bad lines were"
+            hint(f"{left_out} left out; see {home.spool / f'{job.spool}.bad.jsonl'}")
         _say_if_nobody_works(home)
     return 0
 
@@ -141,7 +142,7 @@ def _on_a_terminal(home: Home, stack: ExitStack) -> Tell:
 
 def _told(what: str, job: Job) -> str:
     if what == "started":
-        return f"job {job.id} started: {Path(job.file).name}, {job.rows} rows"
+        return f"job {job.id} started: {Path(job.file).name}, {counted(job.rows, 'row')}"
     if what == "progress":
         return f"job {job.id} {progress_in_words(job.progress)}"
     return f"job {job.id} {job.state.value}" + (f": {job.reason}" if job.reason else "")
@@ -183,7 +184,11 @@ def show(arguments: argparse.Namespace, home: Home) -> int:
         return 0
     facts = [
         ("job", f"{job.id}, {job.state.value}"),
-        ("file", f"{job.file}, {job.rows} rows" + (f", {job.bad_rows} bad lines left out" if job.bad_rows else "")),
+        (
+            "file",
+            f"{job.file}, {counted(job.rows, 'row')}"
+            + (f", {counted(job.bad_rows, 'bad line')} left out" if job.bad_rows else ""),
+        ),
         ("base", job.base),
         ("doing", progress_in_words(job.progress) if job.state is State.RUNNING else None),
         ("reason", job.reason),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.contract.atomic_io import TEMPORARY, write_file
 from agent.contract.errors import DataError
-from agent.contract.lines import read_json_lines, shorten
+from agent.contract.lines import counted, read_json_lines, shorten
 from agent.queue.store import Store
 from agent.system import output
 from agent.system.config import given_flags, read_config, write_settings
@@ -131,7 +131,9 @@ def _say_preview(rows: list[dict[str, Any]]) -> None:
         for message in row["messages"]:
             say(f"-- {message['role']}\n{message['content']}")
     known = sum(row["cached"] for row in rows)
-    hint(f"{len(rows)} rows are flagged; {known} answers are recorded, {len(rows) - known} would be asked for")
+    flagged = "1 row is" if len(rows) == 1 else f"{len(rows)} rows are"
+    recorded = "1 answer is" if known == 1 else f"{known} answers are"
+    hint(f"{flagged} flagged; {recorded} recorded, {len(rows) - known} would be asked for")
 
 
 def log(arguments: argparse.Namespace, home: Home) -> int:
@@ -184,7 +186,8 @@ def cache_stats(arguments: argparse.Namespace, home: Home) -> int:
         print_json(_fields(answer))
         return 0
     limit = read_config(home.config).offload.cache_mb
-    say(f"{answer.answers} answers, {answer.bytes / 1e6:.2f} MB of at most {limit} MB, used again {answer.hits} times")
+    size, used = f"{answer.bytes / 1e6:.2f} MB of at most {limit} MB", counted(answer.hits, "time")
+    say(f"{counted(answer.answers, 'answer')}, {size}, used again {used}")
     for model, count in answer.models.items():
         say(f"  {count} of {model}")
     return 0
@@ -230,6 +233,6 @@ def cache_prune(arguments: argparse.Namespace, home: Home) -> int:
     if not isinstance(answer, Pruned):
         raise TypeError(answer)
     print_json(_fields(answer)) if arguments.json else say(
-        f"{answer.answers} answers forgotten, {answer.bytes / 1e6:.2f} MB"
+        f"{counted(answer.answers, 'answer')} forgotten, {answer.bytes / 1e6:.2f} MB"
     )
     return 0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent.contract.lines import ASCII_MARK, kind, shorten_line
+from agent.contract.lines import ASCII_MARK, counted, kind, shorten_line
 
 LESS_THAN, AT_LEAST = "less than", "at least"
 LONGEST_QUOTE = 100
@@ -59,11 +59,6 @@ TEXTS = _must_be(
     lambda value: isinstance(value, list) and bool(value) and all(map(_is_text, value)),
 )
 LETTER = _must_be("one character", lambda value: _is_text(value) and len(value) == 1)
-
-
-def counted(number: int, noun: str) -> str:
-    """A number of things: `1 word`, `2 words`; the plural is regular."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def quoted(text: str) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from agent.constraints import linear_regex
-from agent.constraints.constraint_types import COUNT, Argument, Check, counted
+from agent.constraints.constraint_types import COUNT, Argument, Check
 from agent.constraints.ifeval import json_value
-from agent.contract.lines import ASCII_MARK, shorten_line
+from agent.contract.lines import ASCII_MARK, counted, shorten_line
 
 LONGEST_MESSAGE = 150
 """Characters of what the validator says about a value; it may quote all of the value."""

@@ -24,12 +24,12 @@ from agent.constraints.constraint_types import (
     Argument,
     Check,
     compared,
-    counted,
     listed,
     quoted,
     wanted,
 )
 from agent.constraints.languages import LANGUAGES
+from agent.contract.lines import counted
 
 OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 """The three answers that detectable_format:constrained_response allows."""

@@ -36,6 +36,11 @@ def quote(text: str) -> str:
     return repr(shorten(text, 40))
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 word`, `2 words`; the plural is regular."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def json_line(value: Any) -> bytes:
     """A value as JSON in UTF-8 and a newline; numbers that are not finite raise ValueError."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"

@@ -21,6 +21,7 @@ from typing import Any
 
 from agent.contract.atomic_io import folder_fault
 from agent.contract.errors import CacheMiss, RemoteRefused
+from agent.contract.lines import counted
 from agent.decide.classifier import prior
 from agent.decide.decision_store import Round
 from agent.decide.monitor import Monitor, Phase, Work
@@ -280,7 +281,7 @@ def propose_prompt(learning: Learning, progress: Progress) -> str:
 def _figures(learning: Learning, progress: Progress, prompt: str) -> dict[str, Any]:
     own = sum(row.source == OWN_ANSWER for row in progress.rows.values())
     remade = sum(bool(row.source) for row in progress.rows.values()) - own
-    offered = sum(row.rewrite is not None for row in progress.rows.values())
+    offered = counted(sum(row.rewrite is not None for row in progress.rows.values()), "example")
     return {
         "rounds": progress.round - 1,
         "steps": progress.step,
@@ -293,6 +294,6 @@ def _figures(learning: Learning, progress: Progress, prompt: str) -> dict[str, A
         "requests": progress.requests,
         "remade": remade,
         "own_answers": own,
-        "rewrites": f"{offered} examples offered for a rewrite, {remade} remade; {own} mended by the model itself.",
+        "rewrites": f"{offered} offered for a rewrite, {remade} remade; {own} mended by the model itself.",
         **learning.job.attempt.spent,
     }

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
+from agent.contract.lines import counted
+
 ENOUGH_ROWS = 20
 """Held-out rows from which on rewards, which are coarser than losses, can be told from noise."""
 RESAMPLES = 1000
@@ -86,7 +88,7 @@ def judge(before: Measured, after: Measured, most_fall: float = 1.0) -> Verdict:
     if not verdict.promote or not fallen:
         return verdict
     worst = min(fallen, key=lambda each: each.after - each.before)
-    told = f"{worst.name} fell from {worst.before:.3g} to {worst.after:.3g} on {worst.rows} rows"
+    told = f"{worst.name} fell from {worst.before:.3g} to {worst.after:.3g} on {counted(worst.rows, 'row')}"
     gained = verdict.reason.removeprefix("Promoted: ")
     return replace(verdict, promote=False, reason=f"Not promoted: {told}, although {gained}")
 

@@ -131,7 +131,7 @@ def test_flagged_examples_that_were_never_sent_are_counted_by_what_became_of_the
     """These calls a job that sends every flagged example would have made; refused ones were made."""
     fill(state, whole)
     said = " ".join(run("explain", 1).out.split())
-    assert "4 examples were flagged, that is, their reference breaks a constraint" in said
+    assert "4 examples were flagged: their reference breaks a constraint" in said
     assert "2 of them were never sent, which saved as many rewrites: now 2 satisfied." in said
 
 
@@ -144,7 +144,7 @@ def test_a_job_that_sent_every_flagged_example_claims_no_saving(state: Path, run
 
     fill(state, sent)
     said = " ".join(run("explain", 1).out.split())
-    assert said.endswith("1 examples were flagged, that is, their reference breaks a constraint or lacks the style.")
+    assert said.endswith("1 example was flagged: its reference breaks a constraint or lacks the style.")
 
 
 def test_a_job_without_a_flagged_example_says_so(state: Path, run: Run) -> None:
@@ -415,7 +415,7 @@ def test_remade_rows_go_to_a_file(kept: Path, run: Run, tmp_path: Path) -> None:
     path = tmp_path / "new.jsonl"
     path.write_text("old")
     said = run("remade", 1, "-o", path)
-    assert (said.code, said.out) == (0, f"{path}: 1 rows\n")
+    assert (said.code, said.out) == (0, f"{path}: 1 row\n")
     assert path.read_bytes() == kept.read_bytes().splitlines(keepends=True)[0]
     assert run("remade", 1, "--all", "-o", path, "--json").json == {"job": 1, "file": str(path), "rows": 3}
     assert path.read_bytes() == kept.read_bytes()

@@ -80,7 +80,7 @@ def test_a_file_whose_name_is_not_utf_8_can_be_queued(state: Path, tmp_path: Pat
     with open(path, "w") as stream:  # noqa: PTH123  a path of bytes
         stream.write(GOOD)
     done = agent("enqueue", os.fsdecode(path), state=state)
-    assert done.stdout == "job 1: 1 rows queued\n"
+    assert done.stdout == "job 1: 1 row queued\n"
     assert "n\\udcff.jsonl" in agent("ls", state=state).stdout
 
 

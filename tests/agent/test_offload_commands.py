@@ -139,7 +139,7 @@ def test_preview_shows_what_would_be_sent_and_sends_nothing(state: Path, data: P
     assert "== one (punctuation:no_comma; replaced: 1 EMAIL)" in done.stdout
     assert "[EMAIL_1]" in done.stdout
     assert "lund@example.com" not in done.stdout
-    assert "1 rows are flagged; 0 answers are recorded, 1 would be asked for" in done.stderr
+    assert "1 row is flagged; 0 answers are recorded, 1 would be asked for" in done.stderr
     assert [row["id"] for row in rows] == ["one"]
     assert rows[0]["messages"][1]["content"].startswith("<QUESTION>\nWho runs the Marlow pump?")
 
