@@ -58,7 +58,7 @@ class Routed(Router):
         self.seed = seed
 
     def bits(self, row: Row) -> tuple[bool, bool]:
-        """Whether to tune on the row, and whether to rewrite it."""
+        """Two bits: tune on the row, rewrite it."""
         raise NotImplementedError
 
     def choose(self, row: Row, classifier: Classifier) -> Choice:
@@ -117,7 +117,7 @@ class ObviousRule(Routed):
 
 
 def neurosymbolic(job: JobContext) -> Learning:
-    """What `enqueue` does, but for the system prompt: it would be chosen on the rows that are reported."""
+    """The job of `enqueue`, but for the system prompt: it would be chosen on the rows that are reported."""
     return replace(monitored(job), proposes_prompt=False)
 
 

@@ -18,6 +18,20 @@ from agent.runner.memory_fallbacks import differences
 from agent.runner.memory_plan import Rung, fit_to_memory
 
 
+def training_figures(
+    *, steps: int, tokens: int, seconds: float, peak_rss_mb: float, peak_cuda_mb: float
+) -> dict[str, Any]:
+    """Figures of training as a version's manifest has them."""
+    return {
+        "steps": steps,
+        "tokens": tokens,
+        "train_seconds": seconds,
+        "tokens_per_s": round(tokens / max(seconds, 1e-9), 1),
+        "peak_rss_mb": peak_rss_mb,
+        "peak_cuda_mb": peak_cuda_mb,
+    }
+
+
 class ModelSession:
     """One job's use of the training worker.
 

@@ -29,6 +29,7 @@ from agent.queue.jobs import Job
 from agent.runner import explain, numeric_phase, rewriting, symbolic_phase
 from agent.runner.job_context import Ended
 from agent.runner.learning import Learning
+from agent.runner.model_session import training_figures
 from agent.runner.parking import park
 from agent.runner.progress import PROGRESS, Progress
 from agent.runner.rewritten_data import REMADE, Remade, lineage, write_remade
@@ -284,12 +285,13 @@ def _figures(learning: Learning, progress: Progress, prompt: str) -> dict[str, A
     offered = counted(sum(row.rewrite is not None for row in progress.rows.values()), "example")
     return {
         "rounds": progress.round - 1,
-        "steps": progress.step,
-        "tokens": progress.tokens,
-        "train_seconds": progress.train_seconds,
-        "tokens_per_s": round(progress.tokens / max(progress.train_seconds, 1e-9), 1),
-        "peak_rss_mb": progress.peak_rss_mb,
-        "peak_cuda_mb": progress.peak_cuda_mb,
+        **training_figures(
+            steps=progress.step,
+            tokens=progress.tokens,
+            seconds=progress.train_seconds,
+            peak_rss_mb=progress.peak_rss_mb,
+            peak_cuda_mb=progress.peak_cuda_mb,
+        ),
         "system_prompt": bool(prompt),
         "requests": progress.requests,
         "remade": remade,

@@ -8,6 +8,7 @@ from pathlib import Path
 from agent.contract.atomic_io import folder_fault
 from agent.contract.protocol import Train, Trained
 from agent.runner.job_context import Ended, JobContext
+from agent.runner.model_session import training_figures
 
 
 def run(job: JobContext) -> Ended:
@@ -21,14 +22,13 @@ def run(job: JobContext) -> Ended:
         publisher.load_for_training()
         trained = train(job)
         after = publisher.measure("after", publisher.parent_prompt)
-        figures = {
-            "steps": trained.step,
-            "tokens": trained.tokens,
-            "train_seconds": trained.seconds,
-            "tokens_per_s": round(trained.tokens / max(trained.seconds, 1e-9), 1),
-            "peak_rss_mb": trained.peak_rss_mb,
-            "peak_cuda_mb": trained.peak_cuda_mb,
-        }
+        figures = training_figures(
+            steps=trained.step,
+            tokens=trained.tokens,
+            seconds=trained.seconds,
+            peak_rss_mb=trained.peak_rss_mb,
+            peak_cuda_mb=trained.peak_cuda_mb,
+        )
 
         def fill(folder: Path) -> None:
             job.model.save(folder)

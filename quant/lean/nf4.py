@@ -1,13 +1,12 @@
 """NF4 matrices with double quantisation (QLoRA, arXiv 2305.14314), mapped from the file and unpacked into scratch.
 
-The numbers are bitsandbytes': on a CPU its C functions are called directly, because importing the library calls
-torch.compile, which costs seconds and 114 MB; on CUDA its Python API.
+The numbers are bitsandbytes', called as `quant.shared.blockwise` says.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
