@@ -79,9 +79,27 @@ def free_memory(root: Path = Path("/")) -> float:
 
 
 def killed_for_memory(root: Path = Path("/")) -> int:
-    """The processes that the kernel killed since the box started because memory ran out, of it or of a group."""
-    found = re.search(r"^oom_kill (\d+)$", _text(root / "proc/vmstat"), re.MULTILINE)
-    return int(found[1]) if found else 0
+    """The processes of this one's control group that the kernel killed because memory ran out, of it or of the box.
+
+    Counted over the whole box where no group counts. A box-wide count rises for other people's processes too.
+    """
+    counts = [*_counts_of_kills(root), root / "proc/vmstat"]
+    found = (re.search(r"^oom_kill (\d+)$", _text(path), re.MULTILINE) for path in counts)
+    return next((int(match[1]) for match in found if match), 0)
+
+
+def _counts_of_kills(root: Path) -> Iterator[Path]:
+    """Files in which this process's control group (v1 and v2) may count kills, the likeliest first.
+
+    In a container the path may be the host's, of which the container sees the last part only, or none.
+    """
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers in {"", "memory"}:
+            top = root / "sys/fs/cgroup" / controllers
+            group = top / path.lstrip("/")
+            name = "memory.oom_control" if controllers else "memory.events"
+            yield from (folder / name for folder in (group, *group.parents) if folder.is_relative_to(top))
 
 
 def _numbers(path: Path) -> list[float]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,7 @@ from agent.runner import memory_fallbacks
 from agent.runner.memory_plan import PLAN, Rung, fall_back, fit_to_memory
 from agent.system.events import read_events
 from agent.system.paths import Home
+from agent.system.sensors import killed_for_memory
 from benchmarks.watching import Group
 
 GIVEN = Training()
@@ -164,11 +168,16 @@ while True:
 
 @pytest.fixture
 def home(tmp_path: Path, tiny_base: Callable[[str], Path]) -> Home:
-    """A state folder with a job that trains for a while on a tiny model."""
+    """A state folder with a tiny model as its base."""
     made = Home(tmp_path / "state").create()
     made.config.write_text('base = "tiny"\n')
     shutil.copytree(tiny_base("llama"), made.model("tiny"))
-    data = tmp_path / "pumps.jsonl"
+    return made
+
+
+def enqueue_a_long_job(home: Home) -> None:
+    """Queue a job that trains until it is stopped."""
+    data = home.path.parent / "pumps.jsonl"
     data.write_text("".join(ROW.format(i, i * 37) for i in range(40)))
     flags = (
         "--mode",
@@ -182,24 +191,40 @@ def home(tmp_path: Path, tiny_base: Callable[[str], Path]) -> Home:
         "--max-new-tokens",
         "4",
     )
-    done = agent("enqueue", data, *flags, state=made.path)
+    done = agent("enqueue", data, *flags, state=home.path)
     assert done.returncode == 0, done.stderr
-    return made
 
 
 def told(home: Home, kind: str) -> list[dict[str, object]]:
     return [event for event, _ in read_events(home.run(1) / "events.jsonl") if event["event"] == kind]
 
 
+def limited_group(limit: int) -> Group:
+    try:
+        return Group(limit)
+    except OSError as fault:
+        lacks(f"no control group can be made: {fault}")
+
+
+@pytest.mark.process
+def test_a_kill_elsewhere_on_the_box_is_not_counted_here() -> None:
+    """A worker that somebody killed meanwhile would be taken for one that had too little memory."""
+    before = killed_for_memory()
+    with (
+        closing(limited_group(64 << 20)) as group,
+        subprocess.Popen([sys.executable, "-c", HOG], preexec_fn=lambda: group.add(os.getpid())) as hog,  # noqa: PLW1509
+    ):
+        assert hog.wait() == -signal.SIGKILL
+    assert killed_for_memory() == before
+
+
 @pytest.mark.process
 def test_a_worker_that_the_kernel_kills_goes_on_from_its_checkpoint_with_less(home: Home) -> None:
     """Another program takes the group's memory; the job counts no death, and goes on one rung lower."""
-    try:
-        group = Group(1400 << 20)
-    except OSError as fault:
-        lacks(f"no control group can be made: {fault}")
+    group = limited_group(1400 << 20)
     with daemon(home.path) as running:
         group.add(running.process.pid)
+        enqueue_a_long_job(home)
         wait_until(lambda: "step" in running.job(1).progress, "the job trains")
         (worker,) = [pid for pid in descendants(running.process.pid) if "quant.worker" in command_line(pid)]
         # The kernel shall choose the worker: the others are what a box cannot do without.
@@ -236,6 +261,7 @@ LARGE = {
 @pytest.mark.process
 def test_a_job_that_the_box_has_no_memory_for_is_refused_before_it_loads(home: Home) -> None:
     """With what it needs and what is free, though every setting was lowered."""
+    enqueue_a_long_job(home)
     base = home.model("tiny")
     (base / "config.json").write_text(json.dumps(LARGE))
     (base / "manifest.json").unlink()

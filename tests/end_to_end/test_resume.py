@@ -147,7 +147,7 @@ def test_a_killed_process_costs_no_step_and_changes_no_loss(
     assert daemons[-1].wait(PATIENCE) == 0
     with Store(home.database) as store:
         job = store.get(1)
-        assert (job.state, job.deaths, job.attempt, job.version) == ("done", 1, 2, 1)
+        assert (job.state, job.deaths, job.attempt, job.version) == ("done", 1, 2, 1), store.moves(1)
         assert len(store.promotion_stack()) <= 1
         assert [v.whole for v in Registry(home.path, store).versions()] == [True, True]
     assert events(home, "resume"), "it began again instead of going on from its checkpoint"
