@@ -150,6 +150,7 @@ def symptoms() -> list[tuple[list[str], str]]:
     ]
 
 
+@pytest.mark.slow
 def test_troubleshooting_lists_lines_that_the_program_prints() -> None:
     """Word for word where they do not differ from case to case, and with the exit code of the error that says so."""
     known = [text for path in python_files(*PACKAGES) for text in texts(ast.parse(path.read_text()))]

@@ -56,6 +56,7 @@ def test_the_command_line_names_all_commands_and_its_version() -> None:
     assert subprocess.run([AGENT], capture_output=True, check=False).returncode == 2
 
 
+@pytest.mark.slow
 def test_an_example_that_is_shown_can_be_parsed() -> None:
     """No example uses an option that is not there."""
     for name, parser in COMMANDS.items():

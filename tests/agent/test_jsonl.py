@@ -136,6 +136,7 @@ def test_ids_of_their_own_cost_about_a_hundred_bytes_a_row() -> None:
     assert peak_of_reading(rows({"text": "x", "id": f"{n:0200}"}) for n in range(10_000)) < 10_000 * 180
 
 
+@pytest.mark.slow
 def test_an_endless_line_is_never_held_whole() -> None:
     """A line of 60 MB costs a few megabytes of memory: the rest of it is thrown away as it comes."""
     data = (chunk for part in ([b"x" * 1_000_000] * 60, [b"\n"], [rows({"text": "end"})]) for chunk in part)

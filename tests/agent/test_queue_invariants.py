@@ -232,6 +232,7 @@ def test_any_order_of_events_keeps_the_queue_whole(processes: list[Process]) -> 
     run_state_machine_as_test(Queue, settings=settings(max_examples=25, stateful_step_count=40, deadline=None))
 
 
+@pytest.mark.slow
 def test_ten_thousand_waiting_jobs_cost_no_work(tmp_path: Path) -> None:
     """A list of the newest and a claim take SQLite as many steps as among a hundred; to count takes a few a job."""
     steps = {count: _steps_beside(tmp_path / str(count), count) for count in (100, 10_000)}

@@ -43,6 +43,7 @@ def test_a_batch_gives_the_answers_that_each_prompt_gets_alone(
 
 
 @pytest.mark.parametrize("architecture", each(ARCHITECTURES))
+@pytest.mark.slow
 def test_a_stream_is_the_greedy_answer(tiny_base: Callable[[str], Path], architecture: str) -> None:
     """Token by token; what is said in pieces is what is said at once."""
     model = load(tiny_base(architecture), None, "cpu", "float32")
@@ -55,6 +56,7 @@ def test_a_stream_is_the_greedy_answer(tiny_base: Callable[[str], Path], archite
 
 
 @pytest.mark.parametrize("cache", [1, 1 << 30])
+@pytest.mark.slow
 def test_each_answer_ends_at_its_stop_whatever_fits_into_memory(
     tiny_base: Callable[[str], Path], cache: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +75,7 @@ def test_each_answer_ends_at_its_stop_whatever_fits_into_memory(
 
 
 @pytest.mark.parametrize("architecture", ["llama", "olmo2"])
+@pytest.mark.slow
 def test_drawn_tokens_are_those_of_their_seed(tiny_base: Callable[[str], Path], architecture: str) -> None:
     """The same again; near temperature 0 the likeliest ones."""
     model = load(tiny_base(architecture), None, "cpu", "float32")
@@ -94,6 +97,7 @@ def test_dice_draw_from_the_softmax() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "olmo2"])
+@pytest.mark.slow
 def test_an_answer_is_as_long_as_there_is_memory_for(tiny_base: Callable[[str], Path], architecture: str) -> None:
     """On the lean path; a prompt that leaves no room is refused, and asks nothing of the box."""
     model = load(tiny_base(architecture), None, "cpu", "float32")

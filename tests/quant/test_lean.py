@@ -251,6 +251,7 @@ def test_bfloat16_stays_within_its_rounding(tiny_base: Base, architecture: str) 
 
 
 @pytest.mark.parametrize("architecture", each(LEAN))
+@pytest.mark.slow
 def test_the_adapter_answers_the_same_in_plain_peft(tiny_base: Base, architecture: str, tmp_path: Path) -> None:
     """Saved without peft, loaded by peft on the same base, and by ourselves."""
     lean, _ = both(tiny_base(architecture))

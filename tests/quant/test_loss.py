@@ -19,6 +19,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("architecture", each(ARCHITECTURES))
+@pytest.mark.slow
 def test_packing_changes_no_loss(tiny_base: Callable[[str], Path], architecture: str) -> None:
     """Examples that share a row have the losses they have alone: attention never crosses a border."""
     model = load(tiny_base(architecture), None, "cpu", "float32")

@@ -38,6 +38,7 @@ def test_steps_are_those_of_torch() -> None:
     assert torch.allclose(mine, theirs, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_eight_bits_go_the_same_way() -> None:
     """Rounded moments, not other ones."""
     mine, theirs = descent("adamw8bit")

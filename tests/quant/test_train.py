@@ -69,6 +69,7 @@ def test_checkpoints_come_at_their_interval_are_whole_and_only_the_newest_two_ar
     assert {f.suffix for p in kept for f in p.iterdir()} == {".safetensors", ".json"}
 
 
+@pytest.mark.slow
 def test_the_adapter_gives_the_same_answers_in_plain_peft(tiny_base: Callable[[str], Path], tmp_path: Path) -> None:
     """What is saved is an ordinary PEFT adapter, with nothing of ours needed to use it."""
     model, _, _ = run(tiny_base("llama"), tmp_path / "c", SETTINGS)
@@ -95,6 +96,7 @@ def test_every_linear_layer_gets_an_update_and_nothing_else_is_trained(
     assert all(".lora_A." in n or ".lora_B." in n for n in names)
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_give_the_gradient_of_one_large_one(
     tiny_base: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -109,6 +111,7 @@ def test_accumulated_micro_batches_give_the_gradient_of_one_large_one(
     assert losses(results[0]) == pytest.approx(losses(results[2]), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_recomputing_activations_changes_no_loss(tiny_base: Callable[[str], Path], tmp_path: Path) -> None:
     """Checkpointing trades time for memory, never the result."""
     kept = run(tiny_base("llama"), tmp_path / "a", dataclasses.replace(SETTINGS, memory_budget=1000))[2]
@@ -176,6 +179,7 @@ def phase(
     return train(started, folder, events.append, lambda: False, until), events
 
 
+@pytest.mark.slow
 def test_phases_go_on_from_one_another_and_a_resumed_one_has_the_same_losses(
     tiny_base: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -200,6 +204,7 @@ def test_phases_go_on_from_one_another_and_a_resumed_one_has_the_same_losses(
     assert [e.epoch for e in whole if isinstance(e, Step)][1] == 1.0
 
 
+@pytest.mark.slow
 def test_steps_tell_the_loss_of_values_from_that_of_their_form(
     tiny_base: Callable[[str], Path], tmp_path: Path
 ) -> None:
