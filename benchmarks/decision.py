@@ -378,7 +378,7 @@ def main() -> int:
             file=given.file,
             record=given.record,
             worth=given.worth,
-            settings={"epochs": given.epochs, "max_new_tokens": longest, "most_fall": 1.0},
+            settings={"epochs": given.epochs, "max_new_tokens": longest, "max_slice_drop": 1.0},
             tuned=json.loads(TUNED.read_text()) if TUNED.exists() else {},
         )
         arms = tuple(given.arms or (ON_FILES if given.file else MAIN))

@@ -89,7 +89,7 @@ def option(action: argparse.Action) -> str:
 def command(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
     """What is said of one command."""
     groups = [(group.title, group._group_actions) for group in parser._action_groups]  # noqa: SLF001  no public way
-    told = [(title, [action for action in actions if action.dest not in SHARED]) for title, actions in groups]
+    told = [(title, [a for a in actions if a.dest not in SHARED and a.help != argparse.SUPPRESS]) for title, actions in groups]
     arguments = [values(action) for _, actions in told for action in actions if not action.option_strings]
     yield f'.SS "{" ".join([escaped(name), *arguments])}"\n{lines(escaped(str(parser.description)))}'
     for title, actions in told:

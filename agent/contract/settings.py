@@ -12,11 +12,20 @@ from typing import Any, TypeVar
 
 Settings = TypeVar("Settings")
 
+RENAMED = {
+    "accumulation": "gradient_accumulation_steps",
+    "clip": "max_grad_norm",
+    "most_fall": "max_slice_drop",
+    "warmup": "warmup_ratio",
+}
+"""Names of settings until version 0.1, and what they are called now: in files, flags and queued jobs both are read."""
+
 
 def part_of(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
     """The settings of one class out of those of a job, which hold several; missing ones have their defaults."""
     names = {known.name for known in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    return cls(**{name: value for name, value in values.items() if name in names})
+    called = {RENAMED.get(name, name): value for name, value in values.items()}
+    return cls(**{name: value for name, value in called.items() if name in names})
 
 
 def setting(
@@ -47,10 +56,10 @@ class Training:
     steps: int = setting(0, "optimizer steps; 0 means: as many as epochs gives", low=0, high=10_000_000)
     sequence_length: int = setting(512, "longest row in tokens; longer examples are cut", low=16, high=131_072)
     micro_batch: int = setting(8, "most examples packed into one row for one forward pass", low=1, high=4096)
-    accumulation: int = setting(1, "micro-batches per optimizer step", low=1, high=4096)
-    warmup: float = setting(0.06, "share of the steps in which the learning rate rises", low=0.0, high=1.0)
+    gradient_accumulation_steps: int = setting(1, "micro-batches per optimizer step", low=1, high=4096)
+    warmup_ratio: float = setting(0.06, "share of the steps in which the learning rate rises", low=0.0, high=1.0)
     weight_decay: float = setting(0.0, "AdamW weight decay of the adapter", low=0.0, high=1.0)
-    clip: float = setting(1.0, "largest gradient norm; 0 means: no clipping", low=0.0, high=1000.0)
+    max_grad_norm: float = setting(1.0, "largest gradient norm; 0 means: no clipping", low=0.0, high=1000.0)
     value_weight: float = setting(
         2.0, "how many times as much the words of an answer's value count as its other words", low=0.01, high=100.0
     )
@@ -69,7 +78,7 @@ class Training:
     )
     prefix_cache: int = setting(
         2000,
-        "most MB of disk for what the blocks below the tuned ones make of each row; 0: none",
+        "disk limit in MB for cached activations of the frozen blocks; 0: no cache",
         low=0,
         high=10_000_000,
     )
@@ -92,7 +101,7 @@ class Decision:
     minutes: float = setting(0.0, "minutes after which no new phase starts; 0: no limit", low=0.0, high=1e6)
     weights_cost: float = setting(0.02, "reward that tuning on an example must be expected to gain", low=0.0, high=1.0)
     rewrite_cost: float = setting(0.08, "reward that rewriting an example must be expected to gain", low=0.0, high=1.0)
-    most_fall: float = setting(0.1, "most that any slice of the held-out reward may fall", low=0.0, high=1.0)
+    max_slice_drop: float = setting(0.1, "most that any slice of the held-out reward may fall", low=0.0, high=1.0)
     explore: float = setting(0.3, "standard deviations by which a gain may exceed what is expected", low=0.0, high=10.0)
 
 

@@ -70,7 +70,7 @@ class Learning:
     def steps_a_pass(self, rows: int) -> int:
         """Optimizer steps for one pass over some rows."""
         settings = self.job.model.settings
-        return math.ceil(rows / (settings.micro_batch * settings.accumulation))
+        return math.ceil(rows / (settings.micro_batch * settings.gradient_accumulation_steps))
 
     def steps_left_by(self, progress: Progress) -> int:
         """The step up to which the numeric side may go: rows that wait for the remote are to be learned too."""

@@ -135,8 +135,8 @@ class Publisher:
 
     def judge(self, before: Evaluation, after: Evaluation) -> Verdict:
         """The gate's verdict, recorded."""
-        most_fall = part_of(Decision, self._attempt.job.settings).most_fall
-        verdict = judge(before.measured, after.measured, most_fall)
+        max_slice_drop = part_of(Decision, self._attempt.job.settings).max_slice_drop
+        verdict = judge(before.measured, after.measured, max_slice_drop)
         self._attempt.events.add("verdict", **dataclasses.asdict(verdict))
         return verdict
 

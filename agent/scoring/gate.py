@@ -70,12 +70,13 @@ class Verdict:
     slices: tuple[Slice, ...] = ()
 
 
-def judge(before: Measured, after: Measured, most_fall: float = 1.0) -> Verdict:
+def judge(before: Measured, after: Measured, max_slice_drop: float = 1.0) -> Verdict:
     """Compare two models row by row.
 
     From 20 rows with a reward on the reward decides, below that the loss. Whatever that says, a slice of five rows or
-    more whose mean reward falls by more than `most_fall`, and by more than one row of it, refuses. Raises ValueError
-    if the two were not measured on the same number of rows.
+    more whose mean reward falls by more than `max_slice_drop`, and by more than one row of it, refuses.
+
+    Raises ValueError if the two were not measured on the same number of rows.
     """
     verdict = _judge(before, after)
     slices = tuple(
@@ -83,7 +84,7 @@ def judge(before: Measured, after: Measured, most_fall: float = 1.0) -> Verdict:
         for name, old in before.slices.items()
         if (new := after.slices.get(name, ())) and len(new) == len(old)
     )
-    fallen = [each for each in slices if each.rows >= ENOUGH_FOR_A_SLICE and _falls(each, most_fall)]
+    fallen = [each for each in slices if each.rows >= ENOUGH_FOR_A_SLICE and _falls(each, max_slice_drop)]
     verdict = replace(verdict, slices=slices)
     if not verdict.promote or not fallen:
         return verdict
@@ -93,9 +94,9 @@ def judge(before: Measured, after: Measured, most_fall: float = 1.0) -> Verdict:
     return replace(verdict, promote=False, reason=f"Not promoted: {told}, although {gained}")
 
 
-def _falls(each: Slice, most_fall: float) -> bool:
+def _falls(each: Slice, max_slice_drop: float) -> bool:
     # One row of a small slice is chance; the rounding of the means is no fall.
-    return each.before - each.after > max(most_fall, 1 / each.rows) + 1e-4
+    return each.before - each.after > max(max_slice_drop, 1 / each.rows) + 1e-4
 
 
 def _judge(before: Measured, after: Measured) -> Verdict:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agent.contract.atomic_io import write_file
 from agent.contract.errors import ConfigError
-from agent.contract.settings import Decision, Governor, Limits, Metrics, Offload, Retention, Training, setting
+from agent.contract.settings import RENAMED, Decision, Governor, Limits, Metrics, Offload, Retention, Training, setting
+from agent.system.output import hint
 from agent.system.paths import resolve
 
 if sys.version_info >= (3, 11):
@@ -81,18 +83,21 @@ def set_in(text: str) -> dict[str, int]:
             prefix = f"{heading[1]}."
             found[heading[1]] = number
         elif name := re.match(r"""\s*["']?([\w-]+)["']?\s*=""", line):
-            found.setdefault(f"{prefix}{name[1]}", number)
+            found.setdefault(f"{prefix}{RENAMED.get(name[1], name[1])}", number)
     return found
 
 
 def _build(cls: type[Any], table: dict[str, Any], prefix: str, faults: Faults) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     values = {}
-    for name, value in table.items():
+    for given, value in table.items():
+        name = _present_name(given, fields)
         known = fields.get(name)
         if f"{prefix}{name}" in RETIRED:
             continue
-        if known is None:
+        if name != given and name in table:
+            faults.append((f"{prefix}{name}", f"{prefix}{given} and {prefix}{name} are one setting: delete one"))
+        elif known is None:
             faults.append((f"{prefix}{name}", _unknown(name, fields, prefix)))
         elif "help" not in known.metadata:
             values[name] = _subtable(known, value, faults)
@@ -101,6 +106,21 @@ def _build(cls: type[Any], table: dict[str, Any], prefix: str, faults: Faults) -
         else:
             values[name] = _typed(known, value)
     return cls(**values)
+
+
+def _present_name(given: str, known: Container[str]) -> str:
+    """The name of a setting now, of which somebody who gives an old one is told."""
+    name = RENAMED.get(given, given)
+    if name == given or name not in known:
+        return given
+    _tell_new_name(given, name)
+    return name
+
+
+@functools.cache
+def _tell_new_name(old: str, new: str) -> None:
+    """Say once in a process's life that a setting has another name."""
+    hint(f"nslora-agent: {old} is called {new} now; the old name still works")
 
 
 def _unknown(name: str, known: Iterable[str], prefix: str = "") -> str:
@@ -135,7 +155,7 @@ def value_fault(known: dataclasses.Field[Any], value: object) -> str | None:
     if about["choices"] and value not in about["choices"]:
         return f"must be one of {', '.join(about['choices'])}, not {value!r}"
     if about["pattern"] and value and not re.fullmatch(about["pattern"], str(value)):
-        return f"has another form than {about['help'].partition('such as ')[2].partition(';')[0]}: {value!r}"
+        return f"must look like {about['help'].partition('such as ')[2].partition(';')[0]}: {value!r}"
     if about["low"] is not None and not about["low"] <= value <= about["high"]:
         return f"must be between {about['low']:g} and {about['high']:g}, not {value!r}"
     return None
@@ -209,7 +229,7 @@ def add_flags(parser: argparse.ArgumentParser, group: str) -> None:
     """One flag for each setting of a table of config.toml; a flag that is not given leaves the setting alone."""
     flags = parser.add_argument_group(f"{group} settings (defaults: config.toml)")
     for known in dataclasses.fields(GROUPS[group]):
-        flag, kind, name = "--" + known.name.replace("_", "-"), _type_of(known), known.name.upper()
+        flag, kind, name = _flag(known.name), _type_of(known), known.name.upper()
         shown = "" if known.default in ("", ()) else f" [{known.default}]"
         text = f"{known.metadata['help']}{_bounds(known)}{shown}".replace("%", "%%")
         about: dict[str, Any] = {"dest": f"{group}.{known.name}", "default": None, "help": text}
@@ -219,6 +239,22 @@ def add_flags(parser: argparse.ArgumentParser, group: str) -> None:
             flags.add_argument(flag, nargs="*", metavar=name, **about)
         else:
             flags.add_argument(flag, type=kind, metavar=name, **about)
+        for old in (old for old, new in RENAMED.items() if new == known.name):
+            parser.add_argument(
+                _flag(old), action=_OldFlag, dest=f"{group}.{known.name}", type=kind, help=argparse.SUPPRESS
+            )
+
+
+class _OldFlag(argparse.Action):
+    """The flag of a setting that has another name now."""
+
+    def __call__(self, _: object, namespace: argparse.Namespace, value: Any, flag: str | None = None) -> None:
+        _tell_new_name(str(flag), _flag(self.dest.partition(".")[2]))
+        setattr(namespace, self.dest, value)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def given_flags(arguments: argparse.Namespace, *groups: str) -> dict[str, Any]:
@@ -226,8 +262,8 @@ def given_flags(arguments: argparse.Namespace, *groups: str) -> dict[str, Any]:
     fields = [(group, known) for group in groups for known in dataclasses.fields(GROUPS[group])]
     given = [(known, getattr(arguments, f"{group}.{known.name}", None)) for group, known in fields]
     changes = [(known, value) for known, value in given if value is not None]
-    found = [(known.name.replace("_", "-"), value_fault(known, value)) for known, value in changes]
-    faults = [f"--{flag} {fault}" for flag, fault in found if fault]
+    found = [(_flag(known.name), value_fault(known, value)) for known, value in changes]
+    faults = [f"{flag} {fault}" for flag, fault in found if fault]
     if faults:
         raise ConfigError("\n".join(faults))
     return {known.name: value for known, value in changes}
@@ -236,12 +272,14 @@ def given_flags(arguments: argparse.Namespace, *groups: str) -> dict[str, Any]:
 def named_settings(values: Mapping[str, Any], *groups: str) -> dict[str, Any]:
     """Settings of some tables as Python code names them; raises ConfigError with every fault."""
     fields = {known.name: known for group in groups for known in dataclasses.fields(GROUPS[group])}
-    faults = [_unknown(name, fields) for name in values if name not in fields]
-    found = {name: value_fault(fields[name], value) for name, value in values.items() if name in fields}
+    called = {_present_name(name, fields): value for name, value in values.items()}
+    faults = [f"{old} and {new} are one setting: give one" for old, new in RENAMED.items() if {old, new} <= set(values)]
+    faults += [_unknown(name, fields) for name in called if name not in fields]
+    found = {name: value_fault(fields[name], value) for name, value in called.items() if name in fields}
     faults += [f"{name} {fault}" for name, fault in found.items() if fault]
     if faults:
         raise ConfigError("\n".join(faults))
-    return {name: _typed(fields[name], value) for name, value in values.items()}
+    return {name: _typed(fields[name], value) for name, value in called.items()}
 
 
 def job_settings(given: Mapping[str, Any], config: Config) -> dict[str, Any]:

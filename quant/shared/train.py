@@ -31,7 +31,7 @@ from quant.shared.packing import Row, Schedule, fill_rows, pack
 
 def learning_rate(step: int, total: int, settings: Training) -> float:
     """Linear warm-up, then half a cosine down to zero; `step` counts from 0."""
-    warm = max(1, round(settings.warmup * total))
+    warm = max(1, round(settings.warmup_ratio * total))
     if step < warm:
         return settings.learning_rate * (step + 1) / warm
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
@@ -89,7 +89,7 @@ class Run:
         whole = torch.stack([each.sum() for each in weights]).sum()
         shares = (each / whole for each in weights)
         losses = torch.cat([self.model.learn(row, share) for row, share in zip(rows, shares, strict=True)])
-        norm = self.tuned.clip(self.settings.clip or math.inf)
+        norm = self.tuned.clip(self.settings.max_grad_norm or math.inf)
         if not math.isfinite(loss := float(losses.mean())) or not math.isfinite(norm):
             raise TrainingFailed(
                 f"loss {loss} and gradient norm {norm} at step {self.done.step + 1} are not finite: "
@@ -132,7 +132,7 @@ def start(model: Model, examples: Sequence[Encoded], settings: Training, resume:
     if model.tuned is None:
         model.add_adapter(settings)
     tuned: Flat = model.tuned  # type: ignore[assignment]  # just added
-    per_step = settings.micro_batch * settings.accumulation
+    per_step = settings.micro_batch * settings.gradient_accumulation_steps
     epochs, steps = settings.epochs, settings.steps
     schedule = Schedule.plan(len(examples), per_step, settings.seed, epochs=epochs, steps=steps, first=first)
     moments = MOMENTS[settings.optimizer](tuned.values)

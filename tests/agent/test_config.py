@@ -12,7 +12,8 @@ import pytest
 from processes import agent, failed
 
 from agent.contract.errors import ConfigError
-from agent.contract.settings import Decision, Training, part_of
+from agent.contract.settings import RENAMED, Decision, Training, part_of
+from agent.system import config
 from agent.system.config import (
     DEFAULT_BASE,
     GROUPS,
@@ -72,9 +73,9 @@ def test_every_setting_in_the_file_says_what_it_means() -> None:
 def test_settings_are_read_and_whole_numbers_serve_as_floats(path: Path) -> None:
     """`epochs = 3` is as good as 3.0."""
     path.write_text('base = "org/model"\n[training]\nepochs = 3\nrank = 8\nmemory_budget = 900\n')
-    config = read_config(path)
-    assert config == Config("org/model", Training(epochs=3.0, rank=8, memory_budget=900))
-    assert type(config.training.epochs) is float
+    found = read_config(path)
+    assert found == Config("org/model", Training(epochs=3.0, rank=8, memory_budget=900))
+    assert type(found.training.epochs) is float
 
 
 def test_every_fault_is_reported_at_once_with_what_may_have_been_meant(path: Path) -> None:
@@ -88,9 +89,9 @@ def test_every_fault_is_reported_at_once_with_what_may_have_been_meant(path: Pat
     alpha = "16"
     dtype = "float16"
     memory_budget = true
-    warmup = 1.5
+    warmup_ratio = 1.5
     learning_rate = nan
-    clip = inf
+    max_grad_norm = inf
     [limits]
     max_lines = 1.0
     """
@@ -103,11 +104,59 @@ def test_every_fault_is_reported_at_once_with_what_may_have_been_meant(path: Pat
         "training.alpha must be of type int, not '16'",
         "training.dtype must be one of auto, float32, bfloat16, not 'float16'",
         "training.memory_budget must be of type int, not True",
-        "training.warmup must be between 0 and 1, not 1.5",
+        "training.warmup_ratio must be between 0 and 1, not 1.5",
         "training.learning_rate must be between 1e-07 and 1, not nan",
-        "training.clip must be between 0 and 1000, not inf",
+        "training.max_grad_norm must be between 0 and 1000, not inf",
         "limits.max_lines must be of type int, not 1.0",
     ]
+
+
+@pytest.fixture
+def unsaid() -> None:
+    """Nobody was told of a new name yet."""
+    config._tell_new_name.cache_clear()
+
+
+@pytest.mark.usefixtures("unsaid")
+def test_an_old_name_is_read_and_its_new_one_is_said_once(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A config.toml of version 0.1 works as it did; `config show --origin` finds the line."""
+    path.write_text("[training]\nclip = 0.5\nwarmup = 0\naccumulation = 2\n[decision]\nmost_fall = 0.25\n")
+    expected = Config(
+        training=Training(max_grad_norm=0.5, warmup_ratio=0.0, gradient_accumulation_steps=2),
+        decision=Decision(max_slice_drop=0.25),
+    )
+    assert read_config(path) == read_config(path) == expected
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "nslora-agent: clip is called max_grad_norm now; the old name still works"
+    assert len(told) == len(RENAMED) == 4
+    assert config.set_in(path.read_text())["training.max_grad_norm"] == 2
+
+
+def test_a_setting_under_both_names_is_a_fault(path: Path) -> None:
+    """Nobody can know which of the two was meant."""
+    assert faults(path, "[training]\nclip = 0.5\nmax_grad_norm = 1.0") == [
+        "training.clip and training.max_grad_norm are one setting: delete one"
+    ]
+    with pytest.raises(ConfigError, match="clip and max_grad_norm are one setting: give one"):
+        config.named_settings({"clip": 0.5, "max_grad_norm": 1.0}, "training")
+
+
+@pytest.mark.usefixtures("unsaid")
+def test_old_flags_and_arguments_set_what_they_did(capsys: pytest.CaptureFixture[str]) -> None:
+    """Scripts that were written for version 0.1 go on; help shows the new names alone."""
+    parser = argparse.ArgumentParser()
+    add_flags(parser, "training")
+    arguments = parser.parse_args(["--clip", "0.5", "--accumulation", "4"])
+    assert given_flags(arguments, "training") == {"max_grad_norm": 0.5, "gradient_accumulation_steps": 4}
+    assert "nslora-agent: --clip is called --max-grad-norm now" in capsys.readouterr().err
+    assert "--clip" not in parser.format_help()
+    assert config.named_settings({"warmup": 0.5}, "training") == {"warmup_ratio": 0.5}
+
+
+def test_a_job_that_was_queued_with_old_names_keeps_its_settings() -> None:
+    """Its row in the database says what it said when it was queued."""
+    assert part_of(Training, {"clip": 0.5, "most_fall": 0.2}) == Training(max_grad_norm=0.5)
+    assert part_of(Decision, {"clip": 0.5, "most_fall": 0.2}) == Decision(max_slice_drop=0.2)
 
 
 @pytest.mark.parametrize(

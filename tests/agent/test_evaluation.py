@@ -114,7 +114,7 @@ def test_two_evaluations_go_through_the_gate() -> None:
     kinds = [["case"] if place < 6 else ["title"] for place in range(20)]
     before = Evaluation([0.0] * 20, [1.0] * 6 + [0.0] * 14, [2.0] * 20, answers, kinds)
     after = Evaluation([0.0] * 6 + [1.0] * 14, [0.0] * 6 + [1.0] * 14, [2.0] * 20, answers, kinds)
-    verdict = judge(before.measured, after.measured, most_fall=0.1)
+    verdict = judge(before.measured, after.measured, max_slice_drop=0.1)
     assert verdict.reason.startswith("Not promoted: case fell from 0.5 to 0 on 6 rows, although the mean of content")
     assert judge(before.measured, after.measured).promote
 

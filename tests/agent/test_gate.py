@@ -248,7 +248,7 @@ def test_a_slice_that_falls_refuses_what_the_mean_would_promote() -> None:
     """And the reason names the slice that fell most, its figures, and what spoke for a promotion."""
     both = risen(title=([0.9] * 10, [0.7] * 10), case=([0.8] * 10, [0.3] * 10), fine=([0.1] * 10, [0.2] * 10))
     assert judge(*both).promote
-    verdict = judge(*both, most_fall=0.1)
+    verdict = judge(*both, max_slice_drop=0.1)
     assert not verdict.promote
     assert verdict.reason.startswith(
         "Not promoted: case fell from 0.8 to 0.3 on 10 rows, although the content reward on 20 held-out rows went from"
@@ -283,7 +283,7 @@ def test_a_slice_may_fall_by_as_much_as_is_allowed_or_by_one_row(
     promote: bool,  # noqa: FBT001
 ) -> None:
     """A tenth is allowed here; one row is chance, and fewer than five rows are no slice to judge by."""
-    verdict = judge(*risen(case=(old, new)), most_fall=0.1)
+    verdict = judge(*risen(case=(old, new)), max_slice_drop=0.1)
     assert verdict.promote is promote
     assert [each.rows for each in verdict.slices] == [len(new)] * bool(new)
 
@@ -294,7 +294,7 @@ def test_a_slice_that_one_side_lacks_is_left_out(missing: str) -> None:
     before, after = risen(case=([1.0] * 10, [0.0] * 10))
     without = {"before": (measured([0.25] * 20), after), "after": (before, measured([0.5] * 20))}[missing]
     for pair in (without, risen(case=([1.0] * 10, [0.0] * 9))):
-        verdict = judge(*pair, most_fall=0.1)
+        verdict = judge(*pair, max_slice_drop=0.1)
         assert verdict.promote
         assert verdict.slices == ()
 
@@ -303,7 +303,7 @@ def test_a_refusal_by_the_mean_stays_that_whatever_the_slices_did() -> None:
     """A slice never promotes, and does not take the place of the first reason; it is listed all the same."""
     before, after = risen(case=([1.0] * 10, [0.0] * 10))
     after = dataclasses.replace(after, rewards=before.rewards)
-    verdict = judge(before, after, most_fall=0.1)
+    verdict = judge(before, after, max_slice_drop=0.1)
     assert not verdict.promote
     assert "no gain" in verdict.reason
     assert "case" not in verdict.reason
@@ -314,15 +314,15 @@ def test_slices_are_judged_where_the_loss_decides_too() -> None:
     """Nineteen rows whose loss fell, but one kind of answer was unlearned."""
     before = dataclasses.replace(measured([0.0] * 19, [2.0] * 19), slices={"case": [1.0] * 10})
     after = dataclasses.replace(measured([0.0] * 19, [1.0] * 19), slices={"case": [0.5] * 10})
-    verdict = judge(before, after, most_fall=0.1)
+    verdict = judge(before, after, max_slice_drop=0.1)
     assert (verdict.metric, verdict.promote) == ("loss", False)
     assert "although the loss on 19 held-out rows" in verdict.reason
 
 
-@pytest.mark.parametrize("most_fall", [0.1, 1.0])
-def test_a_verdict_can_be_stored(most_fall: float) -> None:
+@pytest.mark.parametrize("max_slice_drop", [0.1, 1.0])
+def test_a_verdict_can_be_stored(max_slice_drop: float) -> None:
     """Promoted or refused, with its slices, in a version's manifest."""
-    verdict = judge(*risen(case=([1.0] * 10, [0.5] * 10)), most_fall)
+    verdict = judge(*risen(case=([1.0] * 10, [0.5] * 10)), max_slice_drop)
     stored = json.loads(json.dumps(dataclasses.asdict(verdict), allow_nan=False))
     assert stored["slices"] == [{"name": "case", "before": 1.0, "after": 0.5, "rows": 10}]
-    assert Verdict(**stored).promote is (most_fall == 1.0)
+    assert Verdict(**stored).promote is (max_slice_drop == 1.0)

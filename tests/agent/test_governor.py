@@ -197,7 +197,7 @@ def test_a_span_in_another_form_is_refused_with_an_example(tmp_path: Path, span:
     """It must not be found out at night."""
     path = tmp_path / "config.toml"
     path.write_text(f'[governor]\ntrain_between = "{span}"\n')
-    with pytest.raises(ConfigError, match=r'governor\.train_between has another form than "22:00-06:00"'):
+    with pytest.raises(ConfigError, match=r'governor\.train_between must look like "22:00-06:00"'):
         read_config(path)
 
 

@@ -102,7 +102,7 @@ def test_accumulated_micro_batches_give_the_gradient_of_one_large_one(
 ) -> None:
     """Loss and norm are means over all target tokens of a step, however it is cut into rows."""
     large = dataclasses.replace(SETTINGS, steps=2, micro_batch=8)
-    small = dataclasses.replace(SETTINGS, steps=2, micro_batch=2, accumulation=4)
+    small = dataclasses.replace(SETTINGS, steps=2, micro_batch=2, gradient_accumulation_steps=4)
     short = dataclasses.replace(large, sequence_length=40)
     results = [run(tiny_base("llama"), tmp_path / str(i), s)[2] for i, s in enumerate((large, small, short))]
     norms = [[e.grad_norm for e in events if isinstance(e, Step)] for events in results]
@@ -159,7 +159,7 @@ def test_examples_that_are_too_long_are_counted_and_none_left_is_an_error(
 
 def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
     """Linear up over the first share of the steps, half a cosine down."""
-    settings = Training(learning_rate=1.0, warmup=0.1)
+    settings = Training(learning_rate=1.0, warmup_ratio=0.1)
     rates = [learning_rate(step, 100, settings) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert max(rates) == 1.0
@@ -226,7 +226,7 @@ def test_values_count_more_where_they_are_known(tiny_base: Callable[[str], Path]
     """The gradient is that of the weighted mean; the losses that are told are not weighted."""
     model = load(tiny_base("llama"), None, "cpu", "float32")
     rows = [model.encoder.example(str(i), row, 512, str(i * 37)) for i, row in enumerate(ROWS[:4])]
-    made = start(model, rows, dataclasses.replace(SETTINGS, value_weight=3.0, clip=0.0), None)
+    made = start(model, rows, dataclasses.replace(SETTINGS, value_weight=3.0, max_grad_norm=0.0), None)
     (row,) = made.rows([0, 1, 2, 3])
     told, _ = made._gradients([row])
     weighted, values = made.tuned.grads.clone(), row.is_value
