@@ -86,10 +86,15 @@ def option(action: argparse.Action) -> str:
     return item(flags(action), escaped(str(action.help).replace("%%", "%")))
 
 
+def is_shown(action: argparse.Action) -> bool:
+    """Flags that every command has are told once; old names of flags are not told."""
+    return action.dest not in SHARED and action.help != argparse.SUPPRESS
+
+
 def command(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
     """What is said of one command."""
     groups = [(group.title, group._group_actions) for group in parser._action_groups]  # noqa: SLF001  no public way
-    told = [(title, [a for a in actions if a.dest not in SHARED and a.help != argparse.SUPPRESS]) for title, actions in groups]
+    told = [(title, [action for action in actions if is_shown(action)]) for title, actions in groups]
     arguments = [values(action) for _, actions in told for action in actions if not action.option_strings]
     yield f'.SS "{" ".join([escaped(name), *arguments])}"\n{lines(escaped(str(parser.description)))}'
     for title, actions in told:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import shlex
@@ -102,7 +103,8 @@ def test_the_manual_page_is_what_the_parser_the_errors_and_the_readme_say() -> N
     text = make_man.TARGET.read_text()
     assert text == make_man.page(), "run `make docs`"
     assert set(re.findall(r"^\\fB(\d+)\\fR$", text, re.MULTILINE)) == {str(code) for code in EXIT_CODES | NOT_OURS}
-    flags = {flag for parser in COMMANDS.values() for action in parser._actions for flag in action.option_strings}
+    shown = [action for parser in COMMANDS.values() for action in parser._actions if action.help != argparse.SUPPRESS]
+    flags = {flag for action in shown for flag in action.option_strings}
     assert all(f"\\fB{make_man.escaped(flag)}\\fR" in text for flag in flags)
     assert text.count(".SS ") == len(COMMANDS)
 

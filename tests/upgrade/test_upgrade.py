@@ -23,6 +23,12 @@ from quant.shared.optimizer import MOMENTS, AdamW
 pytestmark = pytest.mark.process
 
 MADE = Path(__file__).parent / "0.1.0"
+KILLED = Path(__file__).parent / "9755a6c"
+LOSSES = {
+    11: 5.5754, 12: 5.5532, 13: 5.5645, 14: 5.5741, 15: 5.5030,
+    16: 5.5592, 17: 5.5480, 18: 5.5787, 19: 5.5838, 20: 5.5279,
+}  # fmt: skip
+"""The losses of the steps that 9755a6c itself took when it went on from that state."""
 CHECKPOINT = "runs/2/attempt-1/checkpoints-1/step-00000010"
 
 
@@ -43,10 +49,14 @@ def contents(state: Path) -> dict[str, str]:
     return {str(path.relative_to(state)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def steps(state: Path) -> list[tuple[int, float]]:
-    """Each training step of job 2 with its loss."""
-    events = map(json.loads, agent("logs", 2, "--json", state=state).stdout.splitlines())
-    return [(event["step"], event["loss"]) for event in events if event["event"] == "step"]
+def events(state: Path, job: int, *kinds: str) -> list[dict[str, Any]]:
+    told = map(json.loads, agent("logs", job, "--json", state=state).stdout.splitlines())
+    return [event for event in told if event["event"] in kinds]
+
+
+def steps(state: Path, job: int) -> list[tuple[int, float]]:
+    """Each training step of a job with its loss."""
+    return [(event["step"], event["loss"]) for event in events(state, job, "step")]
 
 
 def test_jobs_versions_settings_and_answers_are_what_they_were(state: Path) -> None:
@@ -90,12 +100,12 @@ def test_the_jobs_in_its_queue_go_on(state: Path) -> None:
     checks = told(state, "doctor")
     assert [each["status"] for each in checks["findings"] if each["check"] == "base model"] == ["ok"]
     assert told(state, "generate", "Which port does the pump use?")["version"] == 1
-    before = steps(state)
+    before = steps(state, 2)
     done = agent("run", "--drain", state=state)
     assert done.returncode == 0, done.stderr
     assert [job["state"] for job in told(state, "ls")] == ["done", "done", "done", "cancelled"]
     assert [each["about"]["job"] for each in told(state, "versions")] == [None, 1, 2, 3]
-    after = steps(state)[len(before) :]
+    after = steps(state, 2)[len(before) :]
     assert [step for step, _ in after] == list(range(11, 11 + len(after)))
     assert len(after) >= 10
     assert after[0] == (11, pytest.approx(dict(before)[11], abs=1e-4))
@@ -111,3 +121,25 @@ def test_the_optimizer_goes_on_with_the_moments_of_a_checkpoint(state: Path) -> 
     for moment, vector in optimizer.moments.tensors().items():
         for name, part in tuned.views(vector).items():
             assert torch.equal(part, kept[f"{moment}/{name}"])
+
+
+def test_a_job_that_was_killed_between_two_rounds_decides_and_learns_as_it_would_have(tmp_path: Path) -> None:
+    """Killed in its second round, two rows rewritten, settings by their old names; held to what 9755a6c itself did."""
+    state = Path(shutil.copytree(KILLED, tmp_path / "state", symlinks=True))
+    before = steps(state, 1)
+    done = agent("run", "--drain", state=state)
+    assert done.returncode == 0, done.stderr
+    job = told(state, "show", 1)
+    assert (job["state"], job["attempt"], job["version"]) == ("done", 2, 1)
+    assert steps(state, 1)[len(before) :] == [(step, pytest.approx(loss, abs=2e-3)) for step, loss in LOSSES.items()]
+    rounds = [(each["round"], each["phase"]) for each in events(state, 1, "round")]
+    assert rounds == [(1, "symbolic"), (2, "numeric"), (3, "symbolic"), (4, "stop")]
+    assert [(each["id"], each["state"]) for each in events(state, 1, "rewrite")][4:] == [
+        ("tolvek-coiler.alarm.english_lowercase", "rejected"),
+        ("sky.colour.english_capital", "rejected"),
+    ]
+    assert job["reason"].startswith("Promoted: the loss on 2 held-out rows went from 5.78 to 5.57")
+    rows = map(json.loads, agent("remade", 1, "--json", state=state).stdout.splitlines())
+    texts = {row["id"]: row["messages"][-1]["content"] for row in rows}
+    assert texts["week.days.english_lowercase"] == "the number of days in a week is 7."
+    assert texts["earth.ocean.english_lowercase"] == "the largest ocean on earth is pacific."
