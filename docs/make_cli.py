@@ -15,8 +15,8 @@ TARGET = Path(__file__).parent / "cli.md"
 INTRODUCTION = """\
 # Command line
 
-Made by `make docs` from `--help`; do not edit. Exit codes: [README.md](../README.md). Results go to stdout, progress
-and advice to stderr; with `--json` a failure is one JSON object on stderr.
+Made by `make docs` from `--help`; do not edit. What people type every day, and the exit codes: [commands](commands.md).
+Results go to stdout, progress and advice to stderr; with `--json` a failure is one JSON object on stderr.
 """
 
 

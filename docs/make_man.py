@@ -1,4 +1,4 @@
-"""Writes docs/nslora-agent.1, the manual page, from the parser, agent.contract.errors and README.md: `make docs`.
+"""Writes docs/nslora-agent.1, the manual page, from the parser, agent.contract.errors and other documents: `make docs`.
 
 `tests/test_docs.py` compares. Nothing in it depends on the version of Python or on the terminal.
 """
@@ -18,7 +18,7 @@ from agent.contract import errors
 
 DOCS = Path(__file__).parent
 TARGET = DOCS / "nslora-agent.1"
-README, DEPLOYMENT = (DOCS.parent / "README.md").read_text(), (DOCS / "deployment.md").read_text()
+README, COMMANDS, DEPLOYMENT = ((DOCS / name).read_text() for name in ("../README.md", "commands.md", "deployment.md"))
 SHARED = {"help", "state", "json"}
 """Options of every command, described once."""
 ENVIRONMENT = {
@@ -56,7 +56,7 @@ def item(head: str, roff: str) -> str:
     return f".TP\n{head}\n{lines(roff)}"
 
 
-def table(name: str, page: str = README) -> list[list[str]]:
+def table(name: str, page: str) -> list[list[str]]:
     """The rows of the table in a section of a page, without their heading."""
     section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (.*) \|$", section, re.MULTILINE)
@@ -113,17 +113,17 @@ def shared() -> Iterator[str]:
 
 
 def exit_status() -> Iterator[str]:
-    """Those of our errors with what the error means; the others as README.md has them."""
+    """Those of our errors with what the error means; the others as docs/commands.md has them."""
     ours = {error.exit_code: error for error in errors.BY_NAME.values()}
-    for code, _, meaning in table("Exit codes"):
+    for code, _, meaning in table("Exit codes", COMMANDS):
         error = ours.get(int(code))
         again = " The same may succeed later." if error and error.retryable else ""
         yield item(f"\\fB{code}\\fR", rich(f"*{error.__name__}*: {error.__doc__}{again}" if error else meaning))
 
 
 def examples() -> Iterator[str]:
-    """What README.md says to type for what."""
-    yield from (item(rich(about), rich(typed)) for about, typed in table("Every day"))
+    """What docs/commands.md says to type for what."""
+    yield from (item(rich(about), rich(typed)) for about, typed in table("Every day", COMMANDS))
 
 
 def page() -> str:

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/memory.md and docs/tuning.md from the formulas that the worker plans with: `make docs`.
+"""Writes the tables of docs/memory.md from the formulas that the worker plans with: `make docs`.
 
 `tests/test_docs.py` compares.
 """
@@ -12,7 +12,7 @@ from benchmarks.models import SHAPES, Shape, floor_mib
 from quant.lean import memory
 from quant.lean.architecture import Architecture, Rope
 
-TARGETS = [Path(__file__).parent / name for name in ("memory.md", "tuning.md")]
+TARGET = Path(__file__).parent / "memory.md"
 MIB = 2**20
 TOKENS, RANK = 512, 16
 COLUMNS = (
@@ -126,5 +126,4 @@ def page(text: str) -> str:
 
 
 if __name__ == "__main__":
-    for target in TARGETS:
-        target.write_text(page(target.read_text()))
+    TARGET.write_text(page(TARGET.read_text()))

@@ -26,7 +26,7 @@ from benchmarks.bars import (
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-README, MEMORY, SERVING = ROOT / "README.md", ROOT / "docs" / "memory.md", ROOT / "docs" / "serving.md"
+README, BENCHMARKS, SERVING = ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "serving.md"
 Figures = dict[str, Any]
 ARMS = (
     "base", "system prompt", "fact in the prompt", "numeric only", "+ rewritten answers", "rewrite everything",
@@ -80,7 +80,7 @@ def of_daemon(found: Figures) -> Iterator[tuple[str, str]]:
 
 
 def measured() -> str:
-    """README's first table."""
+    """The figures in short, of every benchmark."""
     parts: dict[str, Callable[[Figures], Iterator[tuple[str, str]]]] = {
         "demo": of_demo, "memory": of_step, "footprint": of_daemon,
     }  # fmt: skip
@@ -94,8 +94,29 @@ def measured() -> str:
     return "\n".join(rows)
 
 
+def three() -> str:
+    """The three figures of README's first screen; empty unless all are kept."""
+    steps, demo, footprint = kept("memory"), kept("demo"), kept("footprint")
+    if not (steps and demo and footprint):
+        return ""
+    runs = well(current(steps)["models"]["SmolLM2-135M"]["runs"])
+    ours, trainer = (f"{over_imports(runs[name]):,.0f} MiB" for name in (LEAST, "trainer, float32"))
+    content = next(each for each in demo["slices"] if each["name"] == "content")
+    rows = (
+        (f"Measured on {footprint['machine']}, no GPU", ""),
+        ("---", "---"),
+        (
+            "memory of a training step (SmolLM2-135M, 512 tokens)",
+            f"{ours}; with Trainer, peft and bitsandbytes {trainer}",
+        ),
+        (f"content right on {content['rows']} held-out rows of `make demo`, before → after", _rise(content)),
+        ("memory of the idle daemon (proportional)", f"{footprint['daemon_idle_mib']['pss']} MiB"),
+    )
+    return "\n".join(f"| {what} | {value} |".replace("|  |", "| |") for what, value in rows)
+
+
 def decision() -> str:
-    """README's table of the decision benchmark: joint reward by slice, and what it took."""
+    """The decision benchmark: joint reward by slice, and what it took."""
     found = kept("decision-even")
     if found is None:
         return ""
@@ -173,8 +194,14 @@ def exports() -> str:
 
 
 TABLES = {
-    README: {"measured": measured, "decision": decision},
-    MEMORY: {"contenders": contenders, "bars": bars, "plans": plans},
+    README: {"three": three},
+    BENCHMARKS: {
+        "measured": measured,
+        "decision": decision,
+        "contenders": contenders,
+        "bars": bars,
+        "plans": plans,
+    },
     SERVING: {"exports": exports},
 }
 

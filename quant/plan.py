@@ -18,7 +18,7 @@ from quant.lean.architecture import Architecture, architecture
 from quant.shared.devices import Compute, choose
 
 LIBRARIES = 43e6
-"""Bytes that torch and MKL take once they compute, code and buffers, whatever the model (measured, docs/memory.md)."""
+"""Bytes that torch and MKL take once they compute, code and buffers, whatever the model (measured, docs/lab-log.md)."""
 TOKENIZER = "tokenizer.json"
 READING, READ = 12, 4
 """Bytes for each of tokenizer.json, while it is read and from then on (measured)."""

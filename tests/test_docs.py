@@ -14,6 +14,7 @@ from pathlib import Path
 import make_cli
 import make_man
 import make_memory
+import make_results
 import pytest
 from checkout import PACKAGES, ROOT, pyproject, python_files
 from needs import needs
@@ -51,12 +52,28 @@ def table_rows(text: str, columns: int) -> list[list[str]]:
     return [row for row in rows if len(row) == columns]
 
 
-@pytest.mark.parametrize(("target", "tables"), list(zip(make_memory.TARGETS, (6, 1), strict=True)))
-def test_the_tables_of_memory_are_what_the_worker_plans_with(target: Path, tables: int) -> None:
+def test_the_tables_of_memory_are_what_the_worker_plans_with() -> None:
     """After a change of the formulas `make docs` has been run."""
-    text = target.read_text()
+    text = make_memory.TARGET.read_text()
     assert make_memory.page(text) == text, "run `make docs`"
-    assert text.count("<!-- end -->") == tables
+    assert text.count("<!-- end -->") == 3
+
+
+@pytest.mark.parametrize("target", make_results.TABLES, ids=named)
+def test_the_tables_of_benchmarks_are_what_was_measured(target: Path) -> None:
+    """After a new result is kept `make docs` has been run, and each table stands between its own marks."""
+    text, tables = target.read_text(), make_results.TABLES[target]
+    assert make_results.page(text, tables) == text, "run `make docs`"
+    assert re.findall(r"<!-- (?!end)(\w+) -->", text) == list(tables)
+
+
+def test_the_readme_says_how_good_the_obvious_rule_is() -> None:
+    """In the figures of the benchmark of the decision."""
+    found = make_results.kept("decision-even")
+    assert found is not None
+    rule, ours = (found["arms"][arm]["slices"]["single"]["joint"][0] for arm in ("obvious rule", "neurosymbolic"))
+    for page in (make_results.README, make_results.BENCHMARKS):
+        assert f"{rule:.0f} % against {ours:.0f} %" in " ".join(page.read_text().split())
 
 
 def test_every_test_that_the_threat_model_names_is_there() -> None:
@@ -98,7 +115,7 @@ def test_the_help_of_each_command_ends_in_an_example_that_parses(name: str) -> N
     assert build_parser().parse_args(arguments).command == name.split(maxsplit=1)[0]
 
 
-def test_the_manual_page_is_what_the_parser_the_errors_and_the_readme_say() -> None:
+def test_the_manual_page_is_what_the_parser_the_errors_and_the_documents_say() -> None:
     """After a change of any `make docs` has been run."""
     text = make_man.TARGET.read_text()
     assert text == make_man.page(), "run `make docs`"
@@ -121,9 +138,9 @@ def test_the_manual_page_reads_well() -> None:
     assert make_man.lines(".request 'and more") == "\\&.request 'and more"
 
 
-def test_the_readme_has_every_exit_code_and_no_other() -> None:
+def test_the_table_of_exit_codes_has_every_code_and_no_other() -> None:
     """The table lists each error class with its own code, and the codes that are not errors of ours."""
-    rows = table_rows(sections((ROOT / "README.md").read_text())["Exit codes"], 3)
+    rows = table_rows(sections((ROOT / "docs" / "commands.md").read_text())["Exit codes"], 3)
     listed = {int(code): f"{name} {meaning}" for code, name, meaning in rows if code.isdecimal()}
     assert set(listed) == set(EXIT_CODES) | set(NOT_OURS)
     for code, word in {**EXIT_CODES, **NOT_OURS}.items():

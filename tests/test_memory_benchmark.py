@@ -107,7 +107,7 @@ def test_a_group_tells_its_peak_and_holds_its_limit() -> None:
 
 
 def test_the_floor_is_the_sum_of_what_a_step_cannot_do_without() -> None:
-    """SmolLM2, 512 tokens, rank 8: 91 MiB (docs/memory.md)."""
+    """SmolLM2, 512 tokens, rank 8: 91 MiB (docs/benchmarks.md)."""
     assert floor_mib(SHAPES[SMOLLM2], 512, 8) == pytest.approx(91, abs=1)
     assert floor_mib(SHAPES["Qwen2.5-0.5B"], 512, 8) == pytest.approx(178, abs=1)
 

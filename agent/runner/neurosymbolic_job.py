@@ -162,7 +162,7 @@ def next_phase(learning: Learning, progress: Progress, numeric: Work, symbolic: 
 def with_rehearsal(learning: Learning, progress: Progress, tunes: list[str]) -> list[str]:
     """The rows to tune on and, after the first numeric phase, as many that are right by now, in the file's order.
 
-    Tuning on what is still wrong alone unlearns what was right (docs/decisions.md).
+    Tuning on what is still wrong alone unlearns what was right (docs/lab-log.md).
     """
     if not progress.step:
         return tunes

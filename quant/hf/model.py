@@ -144,7 +144,7 @@ def _settle(network: Any, dtype: torch.dtype) -> None:
     """Freeze the base; everything that is not 4-bit becomes float32, whatever type it was stored in.
 
     So the residual stream is exact and only the matrix products run in the compute dtype, as in QLoRA. With all of
-    it in bfloat16 the 24 facts of the example stayed at 0.44 where float32 reached 0.9 (docs/decisions.md).
+    it in bfloat16 the 24 facts of the example stayed at 0.44 where float32 reached 0.9 (docs/lab-log.md).
     """
     network.requires_grad_(requires_grad=False)
     for parameter in network.parameters():

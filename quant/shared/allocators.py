@@ -2,7 +2,7 @@
 
 Freed memory goes back to the system at once: what is used again in every step lies in an arena of our own
 (quant/lean/arena.py), so that this costs no speed. MKL keeps the few megabytes that it packs matrices into; without
-them (MKL_DISABLE_FAST_MM) a step takes half as long again (docs/decisions.md). What a person has set in the
+them (MKL_DISABLE_FAST_MM) a step takes half as long again (docs/lab-log.md). What a person has set in the
 environment stays.
 """
 
