@@ -15,7 +15,7 @@ from quant.shared.chat import Encoder
 from quant.shared.devices import is_out_of_memory
 from quant.shared.flat_params import Flat
 from quant.shared.packing import Row
-from quant.shared.sampling import Dice
+from quant.shared.sampling import Sampler
 from quant.shared.streaming import Tokens
 
 
@@ -40,7 +40,7 @@ class Model(Protocol):
     encoder: Encoder
     device: torch.device
     dtype: torch.dtype
-    tuned: Flat | None
+    trainable: Flat | None
     """The adapter's parameters and gradients; None without an adapter."""
 
     def losses(self, row: Row) -> torch.Tensor:
@@ -67,8 +67,8 @@ class Model(Protocol):
         """
         ...
 
-    def stream(self, prompt: list[int], most: int, dice: Dice | None = None) -> Tokens:
-        """Yield the tokens of the answer to one prompt as they come, without its stop token; `dice` draw them."""
+    def stream(self, prompt: list[int], most: int, sampler: Sampler | None = None) -> Tokens:
+        """Yield the tokens of the answer to one prompt as they come, without its stop token; `sampler` draw them."""
         ...
 
     def add_adapter(self, settings: Training) -> None:
