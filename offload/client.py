@@ -125,7 +125,7 @@ class Client:
             if self._on_try:
                 self._on_try(tries, failure)
             try:
-                completion = self._try(body)
+                completion = self._post(body)
                 break
             except RemoteUnavailable as fault:
                 failure = fault
@@ -141,19 +141,19 @@ class Client:
             seconds=time.monotonic() - started,
         )
 
-    def _try(self, body: bytes) -> Completion:
+    def _post(self, body: bytes) -> Completion:
         # Causes are cut off below: they quote the server, which may quote the key, and a traceback would print them.
         self._wire.deadline = time.monotonic() + self._endpoint.total_timeout
         try:
             with self._http.stream("POST", self._url, content=body) as response:
                 if 200 <= response.status_code < 300:
-                    return self._completion(response)
+                    return self._read_completion(response)
                 raise self._failure(response)
         except httpx.RequestError as fault:
             billed = not isinstance(fault, httpx.ConnectError | httpx.ConnectTimeout)
-            raise RemoteUnavailable(f"{self._name} {self._what_happened(fault)}", billed=billed) from None
+            raise RemoteUnavailable(f"{self._name} {self._describe(fault)}", billed=billed) from None
 
-    def _completion(self, response: httpx.Response) -> Completion:
+    def _read_completion(self, response: httpx.Response) -> Completion:
         limit = self._endpoint.max_response_bytes
         try:
             _check_form(response.headers)
@@ -179,7 +179,7 @@ class Client:
         except httpx.RequestError:
             said = ""  # it broke off; the status alone decides what to do
         what = f"{self._name} answers {status}" + (f": {said}" if said else "")
-        if not retries.passes(status):
+        if not retries.is_temporary(status):
             return retries.refusal(status)(f"{what}; {ADVICE.get(status, 'check what config.toml says about it')}")
         date = response.headers.get("Date")
         pause = retries.retry_after(response.headers.get("Retry-After"), date, time.time())
@@ -187,7 +187,7 @@ class Client:
             what += f"; it asks for a pause of {pause:.0f} s"
         return RemoteUnavailable(what, retry_after=pause)
 
-    def _what_happened(self, fault: httpx.RequestError) -> str:
+    def _describe(self, fault: httpx.RequestError) -> str:
         """The end of a sentence about a network's failure."""
         end = self._endpoint
         if isinstance(fault, httpx.TimeoutException) and time.monotonic() >= self._wire.deadline:

@@ -9,7 +9,7 @@ from pathlib import Path
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def myself() -> str:
+def process_name() -> str:
     """A name for this process that no other has: boot, process id, start time, and a random part."""
     return f"{BOOT_ID.read_text().strip()} {os.getpid()} {_start_time(os.getpid())} {secrets.token_hex(8)}"
 

@@ -15,7 +15,7 @@ from offload.breaker import Breaker
 from offload.budget import Budget, DayBudgetSpent, Subject
 from offload.cache import Cache, Messages, Question, Recorded
 from offload.database import transaction
-from offload.owner import myself
+from offload.owner import process_name
 from offload.retries import LONGEST_RETRY_AFTER, LONGEST_WAIT, RemoteUnavailable
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Remote:
         self._client: Client | None = None
         self._tries: Tries | None = None
         self._next_day: float | None = None
-        self._owner = myself()
+        self._owner = process_name()
 
     def question(self, messages: Messages) -> Question:
         """The key of what these messages ask for under the present settings."""

@@ -43,7 +43,7 @@ def prepare(source: Path, target: Path, told: Callable[[float], None] = lambda _
     work.mkdir(parents=True)
     try:
         with foreign_faults(f"cannot prepare {source}"):
-            kind, parameters = _fill(source, work, told)
+            kind, parameters = _write_model(source, work, told)
     except BaseException:
         remove_tree(work)
         raise
@@ -53,7 +53,7 @@ def prepare(source: Path, target: Path, told: Callable[[float], None] = lambda _
     return Prepared(kind, parameters, size, round(time.monotonic() - started, 1))
 
 
-def _fill(source: Path, work: Path, told: Callable[[float], None]) -> tuple[str, int]:
+def _write_model(source: Path, work: Path, told: Callable[[float], None]) -> tuple[str, int]:
     """Fill the folder `work`; returns the kind of model and how many numbers it has."""
     is_gguf = source.suffix == ".gguf"
     config = _from_transformers().gguf_config(source) if is_gguf else json.loads((source / CONFIG).read_text())

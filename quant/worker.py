@@ -40,7 +40,7 @@ def _commands() -> Commands:
 
 def main() -> None:
     """Serve the process that started us until it closes the pipe or dies."""
-    allocators.settle()
+    allocators.configure()
     stdout = worker_server.claim_stdout()
     worker_server.die_with_parent(int(sys.argv[1]))
     without_network()

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from agent.contract.settings import Training
 from quant.shared.chat import Encoder
-from quant.shared.flat_params import Flat
+from quant.shared.flat_params import FlatParams
 from quant.shared.packing import Row
 from quant.shared.sampling import Sampler
 from quant.shared.streaming import Tokens
@@ -167,10 +167,10 @@ def _freeze(network: Any, dtype: torch.dtype) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _flatten(network: Any, device: torch.device) -> Flat:
+def _flatten(network: Any, device: torch.device) -> FlatParams:
     """The adapter's parameters moved into one vector, where peft goes on reading them."""
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    flat = Flat.zeros({name: tuple(p.shape) for name, p in parameters.items()}, device)
+    flat = FlatParams.zeros({name: tuple(p.shape) for name, p in parameters.items()}, device)
     values, grads = flat.views(flat.values), flat.views(flat.grads)
     for name, parameter in parameters.items():
         values[name].copy_(parameter.data)

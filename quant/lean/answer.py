@@ -106,7 +106,7 @@ def _read(
             keeps = [(partial(layer.fill, lengths=lengths), layer.begun) for layer in layers]
             hidden = _pass(decoder, [rests[i] for i in members], common, keeps)
             last = torch.tensor(lengths, device=decoder.device).cumsum(0) - 1
-            firsts.append(decoder.head.likeliest(hidden[last], sampler))
+            firsts.append(decoder.head.next_tokens(hidden[last], sampler))
     return torch.cat(firsts)
 
 
@@ -140,4 +140,4 @@ def _next(
             block.step(hidden, rotation, cache)
         known.now.add_(1)
         known.longest += 1
-        return decoder.head.likeliest(hidden, sampler)
+        return decoder.head.next_tokens(hidden, sampler)

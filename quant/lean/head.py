@@ -53,7 +53,7 @@ class Head:
             self.norm.backward(hidden, grad, grad, fresh=True)
         return losses
 
-    def likeliest(self, hidden: torch.Tensor, sampler: Sampler | None = None) -> torch.Tensor:
+    def next_tokens(self, hidden: torch.Tensor, sampler: Sampler | None = None) -> torch.Tensor:
         """The token that is most likely to follow each row of `hidden` (N, width), or a drawn one: (N,) int64."""
         with self.arena.frame():
             normed = self.norm.forward(hidden, self.arena.take(*hidden.shape))

@@ -19,7 +19,7 @@ from quant.lean.decoder import Decoder, open_decoder
 from quant.lean.prefix import PrefixCache
 from quant.lean.tokens import Tokenizer
 from quant.shared.chat import Encoder
-from quant.shared.flat_params import Flat
+from quant.shared.flat_params import FlatParams
 from quant.shared.packing import Row
 from quant.shared.sampling import Sampler
 from quant.shared.streaming import Tokens
@@ -40,7 +40,7 @@ class LeanModel:
         return self.decoder.adapter
 
     @property
-    def trainable(self) -> Flat | None:
+    def trainable(self) -> FlatParams | None:
         """The adapter's parameters and gradients."""
         return self.adapter.flat if self.adapter else None
 
@@ -78,7 +78,7 @@ class LeanModel:
         """A fresh LoRA adapter on every linear layer of the top blocks; its start depends on the seed alone."""
         blocks = self.decoder.arch.layers
         layers = list(range(blocks - max(1, round(settings.top_layers * blocks)), blocks))
-        self.decoder.attach(adapters.fresh(self.decoder.arch, settings, layers, self.device))
+        self.decoder.attach(adapters.new_adapter(self.decoder.arch, settings, layers, self.device))
 
     def prepare_training(self, settings: Training, scratch: Path) -> None:
         """Keep what the backward pass needs, and matrices unpacked, of as many blocks as the budget has room for.

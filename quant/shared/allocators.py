@@ -20,7 +20,7 @@ PAGE, MADV_DONTNEED = os.sysconf("SC_PAGE_SIZE"), 4
 TEGRA = Path("/etc/nv_tegra_release")
 
 
-def settle() -> None:
+def configure() -> None:
     """Set up malloc and CUDA's allocator."""
     if not any(name.startswith("MALLOC_") for name in os.environ):
         with suppress(OSError, AttributeError):  # another C library than glibc

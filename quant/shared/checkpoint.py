@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from agent.contract.atomic_io import TEMPORARY, publish_folder, remove_tree
-from quant.shared.flat_params import Flat
+from quant.shared.flat_params import FlatParams
 from quant.shared.optimizer import AdamW
 from quant.shared.writer import write
 
@@ -33,7 +33,7 @@ def path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
-def save(folder: Path, trainable: Flat, optimizer: AdamW, done: Progress) -> Path:
+def save(folder: Path, trainable: FlatParams, optimizer: AdamW, done: Progress) -> Path:
     """Write checkpoint `folder`/step-<n> and drop all but the newest two; returns its path."""
     final = path(folder, done.step)
     work = folder / f"{TEMPORARY}{final.name}-{os.getpid()}"
@@ -52,7 +52,7 @@ def save(folder: Path, trainable: Flat, optimizer: AdamW, done: Progress) -> Pat
     return final
 
 
-def restore(folder: Path, trainable: Flat, optimizer: AdamW) -> Progress:
+def restore(folder: Path, trainable: FlatParams, optimizer: AdamW) -> Progress:
     """Put a checkpoint's adapter, optimizer and random state back; the caller has verified the folder."""
     adapter = load_file(folder / "adapter.safetensors")
     state = load_file(folder / "optimizer.safetensors")

@@ -48,7 +48,7 @@ class Compute:
     threads: int
     why: str
 
-    def settle(self) -> None:
+    def apply(self) -> None:
         """Make this process compute so."""
         if self.threads:
             torch.set_num_threads(self.threads)

@@ -23,7 +23,7 @@ from quant.shared.chat import Encoded
 from quant.shared.checkpoint import Progress
 from quant.shared.corpus import Corpus
 from quant.shared.devices import cuda_mb, cuda_reserved_mb
-from quant.shared.flat_params import Flat
+from quant.shared.flat_params import FlatParams
 from quant.shared.model import Model
 from quant.shared.optimizer import MOMENTS, AdamW
 from quant.shared.packing import Schedule, fill_rows, pack
@@ -45,13 +45,13 @@ class Run:
     examples: Sequence[Encoded]
     settings: Training
     schedule: Schedule
-    trainable: Flat
+    trainable: FlatParams
     optimizer: AdamW
     done: Progress
 
 
 def build_corpus(examples: Iterable[Encoded], folder: Path, emit: Emit) -> Corpus:
-    """The examples that have a token to learn, kept on the disk of `folder`; says how many were cut or left out.
+    """Write the examples that have a token to learn to a corpus in `folder`; says how many were cut or left out.
 
     Raises TrainingFailed if none has.
     """
@@ -79,7 +79,7 @@ def start(model: Model, examples: Sequence[Encoded], settings: Training, resume:
     """
     if model.trainable is None:
         model.add_adapter(settings)
-    trainable: Flat = model.trainable  # type: ignore[assignment]  # just added
+    trainable: FlatParams = model.trainable  # type: ignore[assignment]  # just added
     per_step = settings.micro_batch * settings.accumulation
     epochs, steps = settings.epochs, settings.steps
     schedule = Schedule.plan(len(examples), per_step, settings.seed, epochs=epochs, steps=steps, first=first)

@@ -109,7 +109,7 @@ def test_doctor_is_told_why() -> None:
 SHOW = """
 import os
 from quant.shared import allocators
-allocators.settle()
+allocators.configure()
 print(os.environ.get("PYTORCH_CUDA_ALLOC_CONF"))
 """
 

@@ -117,7 +117,7 @@ def test_pieces_of_any_size_give_the_same_losses_gradients_and_tokens(
     assert pieces.trainable
     assert torch.allclose(pieces.learn(row(), shares(row(), 0.1)), expected, rtol=1e-5)
     assert distance(pieces.trainable.grads, whole.trainable.grads) < 1e-5
-    chosen = pieces.decoder.head.likeliest(hidden)
+    chosen = pieces.decoder.head.next_tokens(hidden)
     logits = whole.decoder.head.norm.forward(hidden, torch.empty_like(hidden)) @ whole.decoder.head.weight.float().t()
     assert chosen.tolist() == logits.argmax(1).tolist()
     assert chosen.max() >= 100
