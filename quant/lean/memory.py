@@ -23,12 +23,12 @@ LEAST_CACHE, MOST_CACHE = 32 << 20, 384 << 20
 
 
 def block_input(arch: Architecture, tokens: int) -> int:
-    """Bytes that every block keeps: its input."""
+    """Bytes of the input that every block keeps for its backward pass."""
     return NUMBER * tokens * arch.width
 
 
 def activation_bytes(arch: Architecture, tokens: int) -> int:
-    """Bytes of a block that is not computed again; attention keeps its outcome twice."""
+    """Bytes that a block keeps where its backward pass computes nothing again; attention keeps its output twice."""
     heads = 3 * arch.queries + 2 * arch.keys
     if arch.kind in {"qwen3", "gemma3_text"}:
         heads += arch.queries + arch.keys
@@ -36,7 +36,7 @@ def activation_bytes(arch: Architecture, tokens: int) -> int:
 
 
 def scratch_bytes(arch: Architecture, tokens: int) -> int:
-    """The deepest stack of a step besides: a block on its way back, or the head, whichever is more.
+    """Bytes of a step's deepest stack besides: a block on its way back, or the head, whichever is more.
 
     Five times the queries is what autograd takes for attention, outside the arena.
     """
@@ -56,7 +56,7 @@ class Plan:
 
 
 def weight_bytes(arch: Architecture, dtype: torch.dtype) -> int:
-    """The matrices of a block, unpacked."""
+    """Bytes of a block's matrices, unpacked to `dtype`."""
     return dtype.itemsize * sum(outputs * inputs for outputs, inputs in arch.linears.values())
 
 
@@ -78,7 +78,7 @@ def least_step_bytes(arch: Architecture, settings: Training, trainable: int) -> 
 
 
 def plan_training(arch: Architecture, dtype: torch.dtype, settings: Training, trainable: int, budget: float) -> Plan:
-    """For steps of a full sequence with `trainable` parameters: blocks are remembered first, which saves more."""
+    """The plan for steps of a full sequence: remembering blocks comes first, for it saves more."""
     each = activation_bytes(arch, settings.sequence_length)
     left = budget - least_step_bytes(arch, settings, trainable)
     remembered = _blocks_that_fit(arch, left, each)
@@ -98,9 +98,9 @@ def answer_bytes(arch: Architecture, dtype: torch.dtype, plan: Plan) -> int:
 
 
 def plan_answers(arch: Architecture, dtype: torch.dtype, budget: float, wanted: int = MOST_CACHE) -> Plan:
-    """For answers to many prompts, whose keys and values take `wanted` bytes where all are answered together.
+    """The plan for answers to many prompts, whose keys and values take `wanted` bytes if all are answered together.
 
-    These come first: a matrix is unpacked once a token for all prompts that are answered together.
+    Keys and values come first: a matrix is unpacked once a token for all prompts that are answered together.
     """
     left = budget - scratch_bytes(arch, PREFILL_TOKENS)
     cache = min(wanted, MOST_CACHE, max(LEAST_CACHE, int(left)))
@@ -113,7 +113,7 @@ def cache_bytes_per_token(arch: Architecture) -> int:
 
 
 def plan_one_answer(arch: Architecture, dtype: torch.dtype, budget: float, prompt: int, most: int) -> tuple[Plan, int]:
-    """For one answer to a prompt of so many tokens, read in one pass: the plan, and the tokens there is room for."""
+    """The plan for one answer to a prompt of so many tokens, read in one pass, and the tokens there is room for."""
     left = budget - scratch_bytes(arch, prompt)
     each = cache_bytes_per_token(arch)
     room = min(most, int(left // each) - prompt)
