@@ -19,12 +19,12 @@ WRITTEN_BY_ITSELF = ("GGUF.", "general.architecture")
 
 def write_base(base: Path, writer: GGUFWriter) -> None:
     """Add the tensors of a prepared model and write the file; the fields must have been added before."""
-    arch, store = export.opened(base)
+    arch, store = export.open_base(base)
     for name in sorted(store.names):
         if name.endswith((".weight", ".bias")):
             values = _values(store, arch, name)
             writer.add_tensor(_name(arch, name), values.numpy().astype(np.float16 if values.ndim > 1 else np.float32))
-    export.write(writer)
+    export.write_to_file(writer)
 
 
 def copy_fields(like: Path, writer: GGUFWriter) -> None:
@@ -38,8 +38,8 @@ def copy_fields(like: Path, writer: GGUFWriter) -> None:
 
 def _values(store: Store, arch: Architecture, name: str) -> torch.Tensor:
     """A tensor as llama.cpp has it: Llama's queries and keys interleaved, Gemma's norms with their 1 added."""
-    values = export.unpacked(store, name) if f"{name}.{STATE}" in store.names else store.plain(name).float()
-    values = export.interleaved(values, arch, ".".join(name.split(".")[-3:-1]))
+    values = export.unpack(store, name) if f"{name}.{STATE}" in store.names else store.tensor(name).float()
+    values = export.interleave_heads(values, arch, ".".join(name.split(".")[-3:-1]))
     return values + 1 if arch.kind == GEMMA and name.endswith("norm.weight") else values
 
 

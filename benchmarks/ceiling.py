@@ -73,7 +73,7 @@ def main() -> int:
     from quant.shared.devices import choose, name_of  # noqa: PLC0415
 
     compute = choose(given.device, "auto", given.models)
-    compute.settle()
+    compute.apply()
     found: dict[str, dict[str, float]] = {}
     for dtype in dict.fromkeys((torch.float32, compute.dtype)):
         shapes = {"square": (SQUARE,) * 3} | {str(width): (given.rows, width, 4 * width) for width in given.widths}

@@ -57,7 +57,9 @@ def step(
     """MiB of anonymous memory that a step takes with everything computed again."""
     blocks = max(1, round(layers * arch.layers))
     inputs = blocks * memory.block_input(arch, tokens)
-    return (a_number * memory.parameters(arch, rank, layers) + inputs + memory.scratch(arch, tokens)) / MIB
+    return (
+        a_number * memory.adapter_parameters(arch, rank, layers) + inputs + memory.scratch_bytes(arch, tokens)
+    ) / MIB
 
 
 def where() -> str:
@@ -71,9 +73,9 @@ def where() -> str:
         inputs = arch.layers * memory.block_input(arch, TOKENS) / MIB
         cells = (
             *mapped(arch),
-            16 * memory.parameters(arch, RANK, 1.0) / MIB,
+            16 * memory.adapter_parameters(arch, RANK, 1.0) / MIB,
             inputs,
-            memory.scratch(arch, TOKENS) / MIB,
+            memory.scratch_bytes(arch, TOKENS) / MIB,
             step(arch),
         )
         rows.append(f"| {name} | " + " | ".join(f"{cell:.0f}" for cell in cells) + " |")
@@ -95,7 +97,7 @@ def levers() -> str:
     for name, way in ways.items():
         cells = (step(architecture(shape), **way) for shape in SHAPES.values())
         rows.append(f"| {name} | " + " | ".join(f"{cell:.0f}" for cell in cells) + " |")
-    each = (memory.remembered_block(architecture(shape), TOKENS) / MIB for shape in SHAPES.values())
+    each = (memory.activation_bytes(architecture(shape), TOKENS) / MIB for shape in SHAPES.values())
     rows.append("| each block that is not computed again | " + " | ".join(f"+{cell:.0f}" for cell in each) + " |")
     floors = (floor_mib(shape, TOKENS, RANK) for shape in SHAPES.values())
     rows.append("| floor, for the first row | " + " | ".join(f"{cell:.0f}" for cell in floors) + " |")

@@ -79,7 +79,7 @@ class Breaker:
         self._tried: float | None = None
         """Since when the trial call that is under way is ours."""
 
-    def standing(self) -> Standing:
+    def read(self) -> Standing:
         """The row."""
         ((failures, opened, since, until, trial, reason),) = fetch(
             self._database, "SELECT failures, opened, since, until, trial, reason FROM breaker"
@@ -89,7 +89,7 @@ class Breaker:
     def allow(self) -> bool:
         """True if a call may be made now; for a trial call, every other process waits."""
         with transaction(self._database):
-            standing, now = self.standing(), self._clock()
+            standing, now = self.read(), self._clock()
             if standing.state(now) == CLOSED:
                 return True
             if standing.holds(now):
@@ -102,19 +102,19 @@ class Breaker:
         """The call goes on with one more try: if it is the trial, the others wait for that one too."""
         self._change_ours(self._trial, trial=True)
 
-    def failed(self, reason: str, pause: float = 0.0) -> None:
+    def record_failure(self, reason: str, pause: float = 0.0) -> None:
         """A call failed; `reason` is shown to people and must hold nothing of a request or an answer."""
         with transaction(self._database):
-            self._save(after_failure(self.standing(), self._clock(), reason, pause))
+            self._save(after_failure(self.read(), self._clock(), reason, pause))
         self._tried = None
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         """A call was answered."""
         with transaction(self._database):
             self._save(Standing())
         self._tried = None
 
-    def abandoned(self) -> None:
+    def abandon(self) -> None:
         """A call was not made after all: if it was to be the trial, another may be."""
         self._change_ours(0.0, trial=False)
         self._tried = None
@@ -124,7 +124,7 @@ class Breaker:
         if self._tried is None:
             return
         with transaction(self._database):
-            standing, now = self.standing(), self._clock()
+            standing, now = self.read(), self._clock()
             if standing.trial and standing.since == self._tried:
                 self._save(replace(standing, since=now, until=now + seconds, trial=trial))
                 self._tried = now

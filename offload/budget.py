@@ -72,11 +72,17 @@ class Budget:
 
         A byte-level tokenizer makes at most one token of each byte, so the bytes bound the prompt's tokens.
         """
+        caps = self._settings
         sent = sum(len(message["content"].encode()) for message in messages) + TEMPLATE_TOKENS
-        most = Spent(1, sent + self._settings.max_tokens, self.cost(sent, self._settings.max_tokens))
+        most = Spent(1, sent + caps.max_tokens, self.cost(sent, caps.max_tokens))
         with transaction(self._database):
             now = self._clock()  # once: a request must not be checked on one day and counted on the next
-            self._check(subject.job, most, now)
+            # The job's caps first: a job that has spent them must not wait for the next day.
+            if subject.job:
+                per_job = Spent(caps.requests_per_job, caps.tokens_per_job, caps.money_per_job)
+                _refuse(self.job(subject.job), most, per_job, "job", JobBudgetSpent)
+            per_day = Spent(caps.requests_per_day, caps.tokens_per_day, caps.money_per_day)
+            _refuse(self._sum("day", _day(now)), most, per_day, "day", DayBudgetSpent)
             return self._insert(subject, request, RESERVED, most, now)
 
     def settle(self, row: int, outcome: str, figures: dict[str, Any], *, billed: bool) -> float:
@@ -123,15 +129,6 @@ class Budget:
         rows = [dict(zip(LOG_FIELDS, row, strict=True)) for row in reversed(found)]
         return [{**row, "why": json.loads(row["why"])} for row in rows]
 
-    def _check(self, job: int, most: Spent, now: float) -> None:
-        """The job's caps first: a job that has spent them must not wait for the next day."""
-        caps = self._settings
-        if job:
-            per_job = Spent(caps.requests_per_job, caps.tokens_per_job, caps.money_per_job)
-            _refuse(self._sum("job", job), most, per_job, "job", JobBudgetSpent)
-        day = Spent(caps.requests_per_day, caps.tokens_per_day, caps.money_per_day)
-        _refuse(self._sum("day", _day(now)), most, day, "day", DayBudgetSpent)
-
     def _sum(self, column: str, value: object) -> Spent:
         sql = "SELECT coalesce(sum(requests), 0), coalesce(sum(tokens), 0), coalesce(sum(money), 0.0) FROM calls"
         # Hits cost nothing and are many; the indices leave them out.
@@ -143,7 +140,7 @@ class Budget:
             "at": now,
             "day": _day(now),
             "job": subject.job,
-            "example": hashed(subject.example),
+            "example": hash_id(subject.example),
             "why": json.dumps(subject.why),
             "request": request,
             "outcome": outcome,
@@ -154,7 +151,7 @@ class Budget:
         return int(self._database["calls"].insert(row).last_pk)
 
 
-def hashed(name: str) -> str:
+def hash_id(name: str) -> str:
     """An example's id as the audit has it: ids may be personal too."""
     return hashlib.sha256(name.encode()).hexdigest()[:12]
 

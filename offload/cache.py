@@ -84,12 +84,12 @@ class Cache:
             )
         return Recorded(*found[0]) if found else None
 
-    def known(self, question: Question) -> bool:
+    def has(self, question: Question) -> bool:
         """True if the answer is there; does not count as a use."""
         sql = f"SELECT 1 FROM answers WHERE {self._column} = ? LIMIT 1"  # noqa: S608
         return bool(fetch(self._database, sql, (self._key(question),)))
 
-    def put(self, question: Question, answer: str, prompt_tokens: int, completion_tokens: int) -> Recorded:
+    def add(self, question: Question, answer: str, prompt_tokens: int, completion_tokens: int) -> Recorded:
         """Record an answer, making room where the cache is full; one that is larger than the cache is not recorded."""
         row = {
             "endpoint": question.endpoint,
@@ -186,7 +186,7 @@ class Cache:
             row = dict(zip(EXPORTED, found, strict=True))
             yield {**row, "parameters": json.loads(row["parameters"]), "messages": json.loads(row["messages"])}
 
-    def take_over(self, stream: IO[bytes], path: Path, checked: Callable[[str, str | None], bool]) -> list[int]:
+    def import_rows(self, stream: IO[bytes], path: Path, checked: Callable[[str, str | None], bool]) -> list[int]:
         """Import the exported lines in `stream`, all or none; returns how many, and how many were known before.
 
         `checked(answer, text)` says whether a text is what TextGrad's step makes of the answer. Raises DataError,
@@ -195,7 +195,7 @@ class Cache:
         known = count = size = 0
         with transaction(self._database):
             for count, line in enumerate(iter(lambda: stream.readline(LONGEST_LINE), b""), start=1):
-                question, row = _parsed(line, f"{path} line {count}", checked)
+                question, row = _parse_row(line, f"{path} line {count}", checked)
                 if fetch(self._database, "SELECT 1 FROM answers WHERE key = ?", (question.key,)):
                     known += 1
                     continue
@@ -210,7 +210,7 @@ class Cache:
         return [count, known]
 
 
-def _parsed(line: bytes, where: str, checked: Callable[[str, str | None], bool]) -> tuple[Question, dict[str, Any]]:
+def _parse_row(line: bytes, where: str, checked: Callable[[str, str | None], bool]) -> tuple[Question, dict[str, Any]]:
     try:
         row = json.loads(line)
         row = {name: row[name] for name in EXPORTED}
@@ -230,15 +230,13 @@ def _is_sound(row: dict[str, Any]) -> bool:
             "answer": str(answer), "text": None | str(), "prompt_tokens": int(sent), "completion_tokens": int(received),
         }:  # fmt: skip
             counts = all(type(count) is int and 0 <= count < LARGEST_COUNT for count in (sent, received))
-            return counts and "\0" not in answer and all(map(_is_message, messages))
-        case _:
-            return False
-
-
-def _is_message(value: Any) -> bool:
-    match value:
-        case {"role": str(), "content": str(), **others}:
-            return not others
+            are_messages = all(
+                isinstance(each, dict)
+                and each.keys() == {"role", "content"}
+                and all(isinstance(text, str) for text in each.values())
+                for each in messages
+            )
+            return counts and "\0" not in answer and are_messages
         case _:
             return False
 

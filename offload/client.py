@@ -77,7 +77,26 @@ class Client:
         self._rng = rng
         self._on_try = on_try
         self._wire = Wire(tls=self._url.scheme == "https")
-        self._http = _http_client(endpoint, key, transport or self._wire)
+        for name in ("httpx", "httpcore"):
+            # They log every request and, at DEBUG, what the server sends.
+            logging.getLogger(name).setLevel(logging.WARNING)
+        headers = {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "Content-Type": "application/json",
+            "User-Agent": "nslora-agent",
+        }
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        read = endpoint.read_timeout
+        self._http = httpx.Client(
+            transport=transport or self._wire,
+            headers=headers,
+            timeout=httpx.Timeout(connect=endpoint.connect_timeout, read=read, write=read, pool=read),
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            follow_redirects=False,
+            trust_env=False,
+        )
 
     def __enter__(self) -> Client:  # typing.Self came with Python 3.11
         return self
@@ -99,7 +118,21 @@ class Client:
         request = {**parameters, "model": self._endpoint.model, "messages": messages}
         body = json.dumps(request, ensure_ascii=False, allow_nan=False).encode()
         started, sent, received = time.monotonic(), self._wire.sent, self._wire.received
-        completion, tries = self._persist(body)
+        tries = 0
+        failure: RemoteUnavailable | None = None
+        while True:
+            tries += 1
+            if self._on_try:
+                self._on_try(tries, failure)
+            try:
+                completion = self._post(body)
+                break
+            except RemoteUnavailable as fault:
+                failure = fault
+                wait = retries.wait_after(fault, tries, self._endpoint.attempts, self._rng)
+                if wait is None:
+                    raise
+            self._sleep(wait)
         return Reply(
             **vars(completion),
             bytes_out=self._wire.sent - sent,
@@ -108,36 +141,19 @@ class Client:
             seconds=time.monotonic() - started,
         )
 
-    def _persist(self, body: bytes) -> tuple[Completion, int]:
-        """The completion and the number of the try that brought it."""
-        number = 0
-        failure: RemoteUnavailable | None = None
-        while True:
-            number += 1
-            if self._on_try:
-                self._on_try(number, failure)
-            try:
-                return self._try(body), number
-            except RemoteUnavailable as fault:
-                failure = fault
-                wait = retries.wait_after(fault, number, self._endpoint.attempts, self._rng)
-                if wait is None:
-                    raise
-            self._sleep(wait)
-
-    def _try(self, body: bytes) -> Completion:
+    def _post(self, body: bytes) -> Completion:
         # Causes are cut off below: they quote the server, which may quote the key, and a traceback would print them.
         self._wire.deadline = time.monotonic() + self._endpoint.total_timeout
         try:
             with self._http.stream("POST", self._url, content=body) as response:
                 if 200 <= response.status_code < 300:
-                    return self._completion(response)
+                    return self._read_completion(response)
                 raise self._failure(response)
         except httpx.RequestError as fault:
             billed = not isinstance(fault, httpx.ConnectError | httpx.ConnectTimeout)
-            raise RemoteUnavailable(f"{self._name} {self._what_happened(fault)}", billed=billed) from None
+            raise RemoteUnavailable(f"{self._name} {self._describe(fault)}", billed=billed) from None
 
-    def _completion(self, response: httpx.Response) -> Completion:
+    def _read_completion(self, response: httpx.Response) -> Completion:
         limit = self._endpoint.max_response_bytes
         try:
             _check_form(response.headers)
@@ -158,9 +174,12 @@ class Client:
             return RemoteRefused(
                 f"{self._name} answers {status}, a redirect to {target}; set base_url to the right host"
             )
-        said = self._clean(_explanation(response))
+        try:
+            said = self._clean(error_message(_read(response, MAX_ERROR_BYTES)))
+        except httpx.RequestError:
+            said = ""  # it broke off; the status alone decides what to do
         what = f"{self._name} answers {status}" + (f": {said}" if said else "")
-        if not retries.passes(status):
+        if not retries.is_temporary(status):
             return retries.refusal(status)(f"{what}; {ADVICE.get(status, 'check what config.toml says about it')}")
         date = response.headers.get("Date")
         pause = retries.retry_after(response.headers.get("Retry-After"), date, time.time())
@@ -168,7 +187,7 @@ class Client:
             what += f"; it asks for a pause of {pause:.0f} s"
         return RemoteUnavailable(what, retry_after=pause)
 
-    def _what_happened(self, fault: httpx.RequestError) -> str:
+    def _describe(self, fault: httpx.RequestError) -> str:
         """The end of a sentence about a network's failure."""
         end = self._endpoint
         if isinstance(fault, httpx.TimeoutException) and time.monotonic() >= self._wire.deadline:
@@ -183,29 +202,6 @@ class Client:
         return one_line(text, self._key)
 
 
-def _http_client(endpoint: Endpoint, key: str | None, transport: httpx.BaseTransport) -> httpx.Client:
-    for name in ("httpx", "httpcore"):
-        # They log every request and, at DEBUG, what the server sends.
-        logging.getLogger(name).setLevel(logging.WARNING)
-    headers = {
-        "Accept": "application/json",
-        "Accept-Encoding": "identity",
-        "Content-Type": "application/json",
-        "User-Agent": "nslora-agent",
-    }
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
-    read = endpoint.read_timeout
-    return httpx.Client(
-        transport=transport,
-        headers=headers,
-        timeout=httpx.Timeout(connect=endpoint.connect_timeout, read=read, write=read, pool=read),
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        follow_redirects=False,
-        trust_env=False,
-    )
-
-
 def _check_form(headers: httpx.Headers) -> None:
     """Raise ValueError for a body that is not plain JSON: a login page of a hotel's network, a compressed answer."""
     media = headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -214,14 +210,6 @@ def _check_form(headers: httpx.Headers) -> None:
     encoding = headers.get("Content-Encoding", "identity").strip().lower()
     if encoding != "identity":
         raise ValueError(f"it is compressed ({encoding}), which was not asked for")
-
-
-def _explanation(response: httpx.Response) -> str:
-    """The message in the body of an error; empty if it breaks off, for the status alone decides what to do."""
-    try:
-        return error_message(_read(response, MAX_ERROR_BYTES))
-    except httpx.RequestError:
-        return ""
 
 
 def _read(response: httpx.Response, limit: int) -> bytes:

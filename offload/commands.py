@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,15 @@ class Commands:
         """Serve one request; raises AgentError."""
         handlers: dict[type[Any], Callable[[Any], Answer]] = {
             m.Open: self._open,
-            m.RewriteExample: self._rewrite_example,
-            m.ImprovePrompt: self._improve_prompt,
+            m.RewriteExample: lambda request: Rewriter(self._remote, self._settings.patterns).example(request),
+            m.ImprovePrompt: lambda request: Rewriter(self._remote, self._settings.patterns).system_prompt(request),
             m.Preview: self._preview,
             m.Ping: self._ping,
-            m.ReadLog: self._read_log,
-            m.CacheStats: self._cache_stats,
-            m.CacheExport: self._cache_export,
-            m.CacheImport: self._cache_import,
-            m.CachePrune: self._cache_prune,
+            m.ReadLog: lambda request: _write_lines(request.out, self._remote.budget.log(request.last)),
+            m.CacheStats: lambda _: m.CacheFigures(**self._remote.cache.figures()),
+            m.CacheExport: lambda request: _write_lines(request.out, self._remote.cache.rows()),
+            m.CacheImport: self._import_cache,
+            m.CachePrune: lambda request: m.Pruned(*self._remote.cache.prune(request.older_than)),
         }
         handler = handlers.get(type(request))
         if handler is None:
@@ -54,7 +54,7 @@ class Commands:
         Redactor(settings.patterns)  # a bad pattern is said before anything is sent
         remote = Remote(open_database(Path(request.cache)), settings, lambda on_try: _client(settings, on_try))
         self._opened = settings, remote
-        return m.Opened(remote.standing())
+        return m.Opened(remote.status())
 
     @property
     def _settings(self) -> Offload:
@@ -70,19 +70,13 @@ class Commands:
             raise StateError("the offload worker was asked for something before it was opened")
         return self._opened
 
-    def _rewrite_example(self, request: m.RewriteExample) -> m.Rewritten:
-        return Rewriter(self._remote, self._settings.patterns).example(request)
-
-    def _improve_prompt(self, request: m.ImprovePrompt) -> m.Rewritten:
-        return Rewriter(self._remote, self._settings.patterns).system_prompt(request)
-
     def _preview(self, request: m.Preview) -> m.Previewed:
         redactor = Redactor(self._settings.patterns)
         try:
             messages = first_messages(request.request, redactor)
         except NotSent as fault:
             return m.Previewed([{"role": "not sent", "content": str(fault)}], {}, cached=False)
-        known = self._remote.cache.known(self._remote.question(messages))
+        known = self._remote.cache.has(self._remote.question(messages))
         return m.Previewed(messages, dict(redactor.counts), known)
 
     def _ping(self, _: m.Ping) -> m.Ponged:
@@ -93,25 +87,13 @@ class Commands:
             prompt_tokens=reply.prompt_tokens or 0,
             completion_tokens=reply.completion_tokens or 0,
             cost=money,
-            remote=self._remote.standing(),
+            remote=self._remote.status(),
         )
 
-    def _read_log(self, request: m.ReadLog) -> m.Listed:
-        return _write_lines(Path(request.out), self._remote.budget.log(request.last))
-
-    def _cache_stats(self, _: m.CacheStats) -> m.CacheFigures:
-        return m.CacheFigures(**self._remote.cache.figures())
-
-    def _cache_export(self, request: m.CacheExport) -> m.Listed:
-        return _write_lines(Path(request.out), list(self._remote.cache.rows()))
-
-    def _cache_import(self, request: m.CacheImport) -> m.Listed:
+    def _import_cache(self, request: m.CacheImport) -> m.Listed:
         path = Path(request.path)
         with disk_faults(path), path.open("rb") as lines:
-            return m.Listed(*self._remote.cache.take_over(lines, path, _is_step_of))
-
-    def _cache_prune(self, request: m.CachePrune) -> m.Pruned:
-        return m.Pruned(*self._remote.cache.prune(request.older_than))
+            return m.Listed(*self._remote.cache.import_rows(lines, path, _is_step_of))
 
 
 def _client(settings: Offload, on_try: OnTry) -> Any:
@@ -144,7 +126,8 @@ def _is_step_of(answer: str, text: str | None) -> bool:
         return False
 
 
-def _write_lines(path: Path, rows: list[dict[str, Any]]) -> m.Listed:
-    with disk_faults(path):
-        write_file(path, b"".join(map(json_line, rows)))
-    return m.Listed(len(rows))
+def _write_lines(out: str, rows: Iterable[dict[str, Any]]) -> m.Listed:
+    lines = [json_line(row) for row in rows]
+    with disk_faults(Path(out)):
+        write_file(Path(out), b"".join(lines))
+    return m.Listed(len(lines))

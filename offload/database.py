@@ -115,20 +115,17 @@ def open_database(path: Path) -> sqlite_utils.Database:
         make_private(path)
         connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
         try:
-            return _prepared(connection, path)
+            connection.execute("PRAGMA journal_mode = DELETE")
+            # EXTRA also syncs the folder after the journal is deleted: a paid answer must outlive a power cut.
+            connection.execute("PRAGMA synchronous = EXTRA")
+            database = sqlite_utils.Database(connection, recursive_triggers=False, execute_plugins=False)
+            if MIGRATIONS.pending(database):
+                lock = path.with_name(f"{path.name}.migrating")
+                with locked(lock, f"{path} is being prepared; try again", BUSY_TIMEOUT):
+                    MIGRATIONS.apply(database)
         except BaseException:
             connection.close()
             raise
-
-
-def _prepared(connection: sqlite3.Connection, path: Path) -> sqlite_utils.Database:
-    connection.execute("PRAGMA journal_mode = DELETE")
-    # EXTRA also syncs the folder after the journal is deleted: a paid answer must outlive a power cut.
-    connection.execute("PRAGMA synchronous = EXTRA")
-    database = sqlite_utils.Database(connection, recursive_triggers=False, execute_plugins=False)
-    if MIGRATIONS.pending(database):
-        with locked(path.with_name(f"{path.name}.migrating"), f"{path} is being prepared; try again", BUSY_TIMEOUT):
-            MIGRATIONS.apply(database)
     return database
 
 

@@ -99,12 +99,12 @@ def step(text: str, gradient: str, system: str, prompt: Callable[[str, str], str
     variable = textgrad.Variable(text, role_description="text to mend")
     variable.gradients.add(textgrad.Variable(gradient, role_description="feedback", requires_grad=False))
 
-    def checked(messages: Messages) -> str:
+    def ask_well_formed(messages: Messages) -> str:
         answer = ask(messages)
         prompts.between_tags(answer)
         return answer
 
-    Descent(variable, Engine(checked), system, prompt).step()
+    Descent(variable, Engine(ask_well_formed), system, prompt).step()
     return str(variable.value)
 
 

@@ -50,13 +50,13 @@ def holds_delimiters(*texts: str) -> bool:
     return any(DELIMITERS.search(text) for text in texts)
 
 
-def improve(part: str, text: str, context: str, wanted: list[str], feedback: str, tried: str) -> str:
+def example_message(part: str, text: str, context: str, wanted: list[str], feedback: str, tried: str) -> str:
     """The user's message of a step on a reference or a prompt."""
     shown = {"QUESTION": context, "ANSWER": text} if part == "reference" else {"QUESTION": text, "ANSWER": context}
     name = "answer" if part == "reference" else "question"
-    lines = [_tagged(tag, value) for tag, value in shown.items() if value]
+    lines = [_tag(tag, value) for tag, value in shown.items() if value]
     if tried:
-        lines.append(f"{_tagged('TRY', tried)}\nThe try was refused.")
+        lines.append(f"{_tag('TRY', tried)}\nThe try was refused.")
     lines.append(f"Wrong with the {'try' if tried else name}: {_one_line(feedback)}")
     lines += [f"Rule: {_one_line(rule)}" for rule in wanted]
     # A small model that is told to mend repeats its try word for word.
@@ -65,10 +65,10 @@ def improve(part: str, text: str, context: str, wanted: list[str], feedback: str
     return "\n".join(lines)
 
 
-def improve_system_prompt(text: str, failing: str) -> str:
+def system_prompt_message(text: str, failing: str) -> str:
     """The user's message of a step on a system prompt; `failing` are the cases, one below the other."""
     lines = [
-        _tagged("SYSTEM_PROMPT", text),
+        _tag("SYSTEM_PROMPT", text),
         "Users gave this assistant such rules, and its answers broke them:",
         failing,
     ]
@@ -82,7 +82,7 @@ def improve_system_prompt(text: str, failing: str) -> str:
 
 def cases(failing: list[str]) -> str:
     """The textual gradient of a system prompt: what went wrong, case by case."""
-    return "\n".join(_tagged("CASE", case) for case in failing)
+    return "\n".join(_tag("CASE", case) for case in failing)
 
 
 def step_messages(system: str, user: str) -> Messages:
@@ -103,7 +103,7 @@ def critique_system(wanted: list[str]) -> str:
 
 def critique_user(text: str) -> str:
     """User's message of the critique."""
-    return _tagged("TEXT", text)
+    return _tag("TEXT", text)
 
 
 def between_tags(answer: str) -> str:
@@ -129,5 +129,5 @@ def _one_line(text: str) -> str:
     return shorten_line(text, LONGEST_LINE, "…")  # said here, because it is part of the key of a recorded answer
 
 
-def _tagged(tag: str, text: str) -> str:
+def _tag(tag: str, text: str) -> str:
     return f"<{tag}>\n{text}\n</{tag}>"

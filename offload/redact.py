@@ -71,18 +71,27 @@ class Redactor:
 
     def __init__(self, patterns: Sequence[str] = ()) -> None:
         self.counts: Counter[str] = Counter()
-        self._rules = [*RULES, *(Rule("CUSTOM", _compiled(pattern)) for pattern in patterns)]
+        self._rules = [*RULES, *(Rule("CUSTOM", _compile(pattern)) for pattern in patterns)]
         self._placeholders: dict[str, str] = {}
         self._originals: dict[str, str] = {}
         self._passwords: set[str] = set()
 
     def redact(self, text: str) -> str:
         """Return the text with placeholders such as [EMAIL_1] for its secrets."""
-        found = list(_found(self._rules, text))
+        found = list(_find(self._rules, text))
         self._passwords |= {text[start:end] for start, end, kind in found if kind == "SECRET"}
+        known = {password for password in self._passwords if len(password) >= REPEATED_SECRET}
+        if known:
+            found += [Span(*match.span(), "SECRET") for match in _WORD.finditer(text) if match[0] in known]
         parts, done = [], 0
-        for start, end, kind in _merged([*found, *self._repeated(text)]):
-            parts += [text[done:start], self._placeholder(text[start:end], kind)]
+        for start, end, kind in _merge(found):
+            original = text[start:end]
+            if original not in self._placeholders:
+                self.counts[kind] += 1
+                placeholder = f"[{kind}_{self.counts[kind]}]"
+                self._placeholders[original] = placeholder
+                self._originals[placeholder] = original
+            parts += [text[done:start], self._placeholders[original]]
             done = end
         return "".join([*parts, text[done:]])
 
@@ -90,31 +99,17 @@ class Redactor:
         """Put the originals back for this request's placeholders, in whatever case they are written."""
         return _PLACEHOLDER.sub(lambda match: self._originals.get(match[0].upper(), match[0]), text)
 
-    def lost(self, sent: str, answer: str) -> list[str]:
+    def placeholders_lost(self, sent: str, answer: str) -> list[str]:
         """Placeholders of `sent` that `answer` lacks: such an answer cannot be used."""
         kept = set(_placeholders(answer))
         return [each for each in dict.fromkeys(_placeholders(sent)) if each not in kept]
 
-    def invented(self, answer: str) -> list[str]:
+    def placeholders_invented(self, answer: str) -> list[str]:
         """Placeholders of `answer` that stand for nothing, so that `restore` would leave them in the text."""
         return [each for each in dict.fromkeys(_placeholders(answer)) if each not in self._originals]
 
-    def _repeated(self, text: str) -> Iterator[Span]:
-        known = {password for password in self._passwords if len(password) >= REPEATED_SECRET}
-        for match in _WORD.finditer(text) if known else ():
-            if match[0] in known:
-                yield Span(*match.span(), "SECRET")
 
-    def _placeholder(self, original: str, kind: str) -> str:
-        if original not in self._placeholders:
-            self.counts[kind] += 1
-            placeholder = f"[{kind}_{self.counts[kind]}]"
-            self._placeholders[original] = placeholder
-            self._originals[placeholder] = original
-        return self._placeholders[original]
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compile(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
@@ -125,25 +120,21 @@ def _placeholders(text: str) -> Iterator[str]:
     return (match[0].upper() for match in _PLACEHOLDER.finditer(text))
 
 
-def _found(rules: Iterable[Rule], text: str) -> Iterator[Span]:
+def _find(rules: Iterable[Rule], text: str) -> Iterator[Span]:
     scanned = _ESCAPE.sub(r"\\\\", text)
     lower = text.lower()
     for rule in rules:
         if rule.kind == "CUSTOM":
             yield from (Span(*match.span(), rule.kind) for match in rule.pattern.finditer(text) if match[0])
         elif not rule.hints or any(hint in lower for hint in rule.hints):
-            yield from _spans(rule, scanned)
+            for match in rule.pattern.finditer(scanned):
+                group = match.lastindex or 0
+                size = rule.size(match[group])
+                if size:
+                    yield Span(match.start(group), match.start(group) + size, rule.kind)
 
 
-def _spans(rule: Rule, text: str) -> Iterator[Span]:
-    for match in rule.pattern.finditer(text):
-        group = match.lastindex or 0
-        size = rule.size(match[group])
-        if size:
-            yield Span(match.start(group), match.start(group) + size, rule.kind)
-
-
-def _merged(spans: Iterable[Span]) -> list[Span]:
+def _merge(spans: Iterable[Span]) -> list[Span]:
     """Overlapping spans become one, of the kind of the first, so that no part of a secret stays behind."""
     merged: list[Span] = []
     for span in sorted(spans, key=lambda span: span.start):
@@ -157,41 +148,33 @@ def _merged(spans: Iterable[Span]) -> list[Span]:
 # ---- how much of a candidate is a secret: 0 for none of it ----
 
 
-def _unquoted(value: str) -> int:
+def _trimmed_length(value: str) -> int:
     """Length of a value without the punctuation of the sentence around it."""
     return len(value.rstrip(".,;:!?)]}\\"))
 
 
-def _at_least(shortest: int) -> Callable[[str], int]:
-    return lambda value: size if (size := _unquoted(value)) >= shortest else 0
-
-
 def _not_a_word(value: str) -> int:
     """For `the password is ...`: `required` is no password, `amber77` is."""
-    size = _unquoted(value)
+    size = _trimmed_length(value)
     return size if size >= 4 and not value[:size].isalpha() else 0
 
 
 def _letters_and_digits(value: str) -> int:
     """For `password amber77`, with nothing between: `manager` and `2024` are no passwords."""
-    size = _unquoted(value)
+    size = _trimmed_length(value)
     kinds = {character.isdigit() for character in value[:size] if character.isalnum()}
     return size if size >= REPEATED_SECRET and len(kinds) == 2 else 0
 
 
-def _with_digit(value: str) -> int:
-    return len(value) if any(map(str.isdigit, value)) else 0
-
-
 def _random(token: str) -> int:
     """Length of a token that looks random, as a whole or in one part of a path."""
-    parts = [part for part in {token, *token.split("/")} if len(part) >= LONG_TOKEN]
-    return len(token) if any(_switches(part) and _entropy(part) >= MIN_ENTROPY for part in parts) else 0
-
-
-def _switches(token: str) -> bool:
-    kept = _SEPARATORS.sub("", token)
-    return len(_SWITCH.findall(kept)) >= MIN_SWITCHES * max(len(kept), 1)
+    for part in {token, *token.split("/")}:
+        plain = _SEPARATORS.sub("", part)
+        switches = len(_SWITCH.findall(plain))
+        is_mixed = len(part) >= LONG_TOKEN and switches >= MIN_SWITCHES * max(len(plain), 1)
+        if is_mixed and _entropy(part) >= MIN_ENTROPY:
+            return len(token)
+    return 0
 
 
 def _entropy(token: str) -> float:
@@ -305,7 +288,7 @@ def _rule(kind: str, pattern: str, size: Callable[[str], int] = len) -> Rule:
     return Rule(kind, re.compile(pattern), size)
 
 
-def _labelled(kind: str, hints: tuple[str, ...], pattern: str, size: Callable[[str], int] = len) -> Rule:
+def _after_label(kind: str, hints: tuple[str, ...], pattern: str, size: Callable[[str], int] = len) -> Rule:
     """A secret that a word before it gives away, in whatever case."""
     return Rule(kind, re.compile(pattern, re.IGNORECASE), size, hints)
 
@@ -319,21 +302,31 @@ RULES = (
     ),
     _rule("SECRET", rf"(?<![A-Za-z0-9])(?:{'|'.join(_SHAPES)})"),
     _rule("SECRET", r"://([^\s/@:\"'<>`]*:[^\s/\"'<>`]*)@"),
-    _labelled("SECRET", ("bearer", "basic"), r"\b(?:bearer|basic)\s{1,3}([\w.~+/=-]{8,})", _with_digit),
-    _labelled(
+    _after_label(
+        "SECRET",
+        ("bearer", "basic"),
+        r"\b(?:bearer|basic)\s{1,3}([\w.~+/=-]{8,})",
+        lambda value: len(value) if any(map(str.isdigit, value)) else 0,
+    ),
+    _after_label(
         "SECRET",
         ("authorization",),
         r"\bauthorization\\?[\"']?\s?[:=]\s?\\?[\"']?(?:[\w-]{1,20} )?([^\s\"']+)",
     ),
-    _labelled("SECRET", _PASSWORDS, rf"(?:{_SURE_NAMES}|(?<=[_-])pass)" + _ASSIGNED, _unquoted),
-    _labelled("SECRET", ("token", "key"), _LIKELY_NAMES + _ASSIGNED, _at_least(6)),
-    _labelled(
+    _after_label("SECRET", _PASSWORDS, rf"(?:{_SURE_NAMES}|(?<=[_-])pass)" + _ASSIGNED, _trimmed_length),
+    _after_label(
+        "SECRET",
+        ("token", "key"),
+        _LIKELY_NAMES + _ASSIGNED,
+        lambda value: size if (size := _trimmed_length(value)) >= 6 else 0,
+    ),
+    _after_label(
         "SECRET",
         ("--",),
         rf"(?<![\w-])--[\w-]{{0,20}}(?:{_SURE_NAMES}|{_LIKELY_NAMES})[\w-]{{0,20}}\s{{1,3}}[\"']?([^\s\"']+)",
-        _unquoted,
+        _trimmed_length,
     ),
-    _labelled(
+    _after_label(
         "SECRET",
         _PASSWORDS,
         r"(?<!-)"
@@ -341,8 +334,8 @@ RULES = (
         + r"\b[^\n:=]{0,30}?\b(?:is|was|are|to|ist|lautet)\b:?\s{1,3}[\"'`*]{0,3}([^\s\"'`<>]+)",
         _not_a_word,
     ),
-    _labelled("SECRET", _PASSWORDS, _SURE_NAMES + r"\s{1,3}[\"'`*]{0,3}([^\s\"'`<>]+)", _letters_and_digits),
-    _labelled("EMAIL", ("@",), r"(?<![\w.%+-])[\w.%+-]+@(?:[\w-]+\.)+(?:xn--[\w-]+|[^\W\d_]{2,})"),
+    _after_label("SECRET", _PASSWORDS, _SURE_NAMES + r"\s{1,3}[\"'`*]{0,3}([^\s\"'`<>]+)", _letters_and_digits),
+    _after_label("EMAIL", ("@",), r"(?<![\w.%+-])[\w.%+-]+@(?:[\w-]+\.)+(?:xn--[\w-]+|[^\W\d_]{2,})"),
     _rule("IP", r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?!\w|\.\w)"),
     _rule("IP", r"(?<![\w:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,8}(?!\w)", _ipv6),
     _rule("MAC", r"(?<![\w:-])[0-9A-Fa-f]{2}(?:[:-][0-9A-Fa-f]{2}){5}(?![\w:-]\w)"),
@@ -370,7 +363,7 @@ RULES = (
     _rule("PHONE", rf"(?<!\w)\(\d{{2,3}}\){_GAP}?\d{{3,5}}(?:{_GAP}\d{{2,5}}){{1,2}}(?!\w)", _phone),
     _rule("PHONE", rf"(?<![\w.,+\-/])(?<!\d{_GAP})\(?0\d{{1,4}}\)?(?:{_GAP}{{1,3}}\d{{2,8}}){{1,5}}(?!\w)", _phone),
     _rule("PHONE", r"(?<![\w.,+\-/])(?:00[1-9]\d{8,12}|0[1-9]\d{8,10})(?![.,]?\w)"),
-    _labelled(
+    _after_label(
         "PHONE",
         _PHONES,
         r"\b(?:tele|tel|phone|fax|mobile|cell|call|whatsapp|sms|dial|text)[a-z]{0,8}\b[^\d\n]{0,24}?"

@@ -15,7 +15,7 @@ from offload.breaker import Breaker
 from offload.budget import Budget, DayBudgetSpent, Subject
 from offload.cache import Cache, Messages, Question, Recorded
 from offload.database import transaction
-from offload.owner import myself
+from offload.owner import process_name
 from offload.retries import LONGEST_RETRY_AFTER, LONGEST_WAIT, RemoteUnavailable
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Cost:
     critique: str = ""
 
     @property
-    def cached(self) -> bool:
+    def is_cached(self) -> bool:
         """True if every answer came out of the cache."""
         return self.calls == 0
 
@@ -83,14 +83,14 @@ class Remote:
         self._client: Client | None = None
         self._tries: Tries | None = None
         self._next_day: float | None = None
-        self._owner = myself()
+        self._owner = process_name()
 
     def question(self, messages: Messages) -> Question:
         """The key of what these messages ask for under the present settings."""
         parameters = {"max_tokens": self._settings.max_tokens, "temperature": self._settings.temperature}
         return Question(self._settings.base_url.rstrip("/"), self._settings.model, parameters, messages)
 
-    def recorded(self, subject: Subject, messages: Messages) -> Recorded | None:
+    def look_up(self, subject: Subject, messages: Messages) -> Recorded | None:
         """The answer if it is in the cache, noted in the audit."""
         question = self.question(messages)
         with transaction(self._database):
@@ -104,18 +104,18 @@ class Remote:
 
         Raises CacheMiss in mode cache-only, RemoteUnavailable, RemoteRefused, or BudgetSpent.
         """
-        found = self.recorded(subject, messages)
+        found = self.look_up(subject, messages)
         if found:
             return found
         question = self.question(messages)
         self._check_mode(subject)
         while not self.cache.lease(question.key, self._owner, self._lease_seconds):
             time.sleep(POLL)
-            if found := self.recorded(subject, messages):
+            if found := self.look_up(subject, messages):
                 return found
         try:
             # Whoever held the lease until just now may have recorded the answer.
-            return self.recorded(subject, messages) or self._fetch(subject, question, cost)
+            return self.look_up(subject, messages) or self._fetch(subject, question, cost)
         finally:
             self.cache.release(question.key, self._owner)
 
@@ -126,13 +126,13 @@ class Remote:
         tries = Tries(self.budget, subject, self.question(messages), Cost(), lambda: None)
         reply = self._call(tries)
         with transaction(self._database):
-            tries.answered(reply)
-            self.breaker.succeeded()
+            tries.settle_reply(reply)
+            self.breaker.record_success()
         return reply, tries.cost.money
 
-    def standing(self, job: int = 0) -> offload_messages.Remote:
+    def status(self, job: int = 0) -> offload_messages.Remote:
         """The state of the remote and the spend, today and for a job."""
-        standing, today, whole = self.breaker.standing(), self.budget.today(), self.budget.job(job)
+        standing, today, whole = self.breaker.read(), self.budget.today(), self.budget.job(job)
         return offload_messages.Remote(
             breaker=standing.state(self._clock()),
             failures=standing.failures,
@@ -159,7 +159,7 @@ class Remote:
 
     def _fetch(self, subject: Subject, question: Question, cost: Cost) -> Recorded:
         if not self.breaker.allow():
-            standing = self.breaker.standing()
+            standing = self.breaker.read()
             wait = (standing.until or 0.0) - self._clock()
             raise RemoteUnavailable(
                 f"left alone after {standing.failures} failures ({standing.reason})", retry_after=wait
@@ -169,17 +169,19 @@ class Remote:
             reply = self._call(tries)
             with transaction(self._database):
                 # Together: what the audit calls answered is recorded, whenever the process dies.
-                tries.answered(reply)
-                self.breaker.succeeded()
-                return self.cache.put(question, reply.text, reply.prompt_tokens or 0, reply.completion_tokens or 0)
+                tries.settle_reply(reply)
+                self.breaker.record_success()
+                return self.cache.add(question, reply.text, reply.prompt_tokens or 0, reply.completion_tokens or 0)
         except RemoteUnavailable as fault:
-            self.breaker.failed(_in_our_words(fault), fault.retry_after or 0.0)
+            # The host and what happened, for people, without what the server said about it.
+            happened = HAPPENED.match(str(fault))
+            self.breaker.record_failure(happened[0] if happened else "it failed", fault.retry_after or 0.0)
             raise
         except RemoteRefused:
-            self.breaker.succeeded()  # it does answer
+            self.breaker.record_success()  # it does answer
             raise
         except AgentError as fault:
-            self.breaker.abandoned()
+            self.breaker.abandon()
             if isinstance(fault, DayBudgetSpent):
                 self._next_day = self.budget.next_day()
             raise
@@ -195,7 +197,7 @@ class Remote:
         try:
             return self._client.complete(tries.question.messages, tries.question.parameters)
         except (RemoteUnavailable, RemoteRefused) as fault:
-            tries.failed(fault)
+            tries.settle_failure(fault)
             raise
 
     def _begin_try(self, number: int, failure: RemoteUnavailable | None) -> None:
@@ -223,20 +225,20 @@ class Tries:
     def begin(self, _number: int, failure: RemoteUnavailable | None) -> None:
         """Reserve the next try, after settling the one that failed. Raises BudgetSpent."""
         if failure:
-            self.failed(failure)
+            self.settle_failure(failure)
             self._renew()
         self._row = self._budget.reserve(self._subject, self.question.replay, self.question.messages)
         self.cost.calls += 1
         self._began = time.monotonic()
 
-    def answered(self, reply: Reply) -> None:
+    def settle_reply(self, reply: Reply) -> None:
         """Settle the last try by what the remote says it took."""
         names = ("prompt_tokens", "completion_tokens", "bytes_out", "bytes_in")
         self._end("ok", {name: getattr(reply, name) for name in names}, billed=True)
         self.cost.prompt_tokens += reply.prompt_tokens or 0
         self.cost.completion_tokens += reply.completion_tokens or 0
 
-    def failed(self, fault: RemoteUnavailable | RemoteRefused) -> None:
+    def settle_failure(self, fault: RemoteUnavailable | RemoteRefused) -> None:
         """Settle the try that is under way, if there is one."""
         self._end(outcome(fault), {}, billed=isinstance(fault, RemoteUnavailable) and fault.billed)
 
@@ -256,9 +258,3 @@ def outcome(fault: RemoteUnavailable | RemoteRefused) -> str:
         return what
     status = happened["status"]
     return f"{what} {status[-3:]}" if status else str(happened.lastgroup)
-
-
-def _in_our_words(fault: RemoteUnavailable) -> str:
-    """The host and what happened, for people, without what the server said about it."""
-    happened = HAPPENED.match(str(fault))
-    return happened[0] if happened else "it failed"

@@ -30,7 +30,7 @@ def parse(body: bytes) -> Completion:
     """The first choice of a chat completion. Raises ValueError with a reason for anything else."""
     match _load(body):
         case {"error": error} as value if error:
-            raise ValueError(f"it holds an error: {_said(value)}")
+            raise ValueError(f"it holds an error: {_error_text(value)}")
         case {"choices": [{"message": {"content": str(text)}} as choice, *_]} as value:
             return Completion(
                 _storable(text),
@@ -46,7 +46,7 @@ def parse(body: bytes) -> Completion:
 def error_message(body: bytes) -> str:
     """The message in an error's body as OpenAI and its imitators put it, else the body itself."""
     try:
-        said = _said(_load(body))
+        said = _error_text(_load(body))
     except ValueError:
         said = ""
     return said or body.decode(errors="replace")
@@ -74,7 +74,7 @@ def _load(body: bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def _said(value: Any) -> str:
+def _error_text(value: Any) -> str:
     match value:
         case {"error": {"message": str(text)}} | {"error": str(text)} | {"message": str(text)} | {"detail": str(text)}:
             return text

@@ -53,7 +53,7 @@ def refusal(status: int) -> type[errors.RemoteRefused]:
     return RequestRefused if status in {400, 413, 422} else errors.RemoteRefused
 
 
-def passes(status: int) -> bool:
+def is_temporary(status: int) -> bool:
     """True if an HTTP status says that the same request may be answered later: 408, 409, 429, 5xx and unknown ones."""
     return status in {408, 409, 429} or not 200 <= status < 500
 

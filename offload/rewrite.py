@@ -50,7 +50,7 @@ class Redacted:
     tried: str
 
 
-def redacted(request: RewriteExample, redactor: Redactor) -> Redacted:
+def redact_request(request: RewriteExample, redactor: Redactor) -> Redacted:
     """The texts of a request as they may be sent. Raises NotSent."""
     named = [fault for fault in request.faults if fault.strip()]
     texts = [request.text, request.context, *request.wanted, *named, request.tried]
@@ -61,7 +61,7 @@ def redacted(request: RewriteExample, redactor: Redactor) -> Redacted:
 
 def first_messages(request: RewriteExample, redactor: Redactor) -> Messages:
     """The messages to send first: the critique where no fault is named, else the step. Raises NotSent."""
-    sent = redacted(request, redactor)
+    sent = redact_request(request, redactor)
     if not sent.faults:
         return prompts.critique_messages(sent.text, sent.wanted)
     return _example_step(request.part, sent, sent.faults).messages
@@ -79,11 +79,11 @@ class Rewriter:
         redactor = Redactor(self._patterns)
 
         def work(cost: Cost) -> tuple[str, str]:
-            sent = redacted(request, redactor)
+            sent = redact_request(request, redactor)
             gradient = cost.critique = sent.faults or self._critique(subject, sent, cost)
             if not gradient:
                 return "unneeded", ""
-            return self._stepped(subject, _example_step(request.part, sent, gradient), redactor, cost)
+            return self._rewrite(subject, _example_step(request.part, sent, gradient), redactor, cost)
 
         return self._answer(request.job, work)
 
@@ -95,14 +95,14 @@ class Rewriter:
         def work(cost: Cost) -> tuple[str, str]:
             text, *failing = _redact([request.text, *request.failing], redactor)
             cases = prompts.cases(failing)
-            step = Step(text, cases, prompts.PROMPT_OPTIMIZER, prompts.improve_system_prompt)
-            return self._stepped(subject, step, redactor, cost)
+            step = Step(text, cases, prompts.PROMPT_OPTIMIZER, prompts.system_prompt_message)
+            return self._rewrite(subject, step, redactor, cost)
 
         return self._answer(request.job, work)
 
     def _critique(self, subject: Subject, sent: Redacted, cost: Cost) -> str:
         """Ask the remote what is wrong, where no local check can name it; "" if nothing is."""
-        found = self._remote.recorded(subject, prompts.critique_messages(sent.text, sent.wanted))
+        found = self._remote.look_up(subject, prompts.critique_messages(sent.text, sent.wanted))
         if found:
             said = found.answer
         else:
@@ -118,24 +118,24 @@ class Rewriter:
             raise Malformed("the critique is empty or holds tags")
         return said
 
-    def _stepped(self, subject: Subject, step: Step, redactor: Redactor, cost: Cost) -> tuple[str, str]:
+    def _rewrite(self, subject: Subject, step: Step, redactor: Redactor, cost: Cost) -> tuple[str, str]:
         """The text after the step, secrets restored; a text that lost one or made one up is rejected.
 
         The reasons name no placeholder: shown to the remote with the next step, it would stand for itself.
         """
-        text = self._step(subject, step, cost)
-        if lost := redactor.lost(step.text, text):
+        text = self._take_step(subject, step, cost)
+        if lost := redactor.placeholders_lost(step.text, text):
             return "rejected", f"the rewrite lost {len(lost)} of the placeholders in square brackets: keep each of them"
-        if redactor.invented(text):
+        if redactor.placeholders_invented(text):
             return "rejected", "the rewrite holds a placeholder in square brackets that stands for nothing"
         text = redactor.restore(text)
         if len(text) > LONGEST:
             return "rejected", f"the rewrite has {len(text)} characters, more than {LONGEST}"
         return "rewritten", text
 
-    def _step(self, subject: Subject, step: Step, cost: Cost) -> str:
+    def _take_step(self, subject: Subject, step: Step, cost: Cost) -> str:
         """Let TextGrad's optimizer rewrite the text; recorded, so that it is made once."""
-        found = self._remote.recorded(subject, step.messages)
+        found = self._remote.look_up(subject, step.messages)
         if found and found.text is not None:
             return found.text
         if found:
@@ -172,19 +172,19 @@ class Rewriter:
             text=said if rewritten else "",
             reason="" if rewritten else said,
             critique=cost.critique,
-            cached=cost.cached and outcome not in {"deferred", "spent"},
+            cached=cost.is_cached and outcome not in {"deferred", "spent"},
             calls=cost.calls,
             prompt_tokens=cost.prompt_tokens,
             completion_tokens=cost.completion_tokens,
             cost=cost.money,
             seconds=round(time.monotonic() - started, 3),
-            remote=self._remote.standing(job),
+            remote=self._remote.status(job),
         )
 
 
 def _example_step(part: str, sent: Redacted, gradient: str) -> Step:
     def prompt(text: str, feedback: str) -> str:
-        return prompts.improve(part, text, sent.context, sent.wanted, feedback, sent.tried)
+        return prompts.example_message(part, text, sent.context, sent.wanted, feedback, sent.tried)
 
     return Step(sent.text, gradient, prompts.OPTIMIZER, prompt)
 
@@ -194,13 +194,6 @@ def _redact(texts: list[str], redactor: Redactor) -> list[str]:
 
     Raises NotSent.
     """
-    _check_sendable(texts)
-    for text in texts:
-        redactor.redact(text)
-    return [redactor.redact(text) for text in texts]
-
-
-def _check_sendable(texts: list[str]) -> None:
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
@@ -210,3 +203,6 @@ def _check_sendable(texts: list[str]) -> None:
         raise NotSent("it holds one of the tags that delimit texts for the remote LLM")
     if sum(map(len, texts)) > LONGEST:
         raise NotSent(f"it is longer than the {LONGEST} characters that are sent for one example")
+    for text in texts:
+        redactor.redact(text)
+    return [redactor.redact(text) for text in texts]

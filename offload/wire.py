@@ -32,27 +32,24 @@ class Wire(httpx.HTTPTransport):
         self.deadline = math.inf
         self.sent = 0
         self.received = 0
+        trust = None
+        if tls:  # reading the certificates takes 50 ms or more, and without TLS nothing needs them
+            trust = httpx.create_ssl_context(trust_env=False)
+            trust.load_default_certs()
         # httpx has no argument for a network backend; this attribute is the one thing its constructor sets.
         self._pool = httpcore.ConnectionPool(
-            ssl_context=_trust() if tls else None,
+            ssl_context=trust,
             max_connections=1,
             keepalive_expiry=KEEP_ALIVE,
             network_backend=_Backend(self),
         )
 
-    def left(self, timeout: float | None) -> float:
+    def time_left(self, timeout: float | None) -> float:
         """Seconds that the next step may take. Raises httpcore.ReadTimeout after the deadline."""
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise httpcore.ReadTimeout("deadline")
         return left if timeout is None else min(left, timeout)
-
-
-def _trust() -> ssl.SSLContext:
-    """Reading the certificates takes 50 ms or more; without TLS nothing needs them."""
-    context = httpx.create_ssl_context(trust_env=False)
-    context.load_default_certs()
-    return context
 
 
 class _Backend(httpcore.NetworkBackend):
@@ -68,7 +65,7 @@ class _Backend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        left = self._wire.left(timeout)
+        left = self._wire.time_left(timeout)
         return _Stream(self._wire, self._backend.connect_tcp(host, port, left, local_address, socket_options))
 
 
@@ -78,12 +75,12 @@ class _Stream(httpcore.NetworkStream):
         self._stream = stream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        data = self._stream.read(max_bytes, self._wire.left(timeout))
+        data = self._stream.read(max_bytes, self._wire.time_left(timeout))
         self._wire.received += len(data)
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, self._wire.left(timeout))
+        self._stream.write(buffer, self._wire.time_left(timeout))
         self._wire.sent += len(buffer)
 
     def close(self) -> None:
@@ -92,7 +89,7 @@ class _Stream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        return _Stream(self._wire, self._stream.start_tls(ssl_context, server_hostname, self._wire.left(timeout)))
+        return _Stream(self._wire, self._stream.start_tls(ssl_context, server_hostname, self._wire.time_left(timeout)))
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)

@@ -25,10 +25,14 @@ class Terminated(BaseException):
 
 def main() -> None:
     """Serve the process that started us until it closes the pipe, dies, or has nothing more to ask."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
     stdout = worker_server.claim_stdout()
     if len(sys.argv) > 1:
         worker_server.die_with_parent(int(sys.argv[1]))
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     try:
         # After stdout is safe: what a library prints at import must not break the protocol.
         from offload.commands import Commands  # noqa: PLC0415
@@ -42,17 +46,9 @@ def main() -> None:
     except (BrokenPipeError, ConnectionResetError):
         raise SystemExit("offload.worker: the process that asked is gone") from None
     except Exception as fault:  # noqa: BLE001  a traceback's last line may quote a row
-        raise SystemExit(f"offload.worker: {_whereabouts(fault)}") from None
-
-
-def _terminate(*_: object) -> None:
-    raise Terminated
-
-
-def _whereabouts(fault: Exception) -> str:
-    """Of which kind an error is and where it was raised."""
-    last = traceback.extract_tb(fault.__traceback__)[-1]
-    return f"{type(fault).__name__} in {last.name}, {last.filename} line {last.lineno}; please report this"
+        last = traceback.extract_tb(fault.__traceback__)[-1]
+        where = f"{type(fault).__name__} in {last.name}, {last.filename} line {last.lineno}"
+        raise SystemExit(f"offload.worker: {where}; please report this") from None
 
 
 if __name__ == "__main__":

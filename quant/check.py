@@ -29,7 +29,9 @@ def check(device_name: str) -> Checked:
         compute = choose(device_name, "auto", None)
         error = gradient_error(compute)
     except Exception as fault:  # noqa: BLE001  whatever a driver or wheel raises is the finding
-        return Checked(ok=False, device=device.type, dtype="", detail=_first_line(fault), versions=versions())
+        lines = str(fault).strip().splitlines() or ["no message"]
+        detail = f"{type(fault).__name__}: {lines[0]}"
+        return Checked(ok=False, device=device.type, dtype="", detail=detail, versions=versions())
     detail = f"4-bit quantise, matmul and backward on {device_title(device)}: relative gradient error {error:.1e}"
     dtype = f"{name_of(compute.dtype)}: {compute.why}"
     right, confined = error < 0.05, is_confined()
@@ -40,7 +42,7 @@ def gradient_error(compute: Compute) -> float:
     """Of a layer as training computes it, against plain torch in float32."""
     device, generator = compute.device, torch.Generator().manual_seed(0)
     weight, x = (torch.randn(rows, SIZE, generator=generator) for rows in (SIZE, 8))
-    layer = Linear(_packed(weight, device), None, Arena(device), compute.dtype)
+    layer = Linear(_quantise(weight, device), None, Arena(device), compute.dtype)
     x = x.to(device)
     exact = layer.packed.unpack(*(torch.empty(shape, device=device) for shape in ((SIZE, SIZE), (SIZE * SIZE // 64,))))
     out, got = layer.forward(x, torch.empty(8, SIZE, device=device)), torch.empty_like(x)
@@ -49,7 +51,8 @@ def gradient_error(compute: Compute) -> float:
     return float((got - expected).norm() / expected.norm())
 
 
-def _packed(weight: torch.Tensor, device: torch.device) -> Packed:
+def _quantise(weight: torch.Tensor, device: torch.device) -> Packed:
+    """A matrix (outputs, inputs) in NF4 with double quantisation, as `quant.lean.convert` writes it."""
     codes, scales = nf4(weight)
     offset = float(scales.mean())
     indices, nested = quantise_blockwise(scales - offset, dynamic_map())
@@ -60,7 +63,3 @@ def _packed(weight: torch.Tensor, device: torch.device) -> Packed:
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide the numbers."""
     return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "bitsandbytes")}
-
-
-def _first_line(fault: Exception) -> str:
-    return f"{type(fault).__name__}: {str(fault).strip().splitlines()[0] if str(fault).strip() else 'no message'}"

@@ -46,10 +46,10 @@ from quant.shared.devices import is_out_of_memory
 from quant.shared.generate import greedy
 from quant.shared.loss import mean_losses
 from quant.shared.model import Model, foreign_faults
-from quant.shared.sampling import Dice
-from quant.shared.streaming import Spoken
-from quant.shared.templates import templated
-from quant.shared.train import start, train, usable
+from quant.shared.sampling import Sampler
+from quant.shared.streaming import IncrementalDetokenizer
+from quant.shared.templates import render_marks
+from quant.shared.train import build_corpus, start, train
 
 WINDOWS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 ROWS = 512
@@ -69,7 +69,7 @@ class Commands:
         """Answer one request; raises AgentError for what a person can mend."""
         handlers: dict[type[Any], Callable[[Any, Emit], Answer]] = {
             Prepare: self._prepare,
-            Plan: self._plan,
+            Plan: lambda request, _: peaks(request),
             Load: self._load,
             Score: self._score,
             Generate: self._generate,
@@ -78,7 +78,7 @@ class Commands:
             Save: self._save,
             Export: self._export,
             Template: self._template,
-            Check: self._check,
+            Check: lambda request, _: check(request.device),
         }
         try:
             return handlers[type(request)](request, emit)
@@ -99,9 +99,6 @@ class Commands:
     def _prepare(self, request: Prepare, emit: Emit) -> Answer:
         return prepare(Path(request.source), Path(request.target), lambda done: emit(Share(round(done, 4))))
 
-    def _plan(self, request: Plan, _: Emit) -> Answer:
-        return peaks(request)
-
     def _load(self, request: Load, _: Emit) -> Answer:
         started = time.monotonic()
         self._model = None
@@ -118,7 +115,7 @@ class Commands:
         model, started, rows, tokens = self.model, time.monotonic(), 0, 0
         with Path(request.out).open("wb") as out:
             for some in _batches(request.data):
-                judged = [e for e in self._encoded(some, request.sequence_length) if e.targets]
+                judged = [e for e in self._encode(some, request.sequence_length) if e.targets]
                 losses = mean_losses(model, judged, request.sequence_length)
                 for example, (loss, value_loss) in zip(judged, losses, strict=True):
                     line = {"id": example.id, "loss": loss, "value_loss": value_loss, "tokens": example.targets}
@@ -141,55 +138,47 @@ class Commands:
     def _reply(self, request: Reply, emit: Emit) -> Answer:
         self._breaks.clear()
         model, started = self.model, time.monotonic()
-        prompt = self._prompt(request)
-        most = model.prepare_answer(
-            len(prompt), min(request.max_new_tokens, self._window - len(prompt)), request.memory_budget
-        )
-        dice = Dice(request.temperature, request.seed, model.device) if request.temperature else None
-        spoken = Spoken(model.encoder.tokenizer, request.stops)
-        with contextlib.closing(model.stream(prompt, most, dice)) as tokens:
-            for token in tokens:
-                _say(spoken.add(token), emit)
-                if spoken.ended or self._breaks:
-                    break
-        _say(spoken.rest(), emit)
-        ended = "broken off" if self._breaks else spoken.how(most)
-        return Replied(spoken.text, len(spoken.ids), len(prompt), ended, round(time.monotonic() - started, 2))
-
-    def _prompt(self, request: Reply) -> list[int]:
-        """A conversation as tokens. Raises DataError if the template refuses it, or nothing fits behind it."""
         try:
-            prompt = self.model.encoder.prompt(list(request.messages))
-        except BaseModelError as fault:
+            prompt = model.encoder.prompt(list(request.messages))
+        except BaseModelError as fault:  # the chat template refuses the conversation
             raise DataError(str(fault)) from fault
         if len(prompt) >= self._window:
             told = f"the conversation has {len(prompt)} tokens, the model takes {self._window}"
             raise DataError(f"{told}: begin a new conversation, or ask something shorter")
-        return prompt
+        most = model.prepare_answer(
+            len(prompt), min(request.max_new_tokens, self._window - len(prompt)), request.memory_budget
+        )
+        sampler = Sampler(request.temperature, request.seed, model.device) if request.temperature else None
+        answer = IncrementalDetokenizer(model.encoder.tokenizer, request.stops)
+        with contextlib.closing(model.stream(prompt, most, sampler)) as tokens:
+            for token in tokens:
+                _say(answer.add(token), emit)
+                if answer.ended or self._breaks:
+                    break
+        _say(answer.rest(), emit)
+        ended = "broken off" if self._breaks else answer.finish_reason(most)
+        return Replied(answer.text, len(answer.ids), len(prompt), ended, round(time.monotonic() - started, 2))
 
     def _train(self, request: Train, emit: Emit) -> Answer:
-        examples = self._examples(request, emit)
-        self.model.encoder.release()
-        resume = Path(request.resume) if request.resume else None
-        run = start(self.model, examples, request.settings, resume, request.first)
-        return train(run, Path(request.checkpoints), emit, self._stopping, request.until)
-
-    def _examples(self, request: Train, emit: Emit) -> Corpus:
-        """The rows of a request as tokens; kept, because a phase asks for the same ones window after window."""
+        # The rows as tokens stay, because a phase asks for the same ones window after window.
         data, longest = Path(request.data), request.settings.sequence_length
         key = (request.data, data.stat().st_mtime_ns, longest)
         if self._kept is None or self._kept[0] != key:
             self._forget()
             rows = itertools.chain.from_iterable(_batches(request.data))
-            self._kept = key, usable(self._encoded(rows, longest), data.parent, emit)
-        return self._kept[1]
+            self._kept = key, build_corpus(self._encode(rows, longest), data.parent, emit)
+        _, examples = self._kept
+        self.model.encoder.release()
+        resume = Path(request.resume) if request.resume else None
+        run = start(self.model, examples, request.settings, resume, request.first)
+        return train(run, Path(request.checkpoints), emit, self._stopping, request.until)
 
     def _forget(self) -> None:
         if self._kept is not None:
             self._kept[1].close()
         self._kept = None
 
-    def _encoded(self, rows: Iterable[dict[str, Any]], longest: int) -> Iterator[Encoded]:
+    def _encode(self, rows: Iterable[dict[str, Any]], longest: int) -> Iterator[Encoded]:
         return (self.model.encoder.example(r["id"], r["messages"], longest, r.get("value")) for r in rows)
 
     def _save(self, request: Save, _: Emit) -> Answer:
@@ -198,7 +187,7 @@ class Commands:
         return Saved(sum(p.stat().st_size for p in target.iterdir()))
 
     def _export(self, request: Export, emit: Emit) -> Answer:
-        write = {"merged": export.merged, "gguf": export.gguf}[request.form]
+        write = {"merged": export.write_merged, "gguf": export.write_gguf}[request.form]
         target = Path(request.target)
         with foreign_faults(f"cannot export {request.adapter}"):
             write(Path(request.model), Path(request.adapter), target, lambda done: emit(Share(round(done, 4))))
@@ -207,10 +196,7 @@ class Commands:
 
     def _template(self, request: Template, _: Emit) -> Answer:
         with foreign_faults(f"{request.model} cannot be read"):
-            return templated(Encoder(Tokenizer(Path(request.model))))
-
-    def _check(self, request: Check, _: Emit) -> Answer:
-        return check(request.device)
+            return render_marks(Encoder(Tokenizer(Path(request.model))))
 
 
 def _window(folder: Path) -> int:

@@ -23,7 +23,7 @@ def load(folder: Path, adapter: Path | None, device_name: str, dtype_name: str) 
     if fault:
         raise BaseModelError(f"the base model is damaged: {fault}; run `nslora-agent init --again`")
     compute = choose(device_name, dtype_name, folder.parent)
-    compute.settle()
+    compute.apply()
     arch = architecture(json.loads((folder / "config.json").read_text()))
     # Imported by need: transformers and peft cost seconds and 300 MB.
     way = importlib.import_module("quant.lean.model" if arch else "quant.hf.model")

@@ -31,18 +31,18 @@ def peaks(request: Plan) -> Peaks:
     BaseModelError if one differs from what was prepared.
     """
     folder, settings = Path(request.model), request.settings
-    fault = _fault(folder, request.whole)
+    fault = _find_fault(folder, request.whole)
     if fault:
         raise BaseModelError(f"the base model is damaged: {fault}; run `nslora-agent init --again`")
     arch = architecture(json.loads((folder / "config.json").read_text()))
     compute = choose(settings.device, settings.dtype, folder.parent)
     on_gpu = compute.device.type == "cuda"
-    free = torch.cuda.mem_get_info(compute.device)[0] if on_gpu else memory.available()
+    free = torch.cuda.mem_get_info(compute.device)[0] if on_gpu else memory.available_bytes()
     now = 0.0 if on_gpu else rss_mb()
     if arch is None:
         return Peaks(known=False, free_mb=free / 1e6, now_mb=now)
     budget = memory.budget(settings.memory_budget, compute.device, 0)
-    found = _bytes(folder, arch, settings, compute, budget)
+    found = _peak_bytes(folder, arch, settings, compute, budget)
     return Peaks(
         known=True,
         free_mb=round(free / 1e6, 1),
@@ -52,42 +52,39 @@ def peaks(request: Plan) -> Peaks:
     )
 
 
-def _bytes(folder: Path, arch: Architecture, settings: Training, compute: Compute, budget: float) -> dict[str, float]:
+def _peak_bytes(
+    folder: Path, arch: Architecture, settings: Training, compute: Compute, budget: float
+) -> dict[str, float]:
     """By phase; and of answers alone. A GPU has a copy of the whole file, a CPU the pages that are in use."""
-    file, on_gpu = _size(folder), compute.device.type == "cuda"
+    on_gpu = compute.device.type == "cuda"
+    file = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     tokenizer = 0 if on_gpu else (folder / TOKENIZER).stat().st_size
-    tuned = memory.parameters(arch, settings.rank, settings.top_layers)
-    training = memory.training(arch, compute.dtype, settings, tuned, budget)
-    answering = memory.answering(arch, compute.dtype, budget)
+    trainable = memory.adapter_parameters(arch, settings.rank, settings.top_layers)
+    training = memory.plan_training(arch, compute.dtype, settings, trainable, budget)
+    answering = memory.plan_answers(arch, compute.dtype, budget)
 
-    def held(plan: memory.Plan) -> float:
-        return file if on_gpu else LIBRARIES + file - _unmapped(arch, plan, compute.dtype)
+    def base(plan: memory.Plan) -> float:
+        if on_gpu:
+            return file
+        # Not in use are an embedding that is only looked up, and the pages that a sparing head lets go.
+        lets_go = plan.unpacked < arch.layers and compute.dtype == torch.float32
+        return LIBRARIES + file - 2 * arch.vocabulary * arch.width * ((not arch.tied) + lets_go)
 
-    adapter, answers = 2 * memory.NUMBER * tuned, memory.of_answers(arch, compute.dtype, answering)
+    adapter, answers = 2 * memory.NUMBER * trainable, memory.answer_bytes(arch, compute.dtype, answering)
     # Training lets the tokenizer go, so that it is read again for the answers.
-    answered = held(answering) + adapter + max(answers + READ * tokenizer, READING * tokenizer)
+    generate = base(answering) + adapter + max(answers + READ * tokenizer, READING * tokenizer)
     largest = max(outputs * inputs for outputs, inputs in arch.linears.values())
     return {
         "load": file if on_gpu else LIBRARIES / 2 + READING * tokenizer,
-        "train": held(training) + memory.of_training(arch, compute.dtype, settings, tuned, budget),
-        "generate": answered,
-        "save": answered,
+        "train": base(training) + memory.step_bytes(arch, compute.dtype, settings, trainable, budget),
+        "generate": generate,
+        "save": generate,
         "export": LIBRARIES + file + adapter + (memory.NUMBER + 2) * largest,
         "answers": answers,
     }
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-
-
-def _unmapped(arch: Architecture, plan: memory.Plan, dtype: torch.dtype) -> int:
-    """Bytes of the file that are not in use: an embedding that is only looked up, and what a sparing head lets go."""
-    lets_go = plan.unpacked < arch.layers and dtype == torch.float32
-    return 2 * arch.vocabulary * arch.width * ((not arch.tied) + lets_go)
-
-
 @functools.cache
-def _fault(folder: Path, contents: bool) -> str | None:  # noqa: FBT001  cache takes no keywords apart
+def _find_fault(folder: Path, contents: bool) -> str | None:  # noqa: FBT001  cache takes no keywords apart
     """Say what is wrong with a model's files; read once a process, for every rung of the ladder asks."""
     return folder_fault(folder, contents=contents)

@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.contract.atomic_io import TEMPORARY, publish_folder, remove_tree
 from agent.contract.protocol import Prepared
-from quant.lean.architecture import Architecture, architecture
+from quant.lean.architecture import architecture
 from quant.lean.convert import convert
 from quant.lean.sources import Folder, Gguf
 from quant.shared.model import foreign_faults
@@ -43,7 +43,7 @@ def prepare(source: Path, target: Path, told: Callable[[float], None] = lambda _
     work.mkdir(parents=True)
     try:
         with foreign_faults(f"cannot prepare {source}"):
-            kind, parameters = _prepared(source, work, told)
+            kind, parameters = _write_model(source, work, told)
     except BaseException:
         remove_tree(work)
         raise
@@ -53,7 +53,7 @@ def prepare(source: Path, target: Path, told: Callable[[float], None] = lambda _
     return Prepared(kind, parameters, size, round(time.monotonic() - started, 1))
 
 
-def _prepared(source: Path, work: Path, told: Callable[[float], None]) -> tuple[str, int]:
+def _write_model(source: Path, work: Path, told: Callable[[float], None]) -> tuple[str, int]:
     """Fill the folder `work`; returns the kind of model and how many numbers it has."""
     is_gguf = source.suffix == ".gguf"
     config = _from_transformers().gguf_config(source) if is_gguf else json.loads((source / CONFIG).read_text())
@@ -64,19 +64,11 @@ def _prepared(source: Path, work: Path, told: Callable[[float], None]) -> tuple[
     if is_gguf or not all((source / name).exists() for name in TOKENIZER):
         _from_transformers().save_tokenizer(source, work)
     else:
-        _copy_tokenizer(source, work)
+        for name in (*TOKENIZER, *BESIDE):
+            if (source / name).exists():
+                shutil.copyfile(source / name, work / name)
     (work / CONFIG).write_text(json.dumps(config | {"quantization_config": QUANTISATION}, indent=2))
-    return arch.kind, convert(_tensors(source, arch), arch, work, told)
-
-
-def _tensors(source: Path, arch: Architecture) -> Folder | Gguf:
-    return Gguf(source, arch) if source.suffix == ".gguf" else Folder(source)
-
-
-def _copy_tokenizer(source: Path, work: Path) -> None:
-    for name in (*TOKENIZER, *BESIDE):
-        if (source / name).exists():
-            shutil.copyfile(source / name, work / name)
+    return arch.kind, convert(Gguf(source, arch) if is_gguf else Folder(source), arch, work, told)
 
 
 def _from_transformers() -> Any:

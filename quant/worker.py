@@ -12,11 +12,10 @@ import logging
 import signal
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agent.contract import worker_server
 from agent.contract.confinement import without_network
-from agent.contract.protocol import Answer
 from quant.shared import allocators
 
 if TYPE_CHECKING:
@@ -39,19 +38,15 @@ def _commands() -> Commands:
     return Commands(lambda: bool(_stops), _breaks)
 
 
-def _handle(request: Any, emit: worker_server.Emit) -> Answer:
-    return _commands().handle(request, emit)
-
-
 def main() -> None:
     """Serve the process that started us until it closes the pipe or dies."""
-    allocators.settle()
+    allocators.configure()
     stdout = worker_server.claim_stdout()
     worker_server.die_with_parent(int(sys.argv[1]))
     without_network()
     signal.signal(signal.SIGTERM, lambda number, _: _stops.append(number))
     signal.signal(signal.SIGUSR1, lambda number, _: _breaks.append(number))
-    worker_server.Server(_handle, stdout).serve()
+    worker_server.Server(lambda request, emit: _commands().handle(request, emit), stdout).serve()
 
 
 if __name__ == "__main__":

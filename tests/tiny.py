@@ -118,6 +118,6 @@ def write_model(folder: Path, architecture: str = "llama") -> Path:
 def add_random_adapter(model: LeanModel, settings: Training, scale: float, seed: int = 0) -> None:
     """An adapter that does something: all of its values are drawn, B's too."""
     model.add_adapter(settings)
-    assert model.tuned
+    assert model.trainable
     torch.manual_seed(seed)
-    model.tuned.values.copy_(torch.randn(len(model.tuned.values)) * scale)
+    model.trainable.values.copy_(torch.randn(len(model.trainable.values)) * scale)

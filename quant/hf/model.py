@@ -15,9 +15,9 @@ from transformers.utils import logging as transformers_logging
 
 from agent.contract.settings import Training
 from quant.shared.chat import Encoder
-from quant.shared.flat_params import Flat
+from quant.shared.flat_params import FlatParams
 from quant.shared.packing import Row
-from quant.shared.sampling import Dice
+from quant.shared.sampling import Sampler
 from quant.shared.streaming import Tokens
 
 transformers_logging.disable_progress_bar()
@@ -26,13 +26,13 @@ BATCH = 32
 """Prompts answered together: at 4 bits every step dequantises the whole model once, however many rows share it."""
 
 
-class StockModel:
-    """A model of transformers in 4 bits, with an adapter of peft if `tuned` is set."""
+class HfModel:
+    """A model of transformers in 4 bits, with an adapter of peft if `trainable` is set."""
 
     def __init__(self, network: Any, encoder: Encoder, device: torch.device, dtype: torch.dtype) -> None:
         self.network, self.encoder, self.device, self.dtype = network, encoder, device, dtype
         self.architecture = str(network.config.model_type)
-        self.tuned = _flattened(network, device) if isinstance(network, PeftModel) else None
+        self.trainable = _flatten(network, device) if isinstance(network, PeftModel) else None
 
     @torch.inference_mode()
     def losses(self, row: Row) -> torch.Tensor:
@@ -73,9 +73,16 @@ class StockModel:
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         for start in range(0, len(order), BATCH):
             members = order[start : start + BATCH]
-            ids, mask = _left_padded([prompts[i] for i in members], self.encoder.pad_id, self.device)
-            output = self.network.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-            for index, answer in zip(members, output[:, ids.shape[1] :].tolist(), strict=True):
+            width = max(len(prompts[i]) for i in members)
+            padding = [width - len(prompts[i]) for i in members]  # on the left
+            ids = [[self.encoder.pad_id] * pad + prompts[i] for i, pad in zip(members, padding, strict=True)]
+            mask = [[0] * pad + [1] * (width - pad) for pad in padding]
+            output = self.network.generate(
+                input_ids=torch.tensor(ids, device=self.device),
+                attention_mask=torch.tensor(mask, device=self.device),
+                generation_config=config,
+            )
+            for index, answer in zip(members, output[:, width:].tolist(), strict=True):
                 stops = [i for i, token in enumerate(answer) if token in self.encoder.stop_ids]
                 yield index, answer[: stops[0]] if stops else answer
 
@@ -85,14 +92,14 @@ class StockModel:
         return most
 
     @torch.inference_mode()
-    def stream(self, prompt: list[int], most: int, dice: Dice | None = None) -> Tokens:
+    def stream(self, prompt: list[int], most: int, sampler: Sampler | None = None) -> Tokens:
         """Yield the tokens of the answer to one prompt as they come, its stop token not included."""
         self.network.eval()
         ids, cache = torch.tensor([prompt], device=self.device), None
         for _ in range(most):
             output = self.network(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
             logits, cache = output.logits[0, -1:].float(), output.past_key_values
-            ids = (dice.thrown(logits) if dice else logits).argmax(1, keepdim=True)
+            ids = (sampler.add_noise(logits) if sampler else logits).argmax(1, keepdim=True)
             if int(ids) in self.encoder.stop_ids:
                 return
             yield int(ids)
@@ -101,17 +108,19 @@ class StockModel:
         """A fresh LoRA adapter on every linear layer of the top blocks; its start depends on the seed alone."""
         blocks = self.network.config.num_hidden_layers
         top = list(range(blocks - max(1, round(settings.top_layers * blocks)), blocks))
+        # peft takes a choice of blocks only beside a list of names.
+        linears = {n.rpartition(".")[2] for n, module in self.network.named_modules() if isinstance(module, Linear4bit)}
         torch.manual_seed(settings.seed)
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
-            target_modules="all-linear" if len(top) == blocks else _linear_names(self.network),
+            target_modules="all-linear" if len(top) == blocks else sorted(linears),
             layers_to_transform=top if len(top) < blocks else None,
             lora_dropout=0.0,
             task_type="CAUSAL_LM",
         )
         self.network = get_peft_model(self.network, config)
-        self.tuned = _flattened(self.network, self.device)
+        self.trainable = _flatten(self.network, self.device)
 
     def prepare_training(self, settings: Training, scratch: Path) -> None:
         """Activations are computed again in the backward pass, whatever memory there is."""
@@ -126,21 +135,21 @@ class StockModel:
         self.network.save_pretrained(folder, safe_serialization=True)
 
 
-def open_model(folder: Path, adapter: Path | None, device: torch.device, dtype: torch.dtype) -> StockModel:
+def open_model(folder: Path, adapter: Path | None, device: torch.device, dtype: torch.dtype) -> HfModel:
     """Load a prepared base model and, if given, a PEFT adapter on top of it."""
     config = AutoConfig.from_pretrained(folder)
     config.quantization_config["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
     network = AutoModelForCausalLM.from_pretrained(folder, config=config, device_map={"": device}, use_safetensors=True)
-    _settle(network, dtype)
+    _freeze(network, dtype)
     if adapter is not None:
         network = PeftModel.from_pretrained(network, adapter, is_trainable=True)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     # Text that was said must not change with the token after it.
     tokenizer.clean_up_tokenization_spaces = False
-    return StockModel(network, Encoder(tokenizer), device, dtype)
+    return HfModel(network, Encoder(tokenizer), device, dtype)
 
 
-def _settle(network: Any, dtype: torch.dtype) -> None:
+def _freeze(network: Any, dtype: torch.dtype) -> None:
     """Freeze the base; everything that is not 4-bit becomes float32, whatever type it was stored in.
 
     So the residual stream is exact and only the matrix products run in the compute dtype, as in QLoRA. With all of
@@ -158,26 +167,12 @@ def _settle(network: Any, dtype: torch.dtype) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _linear_names(network: Any) -> list[str]:
-    """Last names of the 4-bit layers: peft takes a choice of blocks only beside a list."""
-    return sorted(
-        {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, Linear4bit)}
-    )
-
-
-def _flattened(network: Any, device: torch.device) -> Flat:
+def _flatten(network: Any, device: torch.device) -> FlatParams:
     """The adapter's parameters moved into one vector, where peft goes on reading them."""
     parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    flat = Flat.zeros({name: tuple(p.shape) for name, p in parameters.items()}, device)
+    flat = FlatParams.zeros({name: tuple(p.shape) for name, p in parameters.items()}, device)
     values, grads = flat.views(flat.values), flat.views(flat.grads)
     for name, parameter in parameters.items():
         values[name].copy_(parameter.data)
         parameter.data, parameter.grad = values[name], grads[name]
     return flat
-
-
-def _left_padded(prompts: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(len(p) for p in prompts)
-    ids = [[pad] * (width - len(p)) + p for p in prompts]
-    mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

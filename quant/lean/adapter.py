@@ -15,7 +15,7 @@ from agent.contract.settings import Training
 from quant.lean.architecture import Architecture
 from quant.lean.linear import Lora
 from quant.shared import writer
-from quant.shared.flat_params import Flat
+from quant.shared.flat_params import FlatParams
 
 PREFIX = "base_model.model.model.layers"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -35,18 +35,18 @@ class Adapter:
     rank: int
     alpha: float
     layers: list[int]
-    flat: Flat
+    flat: FlatParams
     loras: dict[tuple[int, str], Lora]
 
 
-def blank(arch: Architecture, rank: int, alpha: float, layers: list[int], device: torch.device) -> Adapter:
+def empty_adapter(arch: Architecture, rank: int, alpha: float, layers: list[int], device: torch.device) -> Adapter:
     """An adapter with nothing in it yet."""
     shapes = {}
     for layer in layers:
         for name, (outputs, inputs) in arch.linears.items():
             shapes[_name(layer, name, "A")] = rank, inputs
             shapes[_name(layer, name, "B")] = outputs, rank
-    flat = Flat.zeros(shapes, device)
+    flat = FlatParams.zeros(shapes, device)
     values, grads = flat.views(flat.values), flat.views(flat.grads)
     loras = {}
     for layer in layers:
@@ -60,9 +60,9 @@ def _name(layer: int, linear: str, matrix: str) -> str:
     return f"{PREFIX}.{layer}.{linear}.lora_{matrix}.default.weight"
 
 
-def fresh(arch: Architecture, settings: Training, layers: list[int], device: torch.device) -> Adapter:
+def new_adapter(arch: Architecture, settings: Training, layers: list[int], device: torch.device) -> Adapter:
     """A new adapter as peft starts one: A uniform after Kaiming, B zero; its start depends on the seed alone."""
-    adapter = blank(arch, settings.rank, settings.alpha, layers, device)
+    adapter = empty_adapter(arch, settings.rank, settings.alpha, layers, device)
     generator = torch.Generator().manual_seed(settings.seed)
     for lora in adapter.loras.values():
         start = torch.empty(lora.a.shape)
@@ -83,7 +83,7 @@ def read(arch: Architecture, folder: Path, device: torch.device) -> Adapter:
     # Before anything is made of a size that the file only claims.
     if first is None or len(first) != rank or not set(layers) <= set(range(arch.layers)):
         raise BaseModelError(f"{folder}: the adapter does not fit this base model (rank {rank}, layers {layers})"[:300])
-    adapter = blank(arch, rank, config["lora_alpha"], layers, device)
+    adapter = empty_adapter(arch, rank, config["lora_alpha"], layers, device)
     for name, matrix in adapter.flat.views(adapter.flat.values).items():
         saved = tensors.get(name.replace(".default", ""))
         if saved is None or saved.shape != matrix.shape:

@@ -11,17 +11,17 @@ from quant.lean.architecture import Architecture
 from quant.lean.block import Keep, Rows
 from quant.lean.cache import LayerCache, Lengths, Pair, caches
 from quant.lean.decoder import Decoder
-from quant.lean.memory import PREFILL_TOKENS, cached_token
+from quant.lean.memory import PREFILL_TOKENS, cache_bytes_per_token
 from quant.shared.packing import fill_rows
-from quant.shared.sampling import Dice
+from quant.shared.sampling import Sampler
 from quant.shared.streaming import Tokens
 
 MOST_PROMPTS = 64
 
 
-def together(arch: Architecture, room: int, prompts: int) -> int:
+def cache_bytes(arch: Architecture, room: int, prompts: int) -> int:
     """Bytes of the keys and values of so many prompts, as far as they are answered together, of `room` tokens each."""
-    return min(MOST_PROMPTS, prompts) * room * cached_token(arch)
+    return min(MOST_PROMPTS, prompts) * room * cache_bytes_per_token(arch)
 
 
 def answers(
@@ -35,14 +35,14 @@ def answers(
     arch = decoder.arch
     while order:
         room = len(prompts[order[0]]) + most
-        fitting = max(1, min(MOST_PROMPTS, cache // (room * cached_token(arch))))
+        fitting = max(1, min(MOST_PROMPTS, cache // (room * cache_bytes_per_token(arch))))
         members, order = order[:fitting], order[fitting:]
-        found = _together(decoder, [prompts[i] for i in members], most, set(stops))
+        found = _answer_together(decoder, [prompts[i] for i in members], most, set(stops))
         yield from zip(members, found, strict=True)
 
 
 @torch.no_grad()
-def _together(decoder: Decoder, prompts: list[list[int]], most: int, stops: set[int]) -> list[list[int]]:
+def _answer_together(decoder: Decoder, prompts: list[list[int]], most: int, stops: set[int]) -> list[list[int]]:
     """Answers to prompts that fit the cache together."""
     arch, arena = decoder.arch, decoder.arena
     found: list[list[int]] = [[] for _ in prompts]
@@ -53,63 +53,47 @@ def _together(decoder: Decoder, prompts: list[list[int]], most: int, stops: set[
         tokens = _read(decoder, prompts, layers)
         running = list(range(len(prompts)))
         for place in range(most):
-            ended = _record(tokens.tolist(), running, found, stops)
-            if len(ended) == len(running) or place + 1 == most:
+            left = []
+            for row, (prompt, token) in enumerate(zip(running, tokens.tolist(), strict=True)):
+                if token not in stops:
+                    found[prompt].append(token)
+                    left.append(row)
+            if not left or place + 1 == most:
                 return found
-            if ended:
-                tokens, running = _without(ended, tokens, running, layers, known)
+            if len(left) < len(running):
+                rows = torch.tensor(left, device=tokens.device)
+                for layer in layers:
+                    layer.keep(rows)
+                known.now, tokens, running = known.now[rows], tokens[rows], [running[row] for row in left]
             tokens = _next(decoder, tokens, layers, known)
     return found
 
 
 @torch.no_grad()
-def stream(decoder: Decoder, prompt: list[int], most: int, stops: Sequence[int], dice: Dice | None) -> Tokens:
+def stream(decoder: Decoder, prompt: list[int], most: int, stops: Sequence[int], sampler: Sampler | None) -> Tokens:
     """Yield the tokens of the answer to one prompt as they come, its stop token not included."""
     arch = decoder.arch
     with decoder.arena.frame():
         shape = (1, arch.kv_heads, len(prompt) + most, arch.head_size)
         layers, known = caches(arch.layers, shape, [len(prompt)], decoder.arena)
-        tokens = _read(decoder, [prompt], layers, dice)
+        tokens = _read(decoder, [prompt], layers, sampler)
         for place in range(most):
             token = int(tokens)
             if token in stops:
                 return
             yield token
             if place + 1 < most:
-                tokens = _next(decoder, tokens, layers, known, dice)
-
-
-def _record(tokens: list[int], running: list[int], found: list[list[int]], stops: set[int]) -> list[int]:
-    """Add the newest tokens to the answers; returns the places of those that have ended."""
-    ended = []
-    for place, (prompt, token) in enumerate(zip(running, tokens, strict=True)):
-        if token in stops:
-            ended.append(place)
-        else:
-            found[prompt].append(token)
-    return ended
-
-
-def _without(
-    ended: list[int], tokens: torch.Tensor, running: list[int], layers: list[LayerCache], known: Lengths
-) -> tuple[torch.Tensor, list[int]]:
-    """Tokens and prompts that go on, the caches without the others."""
-    left = [place for place in range(len(running)) if place not in set(ended)]
-    kept = torch.tensor(left, device=tokens.device)
-    for layer in layers:
-        layer.keep(kept)
-    known.now = known.now[kept]
-    return tokens[kept], [running[place] for place in left]
+                tokens = _next(decoder, tokens, layers, known, sampler)
 
 
 def _read(
-    decoder: Decoder, prompts: list[list[int]], layers: list[LayerCache], dice: Dice | None = None
+    decoder: Decoder, prompts: list[list[int]], layers: list[LayerCache], sampler: Sampler | None = None
 ) -> torch.Tensor:
     """Fill the caches with the prompts; returns the first token of each answer.
 
     What all begin with, such as a system prompt, is read once where that saves more than its pass takes.
     """
-    common = min(shared(prompts), min(map(len, prompts)) - 1)
+    common = min(common_prefix_length(prompts), min(map(len, prompts)) - 1)
     common = common if common * (len(prompts) - 1) >= PREFILL_TOKENS else 0
     if common:
         with decoder.arena.frame():
@@ -122,11 +106,11 @@ def _read(
             keeps = [(partial(layer.fill, lengths=lengths), layer.begun) for layer in layers]
             hidden = _pass(decoder, [rests[i] for i in members], common, keeps)
             last = torch.tensor(lengths, device=decoder.device).cumsum(0) - 1
-            firsts.append(decoder.head.likeliest(hidden[last], dice))
+            firsts.append(decoder.head.next_tokens(hidden[last], sampler))
     return torch.cat(firsts)
 
 
-def shared(prompts: Sequence[list[int]]) -> int:
+def common_prefix_length(prompts: Sequence[list[int]]) -> int:
     """The number of tokens that all prompts begin with."""
     first, last = min(prompts), max(prompts)  # in the order of dictionaries, what these two share all share
     differing = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
@@ -147,7 +131,7 @@ def _pass(
 
 
 def _next(
-    decoder: Decoder, tokens: torch.Tensor, layers: list[LayerCache], known: Lengths, dice: Dice | None = None
+    decoder: Decoder, tokens: torch.Tensor, layers: list[LayerCache], known: Lengths, sampler: Sampler | None = None
 ) -> torch.Tensor:
     """One more token of each answer."""
     with decoder.arena.frame():
@@ -156,4 +140,4 @@ def _next(
             block.step(hidden, rotation, cache)
         known.now.add_(1)
         known.longest += 1
-        return decoder.head.likeliest(hidden, dice)
+        return decoder.head.next_tokens(hidden, sampler)

@@ -35,19 +35,14 @@ class Arena:
         size = dtype.itemsize
         for each in shape:
             size *= each
-        chunk, start = self._room(size)
+        chunk, start = self._at
+        while chunk < len(self._chunks) and start + size > len(self._chunks[chunk]):
+            chunk, start = chunk + 1, 0
+        if chunk == len(self._chunks):
+            self._chunks.append(torch.empty(max(size, CHUNK), dtype=torch.uint8))
         self._at = (chunk, -(-(start + size) // ALIGNMENT) * ALIGNMENT)
         # .data: a version counter of its own, or autograd would take a write elsewhere for a write to this one.
         return self._chunks[chunk][start : start + size].view(dtype).view(shape).data
-
-    def _room(self, size: int) -> tuple[int, int]:
-        chunk, start = self._at
-        while chunk < len(self._chunks):
-            if start + size <= len(self._chunks[chunk]):
-                return chunk, start
-            chunk, start = chunk + 1, 0
-        self._chunks.append(torch.empty(max(size, CHUNK), dtype=torch.uint8))
-        return chunk, 0
 
     def release(self) -> None:
         """Give back all of it that is in no tensor's hands; for when what follows needs less, or something else."""

@@ -97,7 +97,7 @@ class Block:
     def step(self, x: torch.Tensor, rotation: Rotation, cache: LayerCache) -> None:
         """Map one new token of each prompt, `x` (prompts, width), in place; their keys and values join the cache."""
         with self.arena.frame(), torch.no_grad():
-            q, k, v, _, _ = self._turned(x, rotation)
+            q, k, v, _, _ = self._project(x, rotation)
             cache.append(k, v)
             self._finish(x, self.attention.look_back(q, cache))
 
@@ -106,12 +106,12 @@ class Block:
         take = self.arena.take
         with self.arena.frame():
             added = self._linear("self_attn.o_proj").forward(attended.flatten(1), take(*x.shape))
-            x.add_(self._after(self.after_attention, added, added))
+            x.add_(self._post_norm(self.after_attention, added, added))
         with self.arena.frame():
             gate, up = self._gate_and_up(x)
             inner = activate(self.activation, gate, gate).mul_(up)
             down = self._linear("mlp.down_proj").forward(inner, take(*x.shape))
-            x.add_(self._after(self.after_mlp, down, down))
+            x.add_(self._post_norm(self.after_mlp, down, down))
 
     def remember(self, x: torch.Tensor, rows: Rows, *, whole: bool) -> Remembered:
         """Keep what `backward` needs of `x`, which stays as it is; with `whole` the output is in `middle` + `down`."""
@@ -124,7 +124,7 @@ class Block:
             heads = self._heads(x, rows)
         with torch.no_grad():
             self._linear("self_attn.o_proj").forward(heads.attended.flatten(1), added)
-            middle.copy_(self._after(self.after_attention, added, middle)).add_(x)
+            middle.copy_(self._post_norm(self.after_attention, added, middle)).add_(x)
             self._gate_and_up(middle, gate, up)
             if down is not None:
                 with self.arena.frame():
@@ -136,18 +136,18 @@ class Block:
         """The block's output from what was remembered of it whole; `out` (T, width)."""
         if kept.down is None:
             raise ValueError("the block was not remembered whole")
-        out.copy_(self._after(self.after_mlp, kept.down, out)).add_(kept.middle)
+        out.copy_(self._post_norm(self.after_mlp, kept.down, out)).add_(kept.middle)
 
     def _heads(self, x: torch.Tensor, rows: Rows, begun: Pair | None = None) -> Heads:
         attended = self.arena.take(
             len(x), self._linear("self_attn.q_proj").packed.shape[0] // self.head_size, self.head_size
         )
         with torch.no_grad():
-            q, k, v, raw_q, raw_k = self._turned(x, rows.rotation)
+            q, k, v, raw_q, raw_k = self._project(x, rows.rotation)
         kept = self.attention.forward(q, k, v, rows.lengths, attended, begun)
         return Heads(q, k, v, raw_q, raw_k, attended, kept)
 
-    def _turned(self, x: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, ...]:
+    def _project(self, x: torch.Tensor, rotation: Rotation) -> tuple[torch.Tensor, ...]:
         """Queries, keys, values (T, heads, size), and queries and keys before their norm."""
         take, size = self.arena.take, self.head_size
         raw = [take(len(x), linear.packed.shape[0] // size, size) for linear in self._attention_inputs()]
@@ -186,7 +186,7 @@ class Block:
 
     def _mlp_backward(self, kept: Remembered, grad: torch.Tensor) -> None:
         take, linear = self.arena.take, self._linear
-        through = self._back_after(self.after_mlp, kept.down, grad)
+        through = self._post_norm_backward(self.after_mlp, kept.down, grad)
         with self.arena.frame():
             inner = activate(self.activation, kept.gate, take(*kept.gate.shape)).mul_(kept.up)
             linear("mlp.down_proj").backward(inner, through, inner, fresh=True)
@@ -210,7 +210,7 @@ class Block:
 
     def _attention_backward(self, kept: Remembered, grad: torch.Tensor, rows: Rows) -> None:
         take, heads = self.arena.take, kept.heads
-        through = self._back_after(self.after_attention, kept.added, grad)
+        through = self._post_norm_backward(self.after_attention, kept.added, grad)
         grad_attended = take(*heads.attended.shape)
         attended = heads.attended.flatten(1)
         self._linear("self_attn.o_proj").backward(attended, through, grad_attended.flatten(1), fresh=True)
@@ -227,7 +227,7 @@ class Block:
             linear.backward(normed, each.flatten(1), grad_normed, fresh=number == 0)
         self.before_attention.backward(kept.x, grad_normed, grad, fresh=False)
 
-    def _back_after(self, norm: Norm | None, before: torch.Tensor | None, grad: torch.Tensor) -> torch.Tensor:
+    def _post_norm_backward(self, norm: Norm | None, before: torch.Tensor | None, grad: torch.Tensor) -> torch.Tensor:
         """The gradient before Gemma's norm of a half's outcome; `grad` itself where there is no such norm."""
         if norm is None or before is None:
             return grad
@@ -236,7 +236,7 @@ class Block:
         return copied
 
     @staticmethod
-    def _after(norm: Norm | None, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    def _post_norm(norm: Norm | None, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         return x if norm is None else norm.forward(x, out)
 
     def _attention_inputs(self) -> list[Linear]:

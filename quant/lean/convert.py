@@ -19,7 +19,7 @@ from quant.lean.nf4 import BLOCK, CODE
 from quant.lean.sources import Source
 from quant.lean.store import STATE, WEIGHTS
 from quant.shared.blockwise import NESTED_BLOCK, dynamic_map, quantise_blockwise
-from quant.shared.writer import Entry, header, put
+from quant.shared.writer import Entry, write_header, write_tensor
 
 ROWS_BYTES = 8 << 20
 """About how much of a matrix is worked on at a time, as float32."""
@@ -35,15 +35,20 @@ def convert(source: Source, arch: Architecture, folder: Path, told: Callable[[fl
     matrices = [f"model.layers.{n}.{name}.weight" for n in range(arch.layers) for name in arch.linears]
     packed = set(matrices)
     plain = [name for name in source.shapes if name not in packed and not (arch.tied and "lm_head" in name)]
-    entries = [entry for name in matrices for entry in _packed_entries(name, source.shapes[name])]
+    entries = [entry for name in matrices for entry in _nf4_entries(name, source.shapes[name])]
     entries += [Entry(name, torch.bfloat16, source.shapes[name]) for name in plain]
     # Wide types first: every tensor then begins at a multiple of its type's size.
     entries.sort(key=lambda entry: -entry.dtype.itemsize)
     with (folder / WEIGHTS).open("wb") as file:
-        places = header(file, entries)
+        places = write_header(file, entries)
         numbers, done = sum(_count(source.shapes[name]) for name in (*matrices, *plain)), 0
         for name in (*plain, *matrices):
-            _pack(file, places, source, name) if name in packed else _copy(file, places[name], source, name)
+            if name in packed:
+                _write_nf4(file, places, source, name)
+            else:
+                place = places[name]
+                for start, end in _slices(source.shapes[name]):
+                    place = write_tensor(file, place, source.rows(name, start, end))
             done += _count(source.shapes[name])
             told(done / numbers)
         file.flush()
@@ -55,7 +60,7 @@ def _count(shape: tuple[int, ...]) -> int:
     return Entry("", torch.uint8, shape).size
 
 
-def _packed_entries(name: str, shape: tuple[int, ...]) -> Iterator[Entry]:
+def _nf4_entries(name: str, shape: tuple[int, ...]) -> Iterator[Entry]:
     numbers = _count(shape)
     scales = -(-numbers // BLOCK)
     yield Entry(name, torch.uint8, (-(-numbers // 2), 1))
@@ -75,16 +80,11 @@ def _slices(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     yield from ((start, min(start + step, shape[0])) for start in range(0, shape[0], step))
 
 
-def _copy(file: BinaryIO, place: int, source: Source, name: str) -> None:
-    for start, end in _slices(source.shapes[name]):
-        place = put(file, place, source.rows(name, start, end))
-
-
-def _pack(file: BinaryIO, places: dict[str, int], source: Source, name: str) -> None:
+def _write_nf4(file: BinaryIO, places: dict[str, int], source: Source, name: str) -> None:
     shape, at, scales = source.shapes[name], places[name], []
     for start, end in _slices(shape):
         codes, found = nf4(source.rows(name, start, end))
-        at = put(file, at, codes)
+        at = write_tensor(file, at, codes)
         scales.append(found)
     together = torch.cat(scales)
     offset = together.mean()
@@ -101,7 +101,7 @@ def _pack(file: BinaryIO, places: dict[str, int], source: Source, name: str) -> 
     text = json.dumps(state).encode().ljust(STATE_BYTES)
     parts = {"absmax": indices, "quant_map": CODE, "nested_absmax": nested, "nested_quant_map": dynamic_map()}
     for part, tensor in {**parts, STATE: torch.frombuffer(bytearray(text), dtype=torch.uint8)}.items():
-        put(file, places[f"{name}.{part}"], tensor)
+        write_tensor(file, places[f"{name}.{part}"], tensor)
 
 
 def nf4(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

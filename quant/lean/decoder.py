@@ -6,7 +6,6 @@ others compute that again (gradient checkpointing, arXiv 1604.06174).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +55,7 @@ class Decoder:
                 linear.lora = adapter.loras.get((number, name)) if adapter else None
 
     @property
-    def held(self) -> int:
+    def bytes_unpacked(self) -> int:
         """Bytes of matrices that are kept unpacked."""
         linears = (linear for block in self.blocks for linear in block.linears.values())
         return sum(linear.unpacked.nbytes for linear in linears if linear.unpacked is not None)
@@ -83,32 +82,31 @@ class Decoder:
         """The same; adds the gradients of their sum, each times its share (N,), to the adapter's."""
         if self.adapter is None:
             raise ValueError("there is no adapter to learn")
-        with self.arena.frame(), torch.no_grad():
-            return self._learn(row, shares, self.rows(row), self.adapter.layers[0])
-
-    def _learn(self, row: Row, shares: torch.Tensor, rows: Sequence[Rows], first: int) -> torch.Tensor:
-        """Forward with an eye to the backward pass; blocks below `first` have no adapter and need no gradient."""
-        hidden = self._below(row, first)
+        first = self.adapter.layers[0]
         top = len(self.blocks) - self.remembered
         inputs: dict[int, torch.Tensor] = {}
         kept: dict[int, Remembered] = {}
-        for number in range(first, len(self.blocks)):
-            inputs[number] = self.arena.take(*hidden.shape).copy_(hidden)
-            if number >= top:
-                kept[number] = self.blocks[number].remember(inputs[number], rows[number], whole=True)
-                self.blocks[number].output(kept[number], hidden)
-            else:
-                self.blocks[number].forward(hidden, rows[number])
-        predicting = hidden.index_select(0, row.predict_at)
-        grads = torch.empty_like(predicting)
-        losses = self.head.learn(predicting, row.targets, shares, grads)
-        grad = hidden.zero_().index_copy_(0, row.predict_at, grads)
-        for number in reversed(range(first, len(self.blocks))):
-            block = self.blocks[number]
-            with self.arena.frame():
-                found = kept.pop(number, None) or block.remember(inputs[number], rows[number], whole=False)
-                block.backward(found, grad, rows[number])
-            allocators.trim()  # what autograd took for attention; takes a third of a millisecond
+        with self.arena.frame(), torch.no_grad():
+            rows = self.rows(row)
+            # The blocks below `first` have no adapter and need no gradient.
+            hidden = self._below(row, first)
+            for number in range(first, len(self.blocks)):
+                inputs[number] = self.arena.take(*hidden.shape).copy_(hidden)
+                if number >= top:
+                    kept[number] = self.blocks[number].remember(inputs[number], rows[number], whole=True)
+                    self.blocks[number].output(kept[number], hidden)
+                else:
+                    self.blocks[number].forward(hidden, rows[number])
+            predicting = hidden.index_select(0, row.predict_at)
+            grads = torch.empty_like(predicting)
+            losses = self.head.learn(predicting, row.targets, shares, grads)
+            grad = hidden.zero_().index_copy_(0, row.predict_at, grads)
+            for number in reversed(range(first, len(self.blocks))):
+                block = self.blocks[number]
+                with self.arena.frame():
+                    found = kept.pop(number, None) or block.remember(inputs[number], rows[number], whole=False)
+                    block.backward(found, grad, rows[number])
+                allocators.trim()  # what autograd took for attention; takes a third of a millisecond
         return losses
 
     def _below(self, row: Row, first: int) -> torch.Tensor:
@@ -160,8 +158,8 @@ def open_decoder(folder: Path, arch: Architecture, device: torch.device, dtype: 
     """Map a prepared base model; nothing is read until it is used."""
     store, arena = Store(folder, device), Arena(device)
     blocks = [_block(store, arch, number, arena, dtype) for number in range(arch.layers)]
-    embedding = store.plain("model.embed_tokens.weight")
-    output = embedding if arch.tied else store.plain("lm_head.weight")
+    embedding = store.tensor("model.embed_tokens.weight")
+    output = embedding if arch.tied else store.tensor("lm_head.weight")
     last = _norm(store, arch, "model.norm", arena)
     if last is None:
         raise KeyError("model.norm.weight")
@@ -180,7 +178,7 @@ def _block(store: Store, arch: Architecture, number: int, arena: Arena, dtype: t
 
     def linear(name: str) -> Linear:
         at = f"{prefix}.{name}"
-        return Linear(store.packed(f"{at}.weight"), store.vector(f"{at}.bias"), arena, dtype)
+        return Linear(store.matrix(f"{at}.weight"), store.vector(f"{at}.bias"), arena, dtype)
 
     names = ("pre_feedforward_layernorm", "post_attention_layernorm", "post_feedforward_layernorm")
     before_mlp, after_attention, after_mlp = names if arch.is_gemma else (names[1], "", "")

@@ -18,7 +18,7 @@ from quant.lean.adapter import Adapter, read
 from quant.lean.architecture import GEMMA, Architecture, architecture
 from quant.lean.sources import GGUF_NAMES
 from quant.lean.store import STATE, Store
-from quant.shared.writer import Entry, header, put
+from quant.shared.writer import Entry, write_header, write_tensor
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -36,7 +36,7 @@ Told = Callable[[float], None]
 Cpu = torch.device("cpu")
 
 
-def opened(base: Path) -> tuple[Architecture, Store]:
+def open_base(base: Path) -> tuple[Architecture, Store]:
     """A prepared base model; raises BaseModelError for one that the lean path does not know."""
     arch = architecture(json.loads((base / "config.json").read_text()))
     if arch is None:
@@ -44,19 +44,19 @@ def opened(base: Path) -> tuple[Architecture, Store]:
     return arch, Store(base, Cpu)
 
 
-def unpacked(store: Store, name: str) -> torch.Tensor:
+def unpack(store: Store, name: str) -> torch.Tensor:
     """A packed matrix in float32."""
-    packed = store.packed(name)
+    packed = store.matrix(name)
     return packed.unpack(torch.empty(packed.shape), torch.empty(packed.scales.numel()))
 
 
 # ---- merged ----
 
 
-def merged(base: Path, adapter: Path, target: Path, told: Told) -> None:
+def write_merged(base: Path, adapter: Path, target: Path, told: Told) -> None:
     """Write a Hugging Face folder in bfloat16 whose matrices have the adapter in them, shard by shard."""
-    arch, store = opened(base)
-    tuned = read(arch, adapter, Cpu)
+    arch, store = open_base(base)
+    trained = read(arch, adapter, Cpu)
     entries = list(_entries(store))
     shards = _shards(entries)
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
@@ -64,16 +64,22 @@ def merged(base: Path, adapter: Path, target: Path, told: Told) -> None:
     whole, done = sum(entry.size for entry in entries), 0
     for name, shard in zip(names, shards, strict=True):
         with (target / name).open("wb") as file:
-            places = header(file, shard)
+            places = write_header(file, shard)
             for entry in shard:
-                put(file, places[entry.name], _merged(store, tuned, entry.name))
+                write_tensor(file, places[entry.name], _merge(store, trained, entry.name))
                 done += entry.size
                 told(done / whole)
     if len(shards) > 1:
         of = {entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard}
         index = {"metadata": {"total_size": whole}, "weight_map": of}
         (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    _copy_beside(base, target)
+    for name in BESIDE:
+        if (base / name).exists():
+            shutil.copyfile(base / name, target / name)
+    config: dict[str, Any] = json.loads((base / "config.json").read_text())
+    config.pop("quantization_config", None)  # which says that the model is in 4 bits
+    about = {**config, "dtype": "bfloat16", "torch_dtype": "bfloat16"}
+    (target / "config.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 def _entries(store: Store) -> Iterator[Entry]:
@@ -81,9 +87,9 @@ def _entries(store: Store) -> Iterator[Entry]:
     packed = {name.removesuffix(f".{STATE}") for name in store.names if name.endswith(f".{STATE}")}
     for name in sorted(store.names):
         if name in packed:
-            yield Entry(name, DTYPE, store.packed(name).shape)
+            yield Entry(name, DTYPE, store.matrix(name).shape)
         elif f"{name.rpartition('.weight.')[0]}.weight" not in packed:
-            yield Entry(name, DTYPE, tuple(store.plain(name).shape))
+            yield Entry(name, DTYPE, tuple(store.tensor(name).shape))
 
 
 def _shards(entries: list[Entry]) -> list[list[Entry]]:
@@ -99,52 +105,41 @@ def _shards(entries: list[Entry]) -> list[list[Entry]]:
     return found
 
 
-def _merged(store: Store, tuned: Adapter, name: str) -> torch.Tensor:
-    """A tensor of the merged model in bfloat16; W + scale · B A for a matrix that is tuned."""
+def _merge(store: Store, trained: Adapter, name: str) -> torch.Tensor:
+    """A tensor of the merged model in bfloat16; W + scale · B A for a matrix that is trained."""
     if f"{name}.{STATE}" not in store.names:
-        return store.plain(name).to(DTYPE)
-    out = unpacked(store, name)
+        return store.tensor(name).to(DTYPE)
+    out = unpack(store, name)
     _, _, number, linear = name.removesuffix(".weight").split(".", 3)
-    lora = tuned.loras.get((int(number), linear))
+    lora = trained.loras.get((int(number), linear))
     if lora is not None:
         out.addmm_(lora.b, lora.a, alpha=lora.scale)
     return out.to(DTYPE)
 
 
-def _copy_beside(base: Path, target: Path) -> None:
-    """Tokenizer and configuration, without what says that the model is in 4 bits."""
-    for name in BESIDE:
-        if (base / name).exists():
-            shutil.copyfile(base / name, target / name)
-    config: dict[str, Any] = json.loads((base / "config.json").read_text())
-    config.pop("quantization_config", None)
-    about = {**config, "dtype": "bfloat16", "torch_dtype": "bfloat16"}
-    (target / "config.json").write_text(json.dumps(about, indent=2) + "\n")
-
-
 # ---- GGUF ----
 
 
-def gguf(base: Path, adapter: Path, target: Path, told: Told) -> None:
+def write_gguf(base: Path, adapter: Path, target: Path, told: Told) -> None:
     """Write the adapter as llama.cpp reads it, float32, into the file `target`."""
     from gguf import GGUFWriter  # noqa: PLC0415  numpy and a table of every model: only for those who export
 
-    arch, _ = opened(base)
-    tuned = read(arch, adapter, Cpu)
+    arch, _ = open_base(base)
+    trained = read(arch, adapter, Cpu)
     writer = GGUFWriter(target, GGUF_ARCHITECTURES[arch.kind])
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", float(tuned.alpha))
+    writer.add_float32("adapter.lora.alpha", float(trained.alpha))
     of = {name: stem for stem, name in GGUF_NAMES.items()}
-    for (number, linear), lora in tuned.loras.items():
+    for (number, linear), lora in trained.loras.items():
         name = f"blk.{number}.{of[linear]}.weight"
         writer.add_tensor(f"{name}.lora_a", lora.a.contiguous().numpy())
-        writer.add_tensor(f"{name}.lora_b", interleaved(lora.b, arch, linear).contiguous().numpy())
-    write(writer)
+        writer.add_tensor(f"{name}.lora_b", interleave_heads(lora.b, arch, linear).contiguous().numpy())
+    write_to_file(writer)
     told(1.0)
 
 
-def interleaved(values: torch.Tensor, arch: Architecture, linear: str) -> torch.Tensor:
+def interleave_heads(values: torch.Tensor, arch: Architecture, linear: str) -> torch.Tensor:
     """A linear's rows as llama.cpp has them: Llama's queries and keys with the two halves of each head interleaved."""
     heads = {"self_attn.q_proj": arch.heads, "self_attn.k_proj": arch.kv_heads}.get(linear)
     if heads is None or GGUF_ARCHITECTURES[arch.kind] != "llama":
@@ -152,7 +147,7 @@ def interleaved(values: torch.Tensor, arch: Architecture, linear: str) -> torch.
     return values.view(heads, 2, -1, *values.shape[1:]).transpose(1, 2).reshape(values.shape)
 
 
-def write(writer: GGUFWriter) -> None:
+def write_to_file(writer: GGUFWriter) -> None:
     """Write the file that a writer was given everything for."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -14,7 +14,7 @@ import torch
 from quant.lean.arena import Arena
 from quant.lean.layers import Norm
 from quant.shared import allocators
-from quant.shared.sampling import Dice
+from quant.shared.sampling import Sampler
 
 CHUNK = 2048
 """Words of the vocabulary at a time."""
@@ -53,7 +53,7 @@ class Head:
             self.norm.backward(hidden, grad, grad, fresh=True)
         return losses
 
-    def likeliest(self, hidden: torch.Tensor, dice: Dice | None = None) -> torch.Tensor:
+    def next_tokens(self, hidden: torch.Tensor, sampler: Sampler | None = None) -> torch.Tensor:
         """The token that is most likely to follow each row of `hidden` (N, width), or a drawn one: (N,) int64."""
         with self.arena.frame():
             normed = self.norm.forward(hidden, self.arena.take(*hidden.shape))
@@ -62,7 +62,7 @@ class Head:
             for start in range(0, len(self.weight), CHUNK):
                 with self.arena.frame():
                     logits = self._chunk(normed, self._rows(start))
-                    values, places = (dice.thrown(logits) if dice else logits).max(1)
+                    values, places = (sampler.add_noise(logits) if sampler else logits).max(1)
                     tokens = torch.where(values > highest, places + start, tokens)
                     highest = torch.maximum(highest, values)
         return tokens
@@ -77,7 +77,11 @@ class Head:
             with self.arena.frame():
                 rows = self._rows(start)
                 logits = self._chunk(normed, rows)
-                _pick(logits, targets - start, of_target)
+                # The logit of each target that is in this chunk, without a host sync.
+                places = targets - start
+                inside = (places >= 0) & (places < len(rows))
+                found = logits.gather(1, places.clamp(0, len(rows) - 1)[:, None])
+                torch.where(inside[:, None], found, of_target, out=of_target)
                 new = torch.maximum(highest, logits.amax(1, keepdim=True))
                 shrunk = highest.sub_(new).exp_()
                 logits.sub_(new).exp_()
@@ -119,10 +123,3 @@ class Head:
 
     def _low(self, x: torch.Tensor) -> torch.Tensor:
         return self.arena.take(*x.shape, dtype=self.dtype).copy_(x)
-
-
-def _pick(logits: torch.Tensor, places: torch.Tensor, out: torch.Tensor) -> None:
-    """Copy the logit at each row's place into `out` (N, 1) where the place is in this chunk, without a host sync."""
-    inside = (places >= 0) & (places < logits.shape[1])
-    found = logits.gather(1, places.clamp(0, logits.shape[1] - 1)[:, None])
-    torch.where(inside[:, None], found, out, out=out)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,8 +55,14 @@ class Folder:
     """A Hugging Face folder: model.safetensors, or the parts that model.safetensors.index.json names."""
 
     def __init__(self, folder: Path) -> None:
-        self._files = {path: safe_open(path, framework="pt") for path in _parts(folder)}
-        self._of = {name: file for file in self._files.values() for name in file.keys()}  # noqa: SIM118  no dict
+        paths, index = [folder / "model.safetensors"], folder / "model.safetensors.index.json"
+        if index.exists():
+            names = set(json.loads(index.read_text())["weight_map"].values())
+            if any(Path(name).name != name for name in names):
+                raise ValueError(f"{index.name} names files outside of its folder")
+            paths = sorted(folder / name for name in names)
+        files = [safe_open(path, framework="pt") for path in paths]
+        self._of = {name: file for file in files for name in file.keys()}  # noqa: SIM118  no dict
         self.shapes: dict[str, Shape] = {
             name: tuple(file.get_slice(name).get_shape()) for name, file in self._of.items()
         }
@@ -66,16 +71,6 @@ class Folder:
         """Rows of a tensor in bfloat16."""
         found: torch.Tensor = self._of[name].get_slice(name)[start:end]
         return found.to(torch.bfloat16)
-
-
-def _parts(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = set(json.loads(index.read_text())["weight_map"].values())
-        if any(Path(name).name != name for name in names):
-            raise ValueError(f"{index.name} names files outside of its folder")
-        return sorted(folder / name for name in names)
-    return [folder / "model.safetensors"]
 
 
 @dataclass
@@ -88,27 +83,25 @@ class Gguf:
     def __post_init__(self) -> None:
         from gguf import GGUFReader  # noqa: PLC0415  numpy and a table of every model: only for those who have such a file
 
-        self._tensors: dict[str, Any] = dict(self._named(GGUFReader(self.path).tensors))
+        names = GGUF_NAMES | (GGUF_GEMMA if self.arch.is_gemma else {})
+        self._tensors: dict[str, Any] = {}
+        for tensor in GGUFReader(self.path).tensors:
+            if tensor.name in IGNORED:
+                continue
+            block, stem, kind = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", tensor.name).groups()  # type: ignore[union-attr]
+            self._tensors[f"{f'model.layers.{block}.' if block else ''}{names[stem]}.{kind}"] = tensor
         self.shapes: dict[str, Shape] = {
             name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in self._tensors.items()
         }
         self._last: tuple[str, torch.Tensor] | None = None
 
-    def _named(self, tensors: list[Any]) -> Iterator[tuple[str, Any]]:
-        names = GGUF_NAMES | (GGUF_GEMMA if self.arch.is_gemma else {})
-        for tensor in tensors:
-            if tensor.name in IGNORED:
-                continue
-            block, stem, kind = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", tensor.name).groups()  # type: ignore[union-attr]
-            yield f"{f'model.layers.{block}.' if block else ''}{names[stem]}.{kind}", tensor
-
     def rows(self, name: str, start: int, end: int) -> torch.Tensor:
         """Rows of a tensor in bfloat16."""
         if self._last is None or self._last[0] != name:
-            self._last = name, self._whole(name)
+            self._last = name, self._dequantise(name)
         return self._last[1][start:end]
 
-    def _whole(self, name: str) -> torch.Tensor:
+    def _dequantise(self, name: str) -> torch.Tensor:
         from gguf import dequantize  # noqa: PLC0415
 
         tensor = self._tensors[name]
@@ -116,12 +109,9 @@ class Gguf:
         found = found if found.flags.writeable else found.copy()  # else it lies in the file, and torch warns
         values = torch.from_numpy(found).view(self.shapes[name])
         if self.arch.kind in {"llama", "mistral"} and re.search(r"\.[qk]_proj\.", name):
-            values = _paired(values, self.arch.heads if ".q_proj." in name else self.arch.kv_heads)
+            # llama.cpp has the two halves of each head interleaved; transformers one after the other.
+            heads = self.arch.heads if ".q_proj." in name else self.arch.kv_heads
+            values = values.view(heads, -1, 2, *values.shape[1:]).transpose(1, 2).reshape(values.shape)
         if self.arch.kind == GEMMA and name.endswith("norm.weight"):
             values = values - 1
         return values.to(torch.bfloat16)
-
-
-def _paired(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """llama.cpp has the two halves of each head interleaved; transformers one after the other."""
-    return weight.view(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)

@@ -46,24 +46,24 @@ class Store:
         ranges = [line[0].split("-") for line in lines if line[4] == inode]
         return any(int(start, 16) <= at < int(end, 16) for start, end in ranges)
 
-    def packed(self, name: str) -> Packed:
+    def matrix(self, name: str) -> Packed:
         """A matrix in NF4."""
-        state = json.loads(bytes(self.plain(f"{name}.{STATE}").cpu().tolist()))
+        state = json.loads(bytes(self.tensor(f"{name}.{STATE}").cpu().tolist()))
         rows, columns = state["shape"]
         return Packed(
             shape=(rows, columns),
-            codes=self.plain(name).view(-1),
-            scales=self.plain(f"{name}.absmax"),
-            scale_map=self.plain(f"{name}.nested_quant_map"),
-            nested=self.plain(f"{name}.nested_absmax"),
+            codes=self.tensor(name).view(-1),
+            scales=self.tensor(f"{name}.absmax"),
+            scale_map=self.tensor(f"{name}.nested_quant_map"),
+            nested=self.tensor(f"{name}.nested_absmax"),
             offset=float(state["nested_offset"]),
         )
 
-    def plain(self, name: str) -> torch.Tensor:
+    def tensor(self, name: str) -> torch.Tensor:
         """A tensor as it is stored."""
         found: torch.Tensor = self._file.get_tensor(name)
         return found
 
     def vector(self, name: str) -> torch.Tensor | None:
         """A small tensor in float32; None if the model has none of that name."""
-        return self.plain(name).float() if name in self.names else None
+        return self.tensor(name).float() if name in self.names else None

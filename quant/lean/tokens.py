@@ -32,25 +32,23 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _refuse(message: str) -> NoReturn:
-    """Called by a template for a conversation that it does not take."""
-    raise TemplateError(message)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:  # noqa: FBT001, FBT002  templates pass it by name
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-
-def _now(form: str) -> str:
-    return dt.datetime.now().strftime(form)  # noqa: DTZ005  templates mean the local time
-
-
 def _environment() -> ImmutableSandboxedEnvironment:
+    """Jinja with the filter and the functions that transformers gives to chat templates."""
+
+    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:  # noqa: FBT001, FBT002  templates pass it by name
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+    def raise_exception(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    def strftime_now(form: str) -> str:
+        return dt.datetime.now().strftime(form)  # noqa: DTZ005  templates mean the local time
+
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+    environment.filters["tojson"] = tojson
+    environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
     return environment
 
 
@@ -59,9 +57,15 @@ class Tokenizer:
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "tokenizer.json"
-        self._config = _read(folder / "special_tokens_map.json") | _read(folder / "tokenizer_config.json")
-        self.special = {name: _text(self._config[name]) for name in NAMED if self._config.get(name)}
-        self.chat_template: str | None = self._template(folder)
+        config = _read(folder / "special_tokens_map.json") | _read(folder / "tokenizer_config.json")
+        tokens = {name: config[name] for name in NAMED if config.get(name)}
+        self.special = {name: each if isinstance(each, str) else str(each["content"]) for name, each in tokens.items()}
+        told, template = config.get("chat_template"), folder / "chat_template.jinja"
+        if template.exists():
+            told = template.read_text()
+        elif isinstance(told, list):
+            told = {each["name"]: each["template"] for each in told}.get("default")
+        self.chat_template: str | None = told
 
     @cached_property
     def _rust(self) -> Rust:
@@ -125,20 +129,7 @@ class Tokenizer:
         found: int | None = None if token is None else self._rust.token_to_id(token)
         return found
 
-    def _template(self, folder: Path) -> str | None:
-        path = folder / "chat_template.jinja"
-        if path.exists():
-            return path.read_text()
-        told = self._config.get("chat_template")
-        if isinstance(told, list):
-            told = {each["name"]: each["template"] for each in told}.get("default")
-        return told
-
 
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object; older tokenizers have their special tokens in a file of their own, newer ones have not."""
     return dict(json.loads(path.read_text())) if path.exists() else {}
-
-
-def _text(token: str | dict[str, Any]) -> str:
-    return token if isinstance(token, str) else str(token["content"])

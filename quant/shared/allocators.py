@@ -20,10 +20,13 @@ PAGE, MADV_DONTNEED = os.sysconf("SC_PAGE_SIZE"), 4
 TEGRA = Path("/etc/nv_tegra_release")
 
 
-def settle() -> None:
+def configure() -> None:
     """Set up malloc and CUDA's allocator."""
     if not any(name.startswith("MALLOC_") for name in os.environ):
-        _mallopt()
+        with suppress(OSError, AttributeError):  # another C library than glibc
+            mallopt = ctypes.CDLL(None).mallopt
+            for number, value in SETTINGS.items():
+                mallopt(number, value)
     if not TEGRA.exists():
         # On Tegra the driver cannot map memory so.
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -44,10 +47,3 @@ def unmap(address: int, size: int) -> None:
     length = (address + size) // PAGE * PAGE - start
     if length > 0:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_DONTNEED)
-
-
-def _mallopt() -> None:
-    with suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for number, value in SETTINGS.items():
-            mallopt(number, value)

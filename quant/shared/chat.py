@@ -62,10 +62,15 @@ class Encoder:
             text = messages[0]["content"] + (self.tokenizer.eos_token or "")
             spans = [(0, len(text))]
         else:
-            text, spans = self._conversation(messages)
+            text = self._render(messages, ask=False).rstrip()
+            turns = [self._span(messages, i, text) for i, m in enumerate(messages) if m["role"] == "assistant"]
+            spans = [span for span in turns if span is not None]
+        value_spans: Spans = []
+        if value:
+            pattern = re.compile(rf"(?<!\w){re.escape(value)}(?!\w)", re.IGNORECASE)
+            value_spans = [match.span() for lo, hi in spans[-1:] for match in pattern.finditer(text, lo, hi)]
         ids, offsets = self._tokens(text, special=len(messages) == 1)
-        target = _touched(offsets, spans)
-        values = _touched(offsets, _found(value, text, spans[-1:]))
+        target, values = _mask(offsets, spans), _mask(offsets, value_spans)
         both = [is_target and is_value for is_target, is_value in zip(target, values, strict=True)]
         return Encoded(id, ids[:max_length], target[:max_length], both[:max_length], cut=len(ids) > max_length)
 
@@ -77,11 +82,6 @@ class Encoder:
     def render(self, messages: Messages) -> str:
         """A conversation as text, up to where the assistant's next answer starts; raises BaseModelError."""
         return self._render(messages, ask=True)
-
-    def _conversation(self, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
-        full = self._render(messages, ask=False).rstrip()
-        spans = [self._span(messages, i, full) for i, m in enumerate(messages) if m["role"] == "assistant"]
-        return full, [span for span in spans if span is not None]
 
     def _span(self, messages: Messages, index: int, full: str) -> tuple[int, int] | None:
         """Character span of one assistant turn in `full`, its end-of-turn token included.
@@ -131,14 +131,6 @@ Spans = Sequence[tuple[int, int]]
 """Places in a text as (start, end)."""
 
 
-def _touched(offsets: Spans, spans: Spans) -> list[bool]:
-    """Which tokens, but for the first, share a character with a span."""
+def _mask(offsets: Spans, spans: Spans) -> list[bool]:
+    """True for each token, but for the first, that shares a character with a span."""
     return [i > 0 and any(a < hi and b > lo and a < b for lo, hi in spans) for i, (a, b) in enumerate(offsets)]
-
-
-def _found(value: str | None, text: str, within: Spans) -> Spans:
-    """Where a value stands in some spans of a text."""
-    if not value:
-        return []
-    pattern = re.compile(rf"(?<!\w){re.escape(value)}(?!\w)", re.IGNORECASE)
-    return [match.span() for lo, hi in within for match in pattern.finditer(text, lo, hi)]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from agent.contract.atomic_io import TEMPORARY, publish_folder, remove_tree
-from quant.shared.flat_params import Flat
+from quant.shared.flat_params import FlatParams
 from quant.shared.optimizer import AdamW
 from quant.shared.writer import write
 
@@ -33,13 +33,18 @@ def path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
-def save(folder: Path, tuned: Flat, optimizer: AdamW, done: Progress) -> Path:
+def save(folder: Path, trainable: FlatParams, optimizer: AdamW, done: Progress) -> Path:
     """Write checkpoint `folder`/step-<n> and drop all but the newest two; returns its path."""
     final = path(folder, done.step)
     work = folder / f"{TEMPORARY}{final.name}-{os.getpid()}"
     work.mkdir(parents=True)
-    write(work / "adapter.safetensors", tuned.views(tuned.values))
-    write(work / "optimizer.safetensors", _state(optimizer))
+    write(work / "adapter.safetensors", trainable.views(trainable.values))
+    # The random state is for models of transformers that drop out.
+    state = {"rng/cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["rng/cuda"] = torch.cuda.get_rng_state()
+    state |= {name: tensor.cpu() for name, tensor in optimizer.moments.tensors().items()}
+    write(work / "optimizer.safetensors", state)
     (work / "progress.json").write_text(json.dumps(done.__dict__))
     publish_folder(work, final, {"step": done.step})
     for old in sorted(folder.glob("step-*"))[:-KEPT]:
@@ -47,29 +52,18 @@ def save(folder: Path, tuned: Flat, optimizer: AdamW, done: Progress) -> Path:
     return final
 
 
-def _state(optimizer: AdamW) -> dict[str, torch.Tensor]:
-    """Moments and random state; the latter for models of transformers that drop out."""
-    tensors = {"rng/cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["rng/cuda"] = torch.cuda.get_rng_state()
-    return tensors | {name: tensor.cpu() for name, tensor in optimizer.moments.tensors().items()}
-
-
-def restore(folder: Path, tuned: Flat, optimizer: AdamW) -> Progress:
+def restore(folder: Path, trainable: FlatParams, optimizer: AdamW) -> Progress:
     """Put a checkpoint's adapter, optimizer and random state back; the caller has verified the folder."""
     adapter = load_file(folder / "adapter.safetensors")
     state = load_file(folder / "optimizer.safetensors")
     with torch.no_grad():
-        for name, parameter in tuned.views(tuned.values).items():
+        for name, parameter in trainable.views(trainable.values).items():
             parameter.copy_(adapter[name])
         for name, tensor in optimizer.moments.tensors().items():
-            tensor.copy_(state[name] if name in state else _joined(state, name, tuned))
+            if name not in state:  # a checkpoint of 0.1.0, which kept the moments of each parameter apart
+                state[name] = torch.cat([state[f"{name}/{each}"].flatten() for each in trainable.shapes])
+            tensor.copy_(state[name])
     torch.set_rng_state(state["rng/cpu"])
     if "rng/cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["rng/cuda"])
     return Progress(**json.loads((folder / "progress.json").read_text()))
-
-
-def _joined(state: dict[str, torch.Tensor], moment: str, tuned: Flat) -> torch.Tensor:
-    """A moment in a checkpoint of 0.1.0, which kept that of each parameter apart."""
-    return torch.cat([state[f"{moment}/{name}"].flatten() for name in tuned.shapes])

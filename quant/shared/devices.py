@@ -48,7 +48,7 @@ class Compute:
     threads: int
     why: str
 
-    def settle(self) -> None:
+    def apply(self) -> None:
         """Make this process compute so."""
         if self.threads:
             torch.set_num_threads(self.threads)
@@ -72,11 +72,11 @@ def choose(device_name: str, dtype_name: str, models: Path | None) -> Compute:
         dtype = torch.bfloat16 if native else torch.float32
         why = "bfloat16 is native" if native else "bfloat16 is not native before compute capability 8"
         return Compute(device, dtype if dtype_name == "auto" else getattr(torch, dtype_name), 0, why)
-    dtype, threads, why = _of_cpu(_kept_rates(models))
+    dtype, threads, why = _choose_for_cpu(_rates(models))
     return Compute(device, dtype if dtype_name == "auto" else getattr(torch, dtype_name), threads, why)
 
 
-def _of_cpu(rates: dict[str, float]) -> tuple[torch.dtype, int, str]:
+def _choose_for_cpu(rates: dict[str, float]) -> tuple[torch.dtype, int, str]:
     """Format and threads by the probe's GFLOP/s; float32 on all cores unless another way is well ahead."""
     usual = f"float32, {max(_threads())} threads"
     best = max(rates, key=lambda way: rates[way])
@@ -94,9 +94,11 @@ def _threads() -> list[int]:
     return sorted({max(1, cores // 2), cores})
 
 
-def _kept_rates(models: Path | None) -> dict[str, float]:
+def _rates(models: Path | None) -> dict[str, float]:
     """The probe's rates, measured if they were not on this machine with this torch."""
-    key = {"machine": _machine(), "torch": str(torch.__version__), "threads": _threads()}
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.partition(": ")[2] for line in lines if line.startswith(("model name", "Model"))), "")
+    key = {"machine": cpu, "torch": str(torch.__version__), "threads": _threads()}
     kept = models / PROBE if models else None
     if kept and kept.exists():
         told: dict[str, Any] = json.loads(kept.read_text())
@@ -104,7 +106,7 @@ def _kept_rates(models: Path | None) -> dict[str, float]:
         if told.get("key") == key and (told.get("quiet") or is_recent):
             return dict(told["rates"])
     began, others = time.monotonic(), _busy() - time.process_time()
-    rates = _measured()
+    rates = _measure_rates()
     others = _busy() - time.process_time() - others
     # Beside somebody busy more threads are slower, which is right for now and wrong once the box is quiet.
     quiet = others < QUIET * (time.monotonic() - began)
@@ -120,31 +122,23 @@ def _busy() -> float:
     return (sum(ticks) - sum(ticks[3:5])) / os.sysconf("SC_CLK_TCK")
 
 
-def _machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(": ")[2] for line in lines if line.startswith(("model name", "Model"))), "")
-
-
-def _measured() -> dict[str, float]:
+def _measure_rates() -> dict[str, float]:
+    """GFLOP/s of a matrix product and of the one that its backward pass takes, by format and threads."""
     before, rates = torch.get_num_threads(), {}
     for threads in _threads():
         torch.set_num_threads(threads)
         for dtype in (torch.float32, torch.bfloat16):
-            rates[f"{name_of(dtype)}, {threads} threads"] = round(_rate(dtype), 1)
+            x, weight = torch.ones(ROWS, WIDTH, dtype=dtype), torch.ones(INNER, WIDTH, dtype=dtype)
+            rounds, seconds = -1, 0.0  # the first round is not counted
+            while seconds < ENOUGH:
+                started = time.perf_counter()
+                (x @ weight.t()) @ weight
+                rounds += 1
+                seconds += (time.perf_counter() - started) if rounds else 0.0
+            rate = rounds * 4 * ROWS * WIDTH * INNER / seconds / 1e9
+            rates[f"{name_of(dtype)}, {threads} threads"] = round(rate, 1)
     torch.set_num_threads(before)
     return rates
-
-
-def _rate(dtype: torch.dtype) -> float:
-    """GFLOP/s of a matrix product and of the one that its backward pass takes, after one try that is not counted."""
-    x, weight = torch.ones(ROWS, WIDTH, dtype=dtype), torch.ones(INNER, WIDTH, dtype=dtype)
-    rounds, seconds = -1, 0.0
-    while seconds < ENOUGH:
-        started = time.perf_counter()
-        (x @ weight.t()) @ weight
-        rounds += 1
-        seconds += (time.perf_counter() - started) if rounds else 0.0
-    return rounds * 4 * ROWS * WIDTH * INNER / seconds / 1e9
 
 
 def device_title(device: torch.device) -> str:

@@ -12,7 +12,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Flat:
+class FlatParams:
     """Named float32 tensors that lie end to end in `values`, and their gradients in the same order in `grads`."""
 
     shapes: Mapping[str, Shape]
@@ -20,7 +20,7 @@ class Flat:
     grads: torch.Tensor
 
     @classmethod
-    def zeros(cls, shapes: Mapping[str, Shape], device: torch.device) -> Flat:
+    def zeros(cls, shapes: Mapping[str, Shape], device: torch.device) -> FlatParams:
         """All zero."""
         count = sum(map(math.prod, shapes.values()))
         return cls(dict(shapes), torch.zeros(count, device=device), torch.zeros(count, device=device))

@@ -13,9 +13,9 @@ from agent.contract.errors import AgentError, BaseModelError
 from agent.contract.settings import Training
 from quant.shared.chat import Encoder
 from quant.shared.devices import is_out_of_memory
-from quant.shared.flat_params import Flat
+from quant.shared.flat_params import FlatParams
 from quant.shared.packing import Row
-from quant.shared.sampling import Dice
+from quant.shared.sampling import Sampler
 from quant.shared.streaming import Tokens
 
 
@@ -40,7 +40,7 @@ class Model(Protocol):
     encoder: Encoder
     device: torch.device
     dtype: torch.dtype
-    tuned: Flat | None
+    trainable: FlatParams | None
     """The adapter's parameters and gradients; None without an adapter."""
 
     def losses(self, row: Row) -> torch.Tensor:
@@ -67,8 +67,11 @@ class Model(Protocol):
         """
         ...
 
-    def stream(self, prompt: list[int], most: int, dice: Dice | None = None) -> Tokens:
-        """Yield the tokens of the answer to one prompt as they come, without its stop token; `dice` draw them."""
+    def stream(self, prompt: list[int], most: int, sampler: Sampler | None = None) -> Tokens:
+        """Yield the tokens of the answer to one prompt as they come, without its stop token.
+
+        They are drawn by `sampler`; without one, each is the likeliest.
+        """
         ...
 
     def add_adapter(self, settings: Training) -> None:

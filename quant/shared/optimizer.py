@@ -58,7 +58,7 @@ class EightBit:
         """Each part with both means, packed again once they have been changed."""
         for start in range(0, self._means[0].count, PART):
             part = slice(start, min(start + PART, self._means[0].count))
-            first, second = (mean.unpacked(part) for mean in self._means)
+            first, second = (mean.unpack(part) for mean in self._means)
             yield part, first, second
             for mean, changed in zip(self._means, (first, second), strict=True):
                 mean.pack(part, changed)
@@ -83,7 +83,7 @@ class _Blockwise:
         self.indices = torch.full((len(like),), zero, dtype=torch.uint8, device=like.device)
         self.scales = torch.zeros(-(-len(like) // NESTED_BLOCK), device=like.device)
 
-    def unpacked(self, part: slice) -> torch.Tensor:
+    def unpack(self, part: slice) -> torch.Tensor:
         scales = self.scales[self._blocks(part)].repeat_interleave(NESTED_BLOCK)[: part.stop - part.start]
         return self._numbers[self.indices[part].int()].mul_(scales)
 

@@ -97,10 +97,10 @@ class Schedule:
         epoch, position = divmod(step - self.first, self.per_epoch)
         key = f"{self.seed}/{epoch}" + f"/{self.first}" * (self.first > 0)
         places = range(position * self.per_step, min((position + 1) * self.per_step, self.examples))
-        return [_shuffled(place, self.examples, key) for place in places]
+        return [_permute(place, self.examples, key) for place in places]
 
 
-def _shuffled(place: int, count: int, key: str) -> int:
+def _permute(place: int, count: int, key: str) -> int:
     """The number at a place of a shuffle of range(count): a Feistel network, so that no shuffle is ever held whole.
 
     A network over 4^n numbers is a bijection; numbers outside the range are sent through it again until they are in it.

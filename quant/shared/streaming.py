@@ -11,7 +11,7 @@ HALF = "\ufffd"
 """What the first bytes of a character decode to."""
 
 
-class Spoken:
+class IncrementalDetokenizer:
     """Makes text of tokens; what may yet turn out otherwise is held back.
 
     That is half a character, space at the end (an answer is stripped), and what may be the start of a stop.
@@ -33,24 +33,19 @@ class Spoken:
         found = [place for place in (whole.find(stop) for stop in self._stops) if place >= 0]
         self.ended = bool(found)
         self.text = whole[: min(found, default=len(whole))].rstrip()
-        return self._new(self.text if self.ended else self._sure(whole.rstrip(HALF)))
+        if self.ended:
+            return self._new(self.text)
+        sure = whole.rstrip(HALF)
+        starts = [size for stop in self._stops for size in range(1, len(stop)) if sure.endswith(stop[:size])]
+        return self._new(sure[: len(sure) - max(starts, default=0)].rstrip())
 
     def rest(self) -> str:
         """The text that was held back, once no token follows."""
         return self._new(self.text)
 
-    def how(self, most: int) -> str:
+    def finish_reason(self, most: int) -> str:
         """The reason why an answer of at most that many tokens ended."""
         return "length" if len(self.ids) == most and not self.ended else "stop"
-
-    def _sure(self, text: str) -> str:
-        """The text without space at its end, or what may be the start of a stop."""
-        longest = max((self._overlap(text, stop) for stop in self._stops), default=0)
-        return text[: len(text) - longest].rstrip()
-
-    @staticmethod
-    def _overlap(text: str, stop: str) -> int:
-        return next((size for size in range(len(stop) - 1, 0, -1) if text.endswith(stop[:size])), 0)
 
     def _new(self, text: str) -> str:
         if not text.startswith(self._said):

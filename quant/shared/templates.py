@@ -7,7 +7,7 @@ from agent.contract.export_messages import ANSWER, QUESTION, SECOND, SYSTEM, Tem
 from quant.shared.chat import Encoder
 
 
-def templated(encoder: Encoder) -> Templated:
+def render_marks(encoder: Encoder) -> Templated:
     """Conversations of marks as the template writes them, each up to where the next answer starts."""
     question = {"role": "user", "content": QUESTION}
     answered = [question, {"role": "assistant", "content": ANSWER}, {"role": "user", "content": SECOND}]
@@ -16,13 +16,10 @@ def templated(encoder: Encoder) -> Templated:
     except BaseModelError:
         system = None
     stops = tuple(encoder.tokenizer.decode([stop], skip_special_tokens=False) for stop in encoder.stop_ids)
-    return Templated(encoder.render([question]), system, encoder.render(answered), stops, _put_before(encoder))
-
-
-def _put_before(encoder: Encoder) -> str:
-    """The text that the tokenizer itself puts first; a beginning-of-text token of the template is none."""
+    # The text that the tokenizer itself puts first; a beginning-of-text token of the template is none.
     plain, whole = (
         encoder.tokenizer("a", add_special_tokens=special, return_offsets_mapping=False)["input_ids"]
         for special in (False, True)
     )
-    return str(encoder.tokenizer.decode(whole[: whole.index(plain[0])], skip_special_tokens=False))
+    first = str(encoder.tokenizer.decode(whole[: whole.index(plain[0])], skip_special_tokens=False))
+    return Templated(encoder.render([question]), system, encoder.render(answered), stops, first)

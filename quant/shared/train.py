@@ -23,10 +23,10 @@ from quant.shared.chat import Encoded
 from quant.shared.checkpoint import Progress
 from quant.shared.corpus import Corpus
 from quant.shared.devices import cuda_mb, cuda_reserved_mb
-from quant.shared.flat_params import Flat
+from quant.shared.flat_params import FlatParams
 from quant.shared.model import Model
 from quant.shared.optimizer import MOMENTS, AdamW
-from quant.shared.packing import Row, Schedule, fill_rows, pack
+from quant.shared.packing import Schedule, fill_rows, pack
 
 
 def learning_rate(step: int, total: int, settings: Training) -> float:
@@ -39,71 +39,19 @@ def learning_rate(step: int, total: int, settings: Training) -> float:
 
 @dataclass
 class Run:
-    """One training run: the model, its examples and the settings, advanced a step at a time."""
+    """The state of one training run; `train` advances it."""
 
     model: Model
     examples: Sequence[Encoded]
     settings: Training
     schedule: Schedule
-    tuned: Flat
+    trainable: FlatParams
     optimizer: AdamW
     done: Progress
 
-    def rows(self, members: Sequence[int]) -> list[Row]:
-        """The packed rows of one optimizer step."""
-        chosen = [self.examples[i] for i in members]
-        lengths = [len(e.ids) for e in chosen]
-        groups = fill_rows(lengths, self.settings.micro_batch, self.settings.sequence_length)
-        return [pack([chosen[i] for i in group], self.model.device) for group in groups]
 
-    def step(self) -> Step:
-        """One optimizer step; raises TrainingFailed if the loss or the gradient is not finite."""
-        started = time.monotonic()
-        index, total = self.done.step, self.schedule.total
-        rate = learning_rate(index, total, self.settings)
-        rows = self.rows(self.schedule.members(index))
-        losses, norm = self._gradients(rows)
-        self.optimizer.step(index + 1, rate)
-        is_value = torch.cat([row.is_value for row in rows])
-        tokens, seconds = sum(row.ids.numel() for row in rows), time.monotonic() - started
-        self.done = Progress(index + 1, self.done.tokens + tokens, self.done.seconds + seconds)
-        return Step(
-            step=index + 1,
-            steps=total,
-            epoch=round((index + 1 - self.schedule.first) / self.schedule.per_epoch, 3),
-            loss=float(losses.mean()),
-            value_loss=_mean(losses[is_value]),
-            form_loss=_mean(losses[~is_value]),
-            grad_norm=norm,
-            learning_rate=rate,
-            tokens=tokens,
-            target_tokens=sum(row.targets.numel() for row in rows),
-            tokens_per_s=round(tokens / seconds, 1),
-            rss_mb=rss_mb(),
-            cuda_mb=cuda_mb(self.model.device),
-        )
-
-    def _gradients(self, rows: Sequence[Row]) -> tuple[torch.Tensor, float]:
-        """Accumulate gradients of the weighted mean loss over all N targets; returns losses (N,) and the norm."""
-        weights = [1.0 + (self.settings.value_weight - 1.0) * row.is_value for row in rows]
-        whole = torch.stack([each.sum() for each in weights]).sum()
-        shares = (each / whole for each in weights)
-        losses = torch.cat([self.model.learn(row, share) for row, share in zip(rows, shares, strict=True)])
-        norm = self.tuned.clip(self.settings.max_grad_norm or math.inf)
-        if not math.isfinite(loss := float(losses.mean())) or not math.isfinite(norm):
-            raise TrainingFailed(
-                f"loss {loss} and gradient norm {norm} at step {self.done.step + 1} are not finite: "
-                "lower learning_rate or look for broken rows in the data"
-            )
-        return losses, norm
-
-
-def _mean(losses: torch.Tensor) -> float | None:
-    return float(losses.mean()) if losses.numel() else None
-
-
-def usable(examples: Iterable[Encoded], folder: Path, emit: Emit) -> Corpus:
-    """The examples that have a token to learn, kept on the disk of `folder`; says how many were cut or left out.
+def build_corpus(examples: Iterable[Encoded], folder: Path, emit: Emit) -> Corpus:
+    """Write the examples that have a token to learn to a corpus in `folder`; says how many were cut or left out.
 
     Raises TrainingFailed if none has.
     """
@@ -129,34 +77,79 @@ def start(model: Model, examples: Sequence[Encoded], settings: Training, resume:
 
     `first` is the step after which these examples took over from others.
     """
-    if model.tuned is None:
+    if model.trainable is None:
         model.add_adapter(settings)
-    tuned: Flat = model.tuned  # type: ignore[assignment]  # just added
+    trainable: FlatParams = model.trainable  # type: ignore[assignment]  # just added
     per_step = settings.micro_batch * settings.gradient_accumulation_steps
     epochs, steps = settings.epochs, settings.steps
     schedule = Schedule.plan(len(examples), per_step, settings.seed, epochs=epochs, steps=steps, first=first)
-    moments = MOMENTS[settings.optimizer](tuned.values)
-    optimizer = AdamW(tuned.values, tuned.grads, settings.weight_decay, moments)
-    run = Run(model, examples, settings, schedule, tuned, optimizer, Progress(0, 0, 0.0))
+    moments = MOMENTS[settings.optimizer](trainable.values)
+    optimizer = AdamW(trainable.values, trainable.grads, settings.weight_decay, moments)
+    run = Run(model, examples, settings, schedule, trainable, optimizer, Progress(0, 0, 0.0))
     if resume is not None:
-        run.done = checkpoint.restore(resume, tuned, optimizer)
+        run.done = checkpoint.restore(resume, trainable, optimizer)
     return run
 
 
 def train(run: Run, checkpoints: Path, emit: Emit, stopping: Callable[[], bool], until: int = 0) -> Trained:
-    """Step until the schedule ends, step `until` or `stopping()`; the last thing on the disk is a checkpoint."""
+    """Step until the schedule ends, step `until` or `stopping()`; the last thing on the disk is a checkpoint.
+
+    Raises TrainingFailed if a loss or a gradient is not finite; the step is not made then.
+    """
+    model, settings, schedule = run.model, run.settings, run.schedule
     checkpoints.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(checkpoints)
-    run.model.prepare_training(run.settings, checkpoints)
+    model.prepare_training(settings, checkpoints)
     allocators.trim()
-    saved, end = run.done.step, until or run.schedule.total
+    saved, end = run.done.step, until or schedule.total
+
     while run.done.step < end and not stopping():
-        emit(run.step())
-        if run.done.step - saved >= run.settings.checkpoint_every:
-            saved = _checkpoint(run, checkpoints, emit)
+        started = time.monotonic()
+        step = run.done.step + 1
+        examples = [run.examples[i] for i in schedule.members(run.done.step)]
+        groups = fill_rows([len(e.ids) for e in examples], settings.micro_batch, settings.sequence_length)
+        rows = [pack([examples[i] for i in group], model.device) for group in groups]
+
+        # The loss of the step is a weighted mean over the targets of all its rows.
+        weights = [1.0 + (settings.value_weight - 1.0) * row.is_value for row in rows]
+        total_weight = torch.stack([each.sum() for each in weights]).sum()
+        shares = (each / total_weight for each in weights)
+        losses = torch.cat([model.learn(row, share) for row, share in zip(rows, shares, strict=True)])
+        loss, grad_norm = float(losses.mean()), run.trainable.clip(settings.max_grad_norm or math.inf)
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            raise TrainingFailed(
+                f"loss {loss} and gradient norm {grad_norm} at step {step} are not finite: "
+                "lower learning_rate or look for broken rows in the data"
+            )
+        rate = learning_rate(run.done.step, schedule.total, settings)
+        run.optimizer.step(step, rate)
+
+        is_value = torch.cat([row.is_value for row in rows])
+        tokens, seconds = sum(row.ids.numel() for row in rows), time.monotonic() - started
+        run.done = Progress(step, run.done.tokens + tokens, run.done.seconds + seconds)
+        emit(
+            Step(
+                step=step,
+                steps=schedule.total,
+                epoch=round((step - schedule.first) / schedule.per_epoch, 3),
+                loss=loss,
+                value_loss=float(losses[is_value].mean()) if is_value.any() else None,
+                form_loss=None if is_value.all() else float(losses[~is_value].mean()),
+                grad_norm=grad_norm,
+                learning_rate=rate,
+                tokens=tokens,
+                target_tokens=sum(row.targets.numel() for row in rows),
+                tokens_per_s=round(tokens / seconds, 1),
+                rss_mb=rss_mb(),
+                cuda_mb=cuda_mb(model.device),
+            )
+        )
+        if step - saved >= settings.checkpoint_every:
+            saved = _save_checkpoint(run, checkpoints, emit)
+
     if run.done.step > saved:
-        _checkpoint(run, checkpoints, emit)
-    run.model.end_training()
+        _save_checkpoint(run, checkpoints, emit)
+    model.end_training()
     return Trained(
         finished=run.done.step >= end,
         step=run.done.step,
@@ -164,13 +157,13 @@ def train(run: Run, checkpoints: Path, emit: Emit, stopping: Callable[[], bool],
         tokens=run.done.tokens,
         seconds=round(run.done.seconds, 2),
         peak_rss_mb=peak_rss_mb(),
-        peak_cuda_mb=cuda_mb(run.model.device),
-        peak_cuda_reserved_mb=cuda_reserved_mb(run.model.device),
+        peak_cuda_mb=cuda_mb(model.device),
+        peak_cuda_reserved_mb=cuda_reserved_mb(model.device),
     )
 
 
-def _checkpoint(run: Run, folder: Path, emit: Emit) -> int:
-    path = checkpoint.save(folder, run.tuned, run.optimizer, run.done)
+def _save_checkpoint(run: Run, folder: Path, emit: Emit) -> int:
+    path = checkpoint.save(folder, run.trainable, run.optimizer, run.done)
     emit(Checkpointed(run.done.step, str(path)))
     return run.done.step
 

@@ -33,12 +33,12 @@ class Entry:
 def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write a whole file; memory for a copy of one tensor at most."""
     with path.open("wb") as file:
-        places = header(file, [Entry(name, each.dtype, tuple(each.shape)) for name, each in tensors.items()])
+        places = write_header(file, [Entry(name, each.dtype, tuple(each.shape)) for name, each in tensors.items()])
         for name, each in tensors.items():
-            put(file, places[name], each.cpu())
+            write_tensor(file, places[name], each.cpu())
 
 
-def header(file: BinaryIO, entries: list[Entry]) -> dict[str, int]:
+def write_header(file: BinaryIO, entries: list[Entry]) -> dict[str, int]:
     """Write the header of a safetensors file; returns where each tensor begins in it."""
     about: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     places, at = {}, 0
@@ -57,7 +57,7 @@ def header(file: BinaryIO, entries: list[Entry]) -> dict[str, int]:
     return {name: 8 + len(text) + place for name, place in places.items()}
 
 
-def put(file: BinaryIO, place: int, tensor: torch.Tensor) -> int:
+def write_tensor(file: BinaryIO, place: int, tensor: torch.Tensor) -> int:
     """Write a tensor at a place; returns the place behind it."""
     file.seek(place)
     file.write(tensor.contiguous().view(torch.uint8).numpy())

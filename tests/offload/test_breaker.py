@@ -101,24 +101,24 @@ def test_five_failures_open_it_and_a_trial_decides(tmp_path: Path) -> None:
         breaker = Breaker(database, clock)
         for _ in range(FAILURES):
             assert breaker.allow()
-            breaker.failed("503")
+            breaker.record_failure("503")
         assert not breaker.allow()
         clock.now += FIRST_PAUSE
-        assert breaker.standing().state(clock.now) == HALF_OPEN
+        assert breaker.read().state(clock.now) == HALF_OPEN
         assert breaker.allow()
-        breaker.failed("503")
+        breaker.record_failure("503")
         clock.now += 2 * FIRST_PAUSE - 1
         assert not breaker.allow()
         clock.now += 1
         assert breaker.allow()
-        breaker.succeeded()
-        assert breaker.standing() == Standing()
+        breaker.record_success()
+        assert breaker.read() == Standing()
         assert breaker.allow()
 
 
 def half_open(breaker: Breaker, clock: Clock) -> None:
     for _ in range(FAILURES):
-        breaker.failed("503")
+        breaker.record_failure("503")
     clock.now += FIRST_PAUSE
 
 
@@ -129,7 +129,7 @@ def test_a_trial_keeps_the_others_waiting_until_it_ends(tmp_path: Path) -> None:
         ours, others = Breaker(database, clock), Breaker(other_database, clock)
         half_open(ours, clock)
         assert ours.allow()
-        assert ours.standing().state(clock.now) == HALF_OPEN
+        assert ours.read().state(clock.now) == HALF_OPEN
         clock.now += TRIAL - 1
         assert not others.allow()
         ours.renew()
@@ -138,7 +138,7 @@ def test_a_trial_keeps_the_others_waiting_until_it_ends(tmp_path: Path) -> None:
         clock.now += 1
         assert others.allow()
         ours.renew()
-        ours.abandoned()
+        ours.abandon()
         assert not Breaker(database, clock).allow(), "a trial that was lost to another was ended"
 
 
@@ -149,8 +149,8 @@ def test_a_trial_that_is_not_made_is_anothers(tmp_path: Path) -> None:
         breaker = Breaker(database, clock)
         half_open(breaker, clock)
         assert breaker.allow()
-        breaker.abandoned()
-        assert breaker.standing().failures == FAILURES
+        breaker.abandon()
+        assert breaker.read().failures == FAILURES
         assert Breaker(database, clock).allow()
 
 
@@ -161,8 +161,8 @@ def test_a_call_that_is_not_made_ends_no_pause(tmp_path: Path) -> None:
         ours, others = Breaker(database, clock), Breaker(database, clock)
         assert ours.allow()
         for _ in range(FAILURES):
-            others.failed("503")
-        ours.abandoned()
+            others.record_failure("503")
+        ours.abandon()
         ours.renew()
         assert not others.allow()
 
@@ -173,8 +173,8 @@ def test_calls_that_fail_together_pause_once(tmp_path: Path) -> None:
     with opened(tmp_path) as database:
         breaker = Breaker(database, clock)
         for _ in range(20):
-            breaker.failed("503")
-        assert breaker.standing().until == clock.now + FIRST_PAUSE
+            breaker.record_failure("503")
+        assert breaker.read().until == clock.now + FIRST_PAUSE
 
 
 def test_a_clock_put_back_ends_pause_and_trial(tmp_path: Path) -> None:
@@ -184,14 +184,14 @@ def test_a_clock_put_back_ends_pause_and_trial(tmp_path: Path) -> None:
         with opened(tmp_path) as database:
             breaker = Breaker(database, clock)
             half_open(breaker, clock)
-            breaker.failed("503")
+            breaker.record_failure("503")
             assert not breaker.allow()
             clock.now -= back
             assert breaker.allow()
             assert not breaker.allow()
             clock.now -= back
             assert breaker.allow()
-            breaker.succeeded()
+            breaker.record_success()
 
 
 @pytest.mark.process
@@ -200,9 +200,9 @@ def test_one_of_several_processes_tries(tmp_path: Path) -> None:
     with opened(tmp_path) as database:
         breaker = Breaker(database)
         for _ in range(FAILURES):
-            breaker.failed("the remote LLM at example answers 503")
-        standing = breaker.standing()
-        script = "s = new_remote().breaker.standing(); print(s.failures, s.until, s.reason, sep='|')"
+            breaker.record_failure("the remote LLM at example answers 503")
+        standing = breaker.read()
+        script = "s = new_remote().breaker.read(); print(s.failures, s.until, s.reason, sep='|')"
         (line,) = finished(start(tmp_path, script))
         assert line == f"{FAILURES}|{standing.until}|{standing.reason}"
         with database.conn:

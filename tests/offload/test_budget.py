@@ -169,7 +169,7 @@ def test_the_log_is_the_newest_rows_oldest_first(tmp_path: Path) -> None:
         first, second = budget.log(2)
         assert [first["request"], second["request"]] == ["request 3", "request 4"]
         assert (first["outcome"], first["at"], first["why"]) == ("cached", clock.now, ["starts_with"])
-        assert first["example"] == budgets.hashed("Ann 3")
+        assert first["example"] == budgets.hash_id("Ann 3")
         assert "Ann" not in json.dumps(budget.log(9))
         assert len(budget.log(9)) == 5
 

@@ -49,7 +49,7 @@ def test_an_answer_comes_back_as_it_was_recorded(tmp_path: Path) -> None:
     with opened(tmp_path) as database:
         cache = cache_of(database)
         assert cache.get(asked("q")) is None
-        put = cache.put(asked("q"), ANSWER, 7, 3)
+        put = cache.add(asked("q"), ANSWER, 7, 3)
         assert cache.get(asked("q")) == put
         cache.note_text(put.key, "mended")
         size = cache.figures()["bytes"]
@@ -57,7 +57,7 @@ def test_an_answer_comes_back_as_it_was_recorded(tmp_path: Path) -> None:
         assert cache.get(asked("q")) == dataclasses.replace(put, text="mended")
         assert cache.figures()["bytes"] == size
         assert cache.get(asked("q", "http://elsewhere/v1")) is None
-        assert not cache.known(asked("q", "http://elsewhere/v1"))
+        assert not cache.has(asked("q", "http://elsewhere/v1"))
 
 
 # ---- hits ----
@@ -89,8 +89,8 @@ def test_a_hit_costs_one_commit_and_imports_nothing_heavy(fast_disk: Path, mode:
     (fast_disk / "request.json").write_text(json.dumps(dataclasses.asdict(request)))
     with remote_at(fast_disk, "http://127.0.0.1:1/v1") as remote, databases.transaction(remote._database):
         for number in range(1000):
-            remote.cache.put(asked(f"question {number}"), ANSWER, 7, 3)
-        recorded = remote.cache.put(remote.question(first_messages(request, Redactor(()))), ANSWER, 7, 3)
+            remote.cache.add(asked(f"question {number}"), ANSWER, 7, 3)
+        recorded = remote.cache.add(remote.question(first_messages(request, Redactor(()))), ANSWER, 7, 3)
         remote.cache.note_text(recorded.key, "mended")
     (line,) = finished(start(fast_disk, HITS, "http://127.0.0.1:1/v1", mode=mode))
     commits, modules, connected = json.loads(line)
@@ -103,9 +103,9 @@ def test_a_hit_costs_one_commit_and_imports_nothing_heavy(fast_disk: Path, mode:
 def test_cache_only_misses_loudly_and_hits_whatever_the_endpoint(tmp_path: Path) -> None:
     """Nothing but a recorded answer will do; the error says which example and what to do."""
     with opened(tmp_path) as database:
-        cache_of(database).put(asked("known", "http://recorded/v1"), ANSWER, 7, 3)
+        cache_of(database).add(asked("known", "http://recorded/v1"), ANSWER, 7, 3)
     with remote_at(tmp_path, "", mode="cache-only") as remote:
-        assert remote.recorded(SUBJECT, said("known")).answer == ANSWER
+        assert remote.look_up(SUBJECT, said("known")).answer == ANSWER
         with pytest.raises(CacheMiss, match="no recorded answer for example 'example-1'; import it, or set mode to"):
             remote.ask(SUBJECT, said("unknown"), None)
         with pytest.raises(CacheMiss, match="for this request"):
@@ -120,7 +120,7 @@ def test_of_several_endpoints_answers_a_replay_takes_the_same_everywhere(tmp_pat
     for number, order in enumerate((endpoints, endpoints[::-1])):
         with opened(tmp_path / str(number)) as database:
             for endpoint in order:
-                cache_of(database).put(asked("q", endpoint), f"of {endpoint}", 1, 1)
+                cache_of(database).add(asked("q", endpoint), f"of {endpoint}", 1, 1)
             found.add(cache_of(database, any_endpoint=True).get(asked("q", "http://other/v1")))
     assert len(found) == 1
 
@@ -139,23 +139,23 @@ def test_the_least_recently_used_answers_go_first(tmp_path: Path) -> None:
         cache = Cache(database, LIMIT, any_endpoint=False, clock=clock)
         for name in "abcd":
             clock.now -= 1000
-            cache.put(asked(name), ANSWER, 7, 3)
+            cache.add(asked(name), ANSWER, 7, 3)
         size = cache.figures()["bytes"] // 4
         assert cache.get(asked("a"))
-        assert cache.known(asked("b"))
+        assert cache.has(asked("b"))
         assert kept(cache) == ["a", "b", "c", "d"]
         small = Cache(database, 3 * size, any_endpoint=False, clock=clock)
-        small.put(asked("e"), ANSWER, 7, 3)
+        small.add(asked("e"), ANSWER, 7, 3)
         assert kept(small) == ["a", "d", "e"]
 
 
 def test_a_text_that_is_noted_makes_room_too(tmp_path: Path) -> None:
     """The bound holds after every write, not only after the next answer."""
     with opened(tmp_path) as database:
-        cache_of(database).put(asked("a"), ANSWER, 7, 3)
+        cache_of(database).add(asked("a"), ANSWER, 7, 3)
         limit = 2 * cache_of(database).figures()["bytes"]
         cache = cache_of(database, limit)
-        cache.note_text(cache.put(asked("b"), ANSWER, 7, 3).key, "mended")
+        cache.note_text(cache.add(asked("b"), ANSWER, 7, 3).key, "mended")
         assert kept(cache) == ["b"]
         assert cache.figures()["bytes"] <= limit
 
@@ -164,8 +164,8 @@ def test_an_answer_larger_than_the_cache_costs_no_other_its_place(tmp_path: Path
     """It is handed on, not recorded."""
     with opened(tmp_path) as database:
         cache = cache_of(database, 10_000)
-        cache.put(asked("a"), ANSWER, 7, 3)
-        assert cache.put(asked("b"), "x" * 10_000, 7, 3).answer == "x" * 10_000
+        cache.add(asked("a"), ANSWER, 7, 3)
+        assert cache.add(asked("b"), "x" * 10_000, 7, 3).answer == "x" * 10_000
         assert kept(cache) == ["a"]
 
 
@@ -185,7 +185,7 @@ def test_the_cache_is_what_a_model_of_it_says(
                     model[name] = model.pop(name)
                 continue
             model.pop(name, None)
-            cache.put(asked(name), "x" * length, 7, 3)
+            cache.add(asked(name), "x" * length, 7, 3)
             (row,) = database.query("SELECT bytes FROM answers WHERE key = ?", (asked(name).key,))
             model[name] = row["bytes"]
             while sum(model.values()) > limit:
@@ -202,7 +202,7 @@ def test_the_file_is_not_much_larger_than_the_bound(tmp_path: Path) -> None:
         cache = cache_of(database, limit)
         with databases.transaction(database):
             for number in range(1500):
-                cache.put(asked(f"question {number}"), "x" * (number % 700), 7, 3)
+                cache.add(asked(f"question {number}"), "x" * (number % 700), 7, 3)
         assert limit - 3000 < cache.figures()["bytes"] <= limit
     size = (tmp_path / "cache.db").stat().st_size
     print(f"{size} bytes on the disk for a bound of {limit}")
@@ -214,8 +214,8 @@ def test_pruning_forgets_what_was_long_not_used(tmp_path: Path) -> None:
     clock = Clock()
     with opened(tmp_path) as database:
         cache = Cache(database, LIMIT, any_endpoint=False, clock=clock)
-        cache.put(asked("old"), ANSWER, 7, 3)
-        cache.put(asked("used"), ANSWER, 7, 3)
+        cache.add(asked("old"), ANSWER, 7, 3)
+        cache.add(asked("used"), ANSWER, 7, 3)
         clock.now += 100
         assert cache.get(asked("used"))
         assert cache.prune(101) == (0, 0)
@@ -283,22 +283,22 @@ def exported(path: Path) -> bytes:
     """A file of three answers: with a text, without one, and in another script."""
     with opened(path) as database:
         cache = cache_of(database)
-        cache.note_text(cache.put(asked("a"), ANSWER, 7, 3).key, "mended")
-        cache.put(asked("b"), "plain", 0, 2**40)
-        cache.put(asked("c \u2028 \x00 grüße 日本"), "<IMPROVED_VARIABLE>ß\n\u2028</IMPROVED_VARIABLE>", 1, 1)
+        cache.note_text(cache.add(asked("a"), ANSWER, 7, 3).key, "mended")
+        cache.add(asked("b"), "plain", 0, 2**40)
+        cache.add(asked("c \u2028 \x00 grüße 日本"), "<IMPROVED_VARIABLE>ß\n\u2028</IMPROVED_VARIABLE>", 1, 1)
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in cache.rows()).encode()
 
 
-def take_over(path: Path, data: bytes, limit: int = LIMIT) -> list[int]:
+def import_rows(path: Path, data: bytes, limit: int = LIMIT) -> list[int]:
     with opened(path) as database:
-        return cache_of(database, limit).take_over(io.BytesIO(data), Path("file.jsonl"), _is_step_of)
+        return cache_of(database, limit).import_rows(io.BytesIO(data), Path("file.jsonl"), _is_step_of)
 
 
 def test_an_export_replays_elsewhere(tmp_path: Path) -> None:
     """Into an empty database: the same answers and texts for another endpoint, and the same export again."""
     data = exported(tmp_path / "one")
-    assert take_over(tmp_path / "two", data) == [3, 0]
-    assert take_over(tmp_path / "two", data + data) == [6, 6]
+    assert import_rows(tmp_path / "two", data) == [3, 0]
+    assert import_rows(tmp_path / "two", data + data) == [6, 6]
     with opened(tmp_path / "one") as one, opened(tmp_path / "two") as two:
         assert list(cache_of(one).rows()) == list(cache_of(two).rows())
         for row in cache_of(one).rows():
@@ -368,14 +368,14 @@ def test_a_manipulated_line_is_named_and_nothing_is_imported(
     """One line of error for the second of three lines, and the database as it was."""
     first, second, third = exported(tmp_path / "one").splitlines(keepends=True)
     with pytest.raises(DataError, match=r"^file\.jsonl line 2 is no exported answer[^\n]*\Z"):
-        take_over(tmp_path / "two", first + manipulate(second).replace(b"\n", b"") + b"\n" + third)
+        import_rows(tmp_path / "two", first + manipulate(second).replace(b"\n", b"") + b"\n" + third)
     assert rows(tmp_path / "two", "SELECT * FROM answers") == []
 
 
 def test_a_planted_key_counts_for_nothing(tmp_path: Path) -> None:
     """Keys are computed from what a row says it answers; further fields are not stored."""
     line = changed(key="0" * 64, replay="0" * 64, bytes=0, hits=99)(exported(tmp_path / "one").splitlines()[0])
-    assert take_over(tmp_path / "two", line) == [1, 0]
+    assert import_rows(tmp_path / "two", line) == [1, 0]
     ((before,), (after,)) = (
         rows(tmp_path / name, "SELECT key, hits FROM answers WHERE answer = ?", json.loads(line)["answer"])
         for name in ("one", "two")
@@ -388,21 +388,21 @@ def test_a_line_that_is_too_long_is_not_read_to_its_end(tmp_path: Path, monkeypa
     monkeypatch.setattr(caching, "LONGEST_LINE", 10_000)
     stream = io.BytesIO(b'{"answer": "' + b"x" * 1_000_000)
     with opened(tmp_path) as database, pytest.raises(DataError, match="line 1 is no exported answer"):
-        cache_of(database).take_over(stream, Path("file.jsonl"), _is_step_of)
+        cache_of(database).import_rows(stream, Path("file.jsonl"), _is_step_of)
     assert stream.tell() == 10_000
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     """Somebody named the wrong file."""
     with pytest.raises(DataError, match=r"file\.jsonl is empty"):
-        take_over(tmp_path, b"")
+        import_rows(tmp_path, b"")
 
 
 def test_more_than_the_cache_may_hold_is_refused(tmp_path: Path) -> None:
     """A replay would miss what was imported first and evicted by what came last."""
     data = exported(tmp_path / "one")
     with pytest.raises(DataError, match=r"file\.jsonl line 3 is more than the cache may hold; raise cache_mb"):
-        take_over(tmp_path / "two", data, 1500)
+        import_rows(tmp_path / "two", data, 1500)
     assert rows(tmp_path / "two", "SELECT * FROM answers") == []
 
 
@@ -443,7 +443,7 @@ def test_a_database_that_goes_bad_is_named_by_reads_too(tmp_path: Path) -> None:
     with remote_at(tmp_path) as remote:
         remote._database.execute("DROP TABLE breaker")
         remote._database.execute("DROP TABLE answers")
-        for read in (remote.standing, remote.cache.figures, lambda: list(remote.cache.rows())):
+        for read in (remote.status, remote.cache.figures, lambda: list(remote.cache.rows())):
             with pytest.raises(StateError, match=r"cache\.db cannot be read"):
                 read()
 
@@ -452,9 +452,9 @@ def test_a_database_in_use_for_long_is_busy(tmp_path: Path, monkeypatch: pytest.
     """As an error that is tried again; reading goes on."""
     monkeypatch.setattr(databases, "BUSY_TIMEOUT", 0.05)
     with remote_at(tmp_path) as remote, opened(tmp_path) as other, databases.transaction(other):
-        assert remote.standing().failures == 0
+        assert remote.status().failures == 0
         with pytest.raises(Busy, match="in use by another program"):
-            remote.recorded(SUBJECT, said("q"))
+            remote.look_up(SUBJECT, said("q"))
 
 
 def test_what_a_transaction_wrote_is_gone_if_it_fails(tmp_path: Path) -> None:
@@ -464,13 +464,13 @@ def test_what_a_transaction_wrote_is_gone_if_it_fails(tmp_path: Path) -> None:
 
         def fail() -> None:
             with databases.transaction(database):
-                cache.put(asked("a"), ANSWER, 7, 3)
+                cache.add(asked("a"), ANSWER, 7, 3)
                 with databases.transaction(database):
-                    cache.put(asked("b"), ANSWER, 7, 3)
+                    cache.add(asked("b"), ANSWER, 7, 3)
                 raise KeyError
 
         with pytest.raises(KeyError):
             fail()
         assert kept(cache) == []
-        cache.put(asked("a"), ANSWER, 7, 3)
+        cache.add(asked("a"), ANSWER, 7, 3)
     assert len(rows(tmp_path, "SELECT * FROM answers")) == 1

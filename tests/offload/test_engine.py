@@ -24,7 +24,7 @@ TEXT = "Lund runs the Marlow pump."
 
 
 def prompt(text: str, gradient: str) -> str:
-    return prompts.improve("reference", text, "Who?", ["End with an exclamation mark."], gradient, "")
+    return prompts.example_message("reference", text, "Who?", ["End with an exclamation mark."], gradient, "")
 
 
 def step(answer: str, sent: list[Messages] | None = None) -> str:

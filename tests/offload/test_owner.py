@@ -6,19 +6,19 @@ import sys
 
 import pytest
 
-from offload.owner import is_gone, myself
+from offload.owner import is_gone, process_name
 
 
 def test_a_living_process_is_not_gone() -> None:
     """Its name is its own, each time."""
-    assert not is_gone(myself())
-    assert myself() != myself()
+    assert not is_gone(process_name())
+    assert process_name() != process_name()
 
 
 @pytest.mark.process
 def test_a_process_that_ended_or_was_killed_is_gone() -> None:
     """At once, also while it is a zombie."""
-    code = "from offload.owner import myself; print(myself(), flush=True); input()"
+    code = "from offload.owner import process_name; print(process_name(), flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -33,7 +33,7 @@ def test_a_process_that_ended_or_was_killed_is_gone() -> None:
 
 def test_a_process_of_another_boot_and_one_that_took_over_its_number_are_gone() -> None:
     """Numbers are used again."""
-    boot, pid, started, token = myself().split(" ")
+    boot, pid, started, token = process_name().split(" ")
     assert is_gone(f"{boot[:-1]}x {pid} {started} {token}")
     assert is_gone(f"{boot} {pid} {int(started) - 1} {token}")
 

@@ -90,7 +90,7 @@ def test_other_texts_are_not(text: str) -> None:
 
 
 def message(text: str, context: str, rule: str, fault: str, tried: str) -> str:
-    return prompts.improve("reference", text, context, [rule], fault, tried)
+    return prompts.example_message("reference", text, context, [rule], fault, tried)
 
 
 @given(text=TEXTS, context=TEXTS, rule=TEXTS, fault=TEXTS, tried=TEXTS)
@@ -110,7 +110,7 @@ def test_no_text_changes_the_frame_of_the_prompt(text: str, context: str, rule: 
 
 def test_of_a_prompt_it_is_the_question_that_is_to_be_mended() -> None:
     """The reference then only shows what is asked for."""
-    made = prompts.improve("prompt", "Who?", "Lund.", ["Ask for a sentence."], "too short", "")
+    made = prompts.example_message("prompt", "Who?", "Lund.", ["Ask for a sentence."], "too short", "")
     assert made.startswith(
         "<QUESTION>\nWho?\n</QUESTION>\n<ANSWER>\nLund.\n</ANSWER>\nWrong with the question: too short"
     )

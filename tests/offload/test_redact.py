@@ -146,7 +146,7 @@ def test_a_redacted_text_comes_back_exactly(originals: list[str]) -> None:
     redactor = Redactor([r"b+"])
     sent = [redactor.redact(text) for text in originals]
     assert [redactor.restore(text) for text in sent] == originals
-    assert all(redactor.lost(text, text) == redactor.invented(text) == [] for text in sent)
+    assert all(redactor.placeholders_lost(text, text) == redactor.placeholders_invented(text) == [] for text in sent)
 
 
 def test_a_placeholder_comes_back_in_any_case() -> None:
@@ -186,9 +186,9 @@ def test_lost_and_invented_placeholders_are_named() -> None:
     """An answer without a placeholder has lost a secret; one with an unknown placeholder would keep it for good."""
     redactor = Redactor()
     sent = redactor.redact("a@x.org, b@x.org, 10.0.0.1, b@x.org")
-    assert redactor.lost(sent, "[EMAIL_1] and [ip_1]") == ["[EMAIL_2]"]
-    assert redactor.lost(sent, "nothing") == ["[EMAIL_1]", "[EMAIL_2]", "[IP_1]"]
-    assert redactor.invented("[EMAIL_2], [email_3] and [NAME_1]") == ["[EMAIL_3]"]
+    assert redactor.placeholders_lost(sent, "[EMAIL_1] and [ip_1]") == ["[EMAIL_2]"]
+    assert redactor.placeholders_lost(sent, "nothing") == ["[EMAIL_1]", "[EMAIL_2]", "[IP_1]"]
+    assert redactor.placeholders_invented("[EMAIL_2], [email_3] and [NAME_1]") == ["[EMAIL_3]"]
 
 
 # ---- the operator's own patterns ----

@@ -44,7 +44,7 @@ def test_what_was_asked_once_is_not_asked_again(tmp_path: Path) -> None:
                 assert ask(remote, "q", cost) == "answer"
         assert len(server.requests) == 1
     assert cost == Cost()
-    assert cost.cached
+    assert cost.is_cached
     first, second = audit(tmp_path)
     assert (first["outcome"], first["requests"], first["tokens"], first["money"]) == ("ok", 1, 10, pytest.approx(13e-6))
     assert (first["prompt_tokens"], first["completion_tokens"]) == (7, 3)
@@ -65,7 +65,7 @@ def test_every_try_has_a_row_and_a_cost(tmp_path: Path, monkeypatch: pytest.Monk
     ):
         cost = Cost()
         ask(remote, "q", cost)
-        assert remote.standing().failures == 0
+        assert remote.status().failures == 0
     assert [(row["outcome"], row["tokens"]) for row in audit(tmp_path)] == [
         ("failed 503", 0), ("connection", 1 + 64 + 16), ("ok", 10)
     ]  # fmt: skip
@@ -77,11 +77,11 @@ def test_a_ping_is_outside_of_cache_and_breaker_but_in_the_audit(tmp_path: Path)
     """It asks each time, also while the breaker is open, and an answer closes it."""
     with LLMServer(in_turn(saying("ready"))) as server, remote_at(tmp_path, server.url, price_in=1.0) as remote:
         for _ in range(FAILURES):
-            remote.breaker.failed("503")
+            remote.breaker.record_failure("503")
         for _ in range(2):
             reply, money = remote.ping(said("ready?"))
             assert (reply.text, money) == ("ready", pytest.approx(7e-6))
-        assert remote.standing().breaker == "closed"
+        assert remote.status().breaker == "closed"
         assert len(server.requests) == 2
     assert outcomes(tmp_path) == ["ok", "ok"]
     assert rows(tmp_path, "SELECT * FROM leases") == rows(tmp_path, "SELECT * FROM answers") == []
@@ -107,13 +107,13 @@ def test_five_failed_calls_and_the_remote_is_left_alone(tmp_path: Path) -> None:
             ask(remote, "q")
         assert caught.value.retry_after == FIRST_PAUSE
         assert len(server.requests) == FAILURES
-        standing = remote.standing()
+        standing = remote.status()
         assert (standing.breaker, standing.retry_at) == ("open", clock.now + FIRST_PAUSE)
         assert standing.reason == "the remote LLM at 127.0.0.1 answers 503"
         clock.now += FIRST_PAUSE
-        assert remote.standing().breaker == "half-open"
+        assert remote.status().breaker == "half-open"
         assert ask(remote, "q") == "a"
-        assert remote.standing().breaker == "closed"
+        assert remote.status().breaker == "closed"
     assert rows(tmp_path, "SELECT * FROM leases") == []
 
 
@@ -125,7 +125,7 @@ def test_a_refusal_is_an_answer(tmp_path: Path) -> None:
                 ask(remote, "q")
         with pytest.raises(RemoteRefused):
             ask(remote, "q")
-        assert remote.standing().failures == 0
+        assert remote.status().failures == 0
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_trial_that_fails_on_our_side_is_given_back(
     with LLMServer(in_turn(saying("a"))) as server:
         with remote_at(tmp_path, server.url, clock=clock, **changes) as remote:
             for _ in range(FAILURES):
-                remote.breaker.failed("503")
+                remote.breaker.record_failure("503")
             clock.now += FIRST_PAUSE
             with pytest.raises(error):
                 ask(remote, "q")
@@ -155,10 +155,10 @@ def test_a_spent_day_says_when_the_next_one_begins(tmp_path: Path) -> None:
         remote_at(tmp_path, server.url, clock=clock, requests_per_day=1) as remote,
     ):
         ask(remote, "q")
-        assert remote.standing().retry_at is None
+        assert remote.status().retry_at is None
         with pytest.raises(DayBudgetSpent):
             ask(remote, "another")
-        standing = remote.standing()
+        standing = remote.status()
         assert (standing.breaker, standing.requests_today) == ("closed", 1)
         assert standing.retry_at == remote.budget.next_day() > clock.now
         clock.now = standing.retry_at
@@ -211,7 +211,7 @@ def test_no_text_is_in_the_audit_or_the_breaker(
             ask(remote, f"prompt {WORD}")
         except (RemoteUnavailable, RemoteRefused):
             assert expected != "ok"
-        reason = remote.standing().reason
+        reason = remote.status().reason
     assert outcomes(tmp_path) == [expected]
     if not expected.startswith(("ok", "refused")):
         assert reason.startswith("the remote LLM at 127.0.0.1 ")
@@ -226,7 +226,7 @@ def test_an_endpoint_that_is_not_there_has_the_systems_words_as_reason(tmp_path:
         ask(remote, "q")
     with remote_at(tmp_path) as remote:
         reason = "the remote LLM at 127.0.0.1 cannot be talked to: [Errno 111] Connection refused"
-        assert remote.standing().reason == reason
+        assert remote.status().reason == reason
     assert [(row["outcome"], row["tokens"]) for row in audit(tmp_path)] == [("connection", 0)]
 
 
@@ -278,7 +278,7 @@ def test_an_answer_that_came_just_before_the_lease_is_found(tmp_path: Path, monk
         real = remote.cache.lease
 
         def late(*arguments: Any) -> bool:
-            remote.cache.put(remote.question(said("q")), "recorded", 1, 1)
+            remote.cache.add(remote.question(said("q")), "recorded", 1, 1)
             return real(*arguments)
 
         monkeypatch.setattr(remote.cache, "lease", late)
@@ -352,7 +352,7 @@ def test_a_second_try_renews_the_lease(tmp_path: Path, monkeypatch: pytest.Monke
 
     with LLMServer(script) as server, remote_at(tmp_path, server.url, clock=clock, attempts=2) as remote:
         for _ in range(FAILURES):
-            remote.breaker.failed("503")
+            remote.breaker.record_failure("503")
         clock.now += FIRST_PAUSE
         ask(remote, "q")
     held = SETTINGS.total_timeout + remotes.LEASE_MARGIN
@@ -372,7 +372,7 @@ def test_what_the_audit_calls_answered_is_recorded(tmp_path: Path, monkeypatch: 
         raise KeyboardInterrupt
 
     with LLMServer(in_turn(saying("a"))) as server, remote_at(tmp_path, server.url) as remote:
-        monkeypatch.setattr(remote.cache, "put", die)
+        monkeypatch.setattr(remote.cache, "add", die)
         with pytest.raises(KeyboardInterrupt):
             ask(remote, "q")
     assert [(row["outcome"], row["requests"], row["tokens"]) for row in audit(tmp_path)] == [("reserved", 1, 81)]
@@ -391,7 +391,7 @@ for text in ("second", "second"):
     except AgentError as fault:
         errors.append([type(fault).__name__, str(fault)])
 print(json.dumps(errors))
-print(remote.recorded(Subject(1, "", ()), [{"role": "user", "content": "first"}]).answer)
+print(remote.look_up(Subject(1, "", ()), [{"role": "user", "content": "first"}]).answer)
 """
 
 

@@ -13,8 +13,8 @@ from offload.retries import (
     LONGEST_RETRY_AFTER,
     LONGEST_WAIT,
     RemoteUnavailable,
+    is_temporary,
     longest_wait,
-    passes,
     retry_after,
     wait_after,
 )
@@ -60,7 +60,7 @@ def test_a_long_pause_is_not_slept_away(pause: float) -> None:
 @given(status=st.integers(100, 999))
 def test_only_requests_that_are_at_fault_are_given_up(status: int) -> None:
     """Of 2xx to 4xx, 408, 409 and 429 pass; everything outside may."""
-    assert passes(status) == (status in {408, 409, 429} or status < 200 or status >= 500)
+    assert is_temporary(status) == (status in {408, 409, 429} or status < 200 or status >= 500)
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("0", 0), ("7", 7), (" 7 ", 7), ("007", 7), ("999999999", 999_999_999)])

@@ -150,7 +150,7 @@ CRASHES = """
 from offload import rewrite
 def crash(request, redactor):
     raise ValueError(f"cannot use {request.text}")
-rewrite.redacted = crash
+rewrite.redact_request = crash
 """
 
 

@@ -44,14 +44,14 @@ def test_a_gguf_gives_the_tensors_it_was_written_from(
     tiny_base: Callable[[str], Path], architecture: str, tmp_path: Path
 ) -> None:
     """Under transformers' names, laid out as it has them; llama.cpp's own reading is test_export_llama_cpp.py's."""
-    arch, store = export.opened(tiny_base(architecture))
+    arch, store = export.open_base(tiny_base(architecture))
     path = tmp_path / "base.gguf"
     write_base(tiny_base(architecture), GGUFWriter(path, export.GGUF_ARCHITECTURES[arch.kind]))
     source = Gguf(path, arch)
     assert set(source.shapes) == {name for name in store.names if name.endswith((".weight", ".bias"))}
     for name, shape in source.shapes.items():
         is_packed = f"{name}.{STATE}" in store.names
-        expected = export.unpacked(store, name) if is_packed else store.plain(name).float()
+        expected = export.unpack(store, name) if is_packed else store.tensor(name).float()
         found = torch.cat([source.rows(name, 0, 3), source.rows(name, 3, shape[0])])
         assert (found.dtype, found.shape) == (torch.bfloat16, expected.shape)
         assert torch.allclose(found.float(), expected, rtol=0.005, atol=0.001), name

@@ -15,7 +15,7 @@ import torch
 from agent.contract.errors import ConfigError
 from quant.check import check
 from quant.shared import devices
-from quant.shared.devices import PROBE, _of_cpu, _threads, choose
+from quant.shared.devices import PROBE, _choose_for_cpu, _threads, choose
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_another_way_is_taken_only_if_it_is_well_ahead(
         for name, threads in names.items()
         if name != "float32, half" or few != many
     }
-    found = _of_cpu(rates)
+    found = _choose_for_cpu(rates)
     if few != many or not halved:
         assert found[:2] == (dtype, few if halved else many)
     assert "GFLOP/s" in found[2]
@@ -109,7 +109,7 @@ def test_doctor_is_told_why() -> None:
 SHOW = """
 import os
 from quant.shared import allocators
-allocators.settle()
+allocators.configure()
 print(os.environ.get("PYTORCH_CUDA_ALLOC_CONF"))
 """
 

@@ -47,7 +47,7 @@ def test_a_merged_model_answers_as_the_adapter_does(
     target = tmp_path / "merged"
     target.mkdir()
     shares: list[float] = []
-    export.merged(base, adapter, target, shares.append)
+    export.write_merged(base, adapter, target, shares.append)
     config = json.loads((target / "config.json").read_text())
     assert "quantization_config" not in config
     assert config["dtype"] == config["torch_dtype"] == "bfloat16"
@@ -71,7 +71,7 @@ def test_a_large_model_is_written_in_shards(
     _, base, adapter = trained("llama")
     target = tmp_path / "merged"
     target.mkdir()
-    export.merged(base, adapter, target, lambda _: None)
+    export.write_merged(base, adapter, target, lambda _: None)
     index = json.loads((target / "model.safetensors.index.json").read_text())
     files = sorted(path.name for path in target.glob("model-*.safetensors"))
     assert len(files) > 3
@@ -85,7 +85,7 @@ def test_an_adapter_for_llama_cpp_holds_the_same_update(
 ) -> None:
     """Names, alpha and shapes as its converter writes them; queries and keys of Llama with their halves interleaved."""
     model, base, adapter = trained(architecture)
-    export.gguf(base, adapter, tmp_path / "adapter.gguf", lambda _: None)
+    export.write_gguf(base, adapter, tmp_path / "adapter.gguf", lambda _: None)
     reader = GGUFReader(tmp_path / "adapter.gguf")
     fields = {name: field.contents() for name, field in reader.fields.items()}
     assert fields["general.type"] == "adapter"
@@ -111,4 +111,4 @@ def test_an_adapter_for_llama_cpp_holds_the_same_update(
 def test_a_model_of_another_family_says_what_to_take(tiny_base: Callable[[str], Path]) -> None:
     """Peft's own form is always there."""
     with pytest.raises(BaseModelError, match="take --to peft"):
-        export.opened(tiny_base("olmo2"))
+        export.open_base(tiny_base("olmo2"))

@@ -23,7 +23,7 @@ from quant.lean.model import LeanModel, open_model
 from quant.lean.tokens import Tokenizer
 from quant.shared.chat import Encoder
 from quant.shared.generate import greedy
-from quant.shared.templates import templated
+from quant.shared.templates import render_marks
 
 pytestmark = pytest.mark.slow
 
@@ -82,8 +82,8 @@ def test_llama_cpp_says_what_the_version_says(base: Path, tmp_path: Path) -> Non
     writer = GGUFWriter(tmp_path / "base.gguf", model.architecture)
     add_fields(writer, model, base)
     write_base(base, writer)
-    export.gguf(base, tmp_path, tmp_path / "adapter.gguf", lambda _: None)
-    told = templated(Encoder(Tokenizer(base)))
+    export.write_gguf(base, tmp_path, tmp_path / "adapter.gguf", lambda _: None)
+    told = render_marks(Encoder(Tokenizer(base)))
     (tmp_path / "Modelfile").write_text(modelfile("a test", "./base.gguf", "./adapter.gguf", "", told))
     parts = parsed(tmp_path)
     prompts = [model.encoder.prompt(question) for question in QUESTIONS]

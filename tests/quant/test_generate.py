@@ -11,12 +11,12 @@ from tiny import ARCHITECTURES, each, tokenizer
 from agent.contract.errors import DataError
 from quant.hf.model import open_model
 from quant.lean import memory
-from quant.lean.answer import answers, shared
+from quant.lean.answer import answers, common_prefix_length
 from quant.load import load
 from quant.shared.chat import Encoder
 from quant.shared.generate import greedy
-from quant.shared.sampling import Dice
-from quant.shared.streaming import Spoken
+from quant.shared.sampling import Sampler
+from quant.shared.streaming import IncrementalDetokenizer
 
 
 @pytest.mark.parametrize("a_pass", [512, 4])
@@ -32,7 +32,7 @@ def test_a_batch_gives_the_answers_that_each_prompt_gets_alone(
     model = load(tiny_base(architecture), None, "cpu", "float32")
     questions = ["port?", "what is the colour of the lamp?", "the pump is the port of the lamp, is it?"]
     prompts = [model.encoder.prompt([{"role": "user", "content": f"tell me: {q}"}]) for q in questions]
-    assert shared(prompts) >= 2
+    assert common_prefix_length(prompts) >= 2
     together = dict(greedy(model, prompts, 10))
     network = open_model(tiny_base(architecture), None, torch.device("cpu"), torch.float32).network
     for index, prompt in enumerate(prompts):
@@ -49,7 +49,7 @@ def test_a_stream_is_the_greedy_answer(tiny_base: Callable[[str], Path], archite
     model = load(tiny_base(architecture), None, "cpu", "float32")
     prompt = model.encoder.prompt([{"role": "user", "content": "what is the colour of the lamp?"}])
     ((_, whole),) = greedy(model, [prompt], 20)
-    spoken = Spoken(model.encoder.tokenizer)
+    spoken = IncrementalDetokenizer(model.encoder.tokenizer)
     pieces = [spoken.add(token) for token in model.stream(prompt, 20)]
     assert "".join([*pieces, spoken.rest()]) == spoken.text == whole.text
     assert len(spoken.ids) == whole.tokens
@@ -82,7 +82,7 @@ def test_drawn_tokens_are_those_of_their_seed(tiny_base: Callable[[str], Path], 
     prompt = model.encoder.prompt([{"role": "user", "content": "port?"}])
 
     def drawn(temperature: float, seed: int) -> list[int]:
-        return list(model.stream(prompt, 12, Dice(temperature, seed, model.device)))
+        return list(model.stream(prompt, 12, Sampler(temperature, seed, model.device)))
 
     assert drawn(1.0, 1) == drawn(1.0, 1) != drawn(1.0, 2)
     assert drawn(1e-4, 1) == list(model.stream(prompt, 12))
@@ -92,7 +92,7 @@ def test_dice_draw_from_the_softmax() -> None:
     """The shares of 40,000 draws, against the probabilities at that temperature."""
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0]).repeat(40_000, 1)
     expected = torch.softmax(logits[0] / 0.7, 0)
-    drawn = Dice(0.7, 0, torch.device("cpu")).thrown(logits).argmax(1)
+    drawn = Sampler(0.7, 0, torch.device("cpu")).add_noise(logits).argmax(1)
     assert torch.allclose(torch.bincount(drawn, minlength=4) / 40_000, expected, atol=0.01)
 
 
@@ -106,7 +106,7 @@ def test_an_answer_is_as_long_as_there_is_memory_for(tiny_base: Callable[[str], 
     if architecture == "olmo2":
         return
     arch = model.decoder.arch
-    room = 2e6 - memory.scratch(arch, 20)
+    room = 2e6 - memory.scratch_bytes(arch, 20)
     assert model.prepare_answer(20, 10**6, 2) == room // (8 * arch.layers * arch.keys) - 20
     with pytest.raises(DataError, match="no memory for an answer to 20000 tokens"):
         model.prepare_answer(20_000, 12, 2)
@@ -122,7 +122,7 @@ def test_what_may_turn_out_otherwise_is_not_said(stops: tuple[str, ...], text: s
     """Half a character, space at the end, the start of a stop: each piece goes on where the last one ended."""
     encoder = Encoder(tokenizer())
     ids = encoder.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
-    spoken, said = Spoken(encoder.tokenizer, stops), [""]
+    spoken, said = IncrementalDetokenizer(encoder.tokenizer, stops), [""]
     for token in ids:
         if not spoken.ended:
             said.append(said[-1] + spoken.add(token))
@@ -130,4 +130,4 @@ def test_what_may_turn_out_otherwise_is_not_said(stops: tuple[str, ...], text: s
     assert said[-1] == spoken.text == text
     assert all(text.startswith(each) and "\ufffd" not in each for each in said)
     assert sum(before != after for before, after in pairwise(said)) > 3
-    assert spoken.how(len(spoken.ids)) == ("stop" if stops else "length")
+    assert spoken.finish_reason(len(spoken.ids)) == ("stop" if stops else "length")

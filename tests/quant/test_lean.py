@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agent.contract.settings import Training
 from quant.hf import prepare as hf_prepare
-from quant.hf.model import StockModel
+from quant.hf.model import HfModel
 from quant.hf.model import open_model as open_stock
 from quant.lean import convert
 from quant.lean.architecture import architecture
@@ -56,16 +56,18 @@ def shares(of: Row, mean: float) -> torch.Tensor:
     return torch.linspace(0.5, 1.5, len(of.targets)) * mean
 
 
-def both(base: Path, dtype: torch.dtype = torch.float32) -> tuple[LeanModel, StockModel]:
+def both(base: Path, dtype: torch.dtype = torch.float32) -> tuple[LeanModel, HfModel]:
     """The same base and the same adapter, B not zero, in both ways."""
     lean, stock = open_model(base, None, CPU, dtype), open_stock(base, None, CPU, dtype)
     lean.add_adapter(SETTINGS)
     stock.add_adapter(SETTINGS)
-    assert lean.tuned
-    assert stock.tuned
-    assert set(lean.tuned.shapes) == set(stock.tuned.shapes)
-    lean.tuned.values.copy_(torch.randn(len(lean.tuned.values), generator=torch.Generator().manual_seed(5)) * 0.05)
-    mine, theirs = lean.tuned.views(lean.tuned.values), stock.tuned.views(stock.tuned.values)
+    assert lean.trainable
+    assert stock.trainable
+    assert set(lean.trainable.shapes) == set(stock.trainable.shapes)
+    lean.trainable.values.copy_(
+        torch.randn(len(lean.trainable.values), generator=torch.Generator().manual_seed(5)) * 0.05
+    )
+    mine, theirs = lean.trainable.views(lean.trainable.values), stock.trainable.views(stock.trainable.values)
     for name, matrix in mine.items():
         theirs[name].copy_(matrix)
     return lean, stock
@@ -76,9 +78,9 @@ def distance(mine: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((mine - theirs).norm() / theirs.norm())
 
 
-def gradients(model: LeanModel | StockModel) -> dict[str, torch.Tensor]:
-    assert model.tuned
-    return model.tuned.views(model.tuned.grads)
+def gradients(model: LeanModel | HfModel) -> dict[str, torch.Tensor]:
+    assert model.trainable
+    return model.trainable.views(model.trainable.grads)
 
 
 @pytest.mark.parametrize("architecture", each(LEAN))
@@ -95,9 +97,9 @@ def test_losses_and_every_gradient_are_those_of_the_stock_path(
     expected = gradients(stock)
     worst = {name: distance(grad, expected[name]) for name, grad in gradients(lean).items()}
     assert max(worst.values()) < 1e-4
-    assert lean.tuned
-    assert stock.tuned
-    assert lean.tuned.clip(1.0) == pytest.approx(stock.tuned.clip(1.0), rel=1e-4)
+    assert lean.trainable
+    assert stock.trainable
+    assert lean.trainable.clip(1.0) == pytest.approx(stock.trainable.clip(1.0), rel=1e-4)
 
 
 def test_pieces_of_any_size_give_the_same_losses_gradients_and_tokens(
@@ -111,11 +113,11 @@ def test_pieces_of_any_size_give_the_same_losses_gradients_and_tokens(
     monkeypatch.setattr("quant.lean.block.ROWS", 7)
     monkeypatch.setattr("quant.lean.arena.CHUNK", 1 << 12)
     pieces, _ = both(tiny_base("gemma3_text"))
-    assert whole.tuned
-    assert pieces.tuned
+    assert whole.trainable
+    assert pieces.trainable
     assert torch.allclose(pieces.learn(row(), shares(row(), 0.1)), expected, rtol=1e-5)
-    assert distance(pieces.tuned.grads, whole.tuned.grads) < 1e-5
-    chosen = pieces.decoder.head.likeliest(hidden)
+    assert distance(pieces.trainable.grads, whole.trainable.grads) < 1e-5
+    chosen = pieces.decoder.head.next_tokens(hidden)
     logits = whole.decoder.head.norm.forward(hidden, torch.empty_like(hidden)) @ whole.decoder.head.weight.float().t()
     assert chosen.tolist() == logits.argmax(1).tolist()
     assert chosen.max() >= 100
@@ -134,7 +136,7 @@ def test_logits_of_any_size_have_a_loss(tiny_base: Base) -> None:
 def test_a_store_knows_what_lies_in_its_file(tiny_base: Base) -> None:
     """Pages of copies must not be given back to the system."""
     store = Store(tiny_base("llama"), CPU)
-    weight = store.plain("model.embed_tokens.weight")
+    weight = store.tensor("model.embed_tokens.weight")
     assert store.is_mapped(weight)
     assert store.is_mapped(weight[-1:])
     assert not store.is_mapped(weight.clone())
@@ -172,21 +174,21 @@ def test_top_blocks_alone_learn_the_same_from_the_cached_prefix(
     lean = open_model(tiny_base(architecture), None, CPU, torch.float32)
     settings = dataclasses.replace(SETTINGS, top_layers=0.5)
     lean.add_adapter(settings)
-    assert lean.tuned
+    assert lean.trainable
     uncached = lean.learn(row(), shares(row(), 0.1))
-    expected = lean.tuned.grads.clone()
+    expected = lean.trainable.grads.clone()
     lean.prepare_training(settings, tmp_path)
     assert lean.decoder.prefix
     for _ in range(2):
-        lean.tuned.grads.zero_()
+        lean.trainable.grads.zero_()
         assert torch.allclose(lean.learn(row(), shares(row(), 0.1)), uncached, rtol=1e-6)
-        assert distance(lean.tuned.grads, expected) < 1e-6
+        assert distance(lean.trainable.grads, expected) < 1e-6
     assert not list(tmp_path.iterdir())
     lean.decoder.prefix.close()
     stock = open_stock(tiny_base(architecture), None, CPU, torch.float32)
     stock.add_adapter(settings)
-    assert stock.tuned
-    assert set(stock.tuned.shapes) == set(lean.tuned.shapes)
+    assert stock.trainable
+    assert set(stock.trainable.shapes) == set(lean.trainable.shapes)
 
 
 def test_only_a_partial_adapter_has_a_prefix_cache(tiny_base: Base, tmp_path: Path) -> None:
@@ -229,11 +231,11 @@ def test_a_damaged_or_full_prefix_cache_costs_only_time(tmp_path: Path) -> None:
 def test_gradients_add_up_over_rows(tiny_base: Base, architecture: str) -> None:
     """A second row adds to the first, and scratch that was used before changes nothing."""
     lean, _ = both(tiny_base(architecture))
-    assert lean.tuned
+    assert lean.trainable
     lean.learn(row(), shares(row(), 0.1))
-    once = lean.tuned.grads.clone()
+    once = lean.trainable.grads.clone()
     lean.learn(row(), shares(row(), 0.2))
-    assert distance(lean.tuned.grads, 3 * once) < 1e-5
+    assert distance(lean.trainable.grads, 3 * once) < 1e-5
 
 
 @pytest.mark.parametrize("architecture", each(LEAN))
@@ -245,9 +247,9 @@ def test_bfloat16_stays_within_its_rounding(tiny_base: Base, architecture: str) 
     mine, theirs = lean.learn(row(), shares(row(), 0.1)), stock.learn(row(), shares(row(), 0.1))
     assert torch.allclose(mine, truth, rtol=0.02, atol=0.02)
     assert torch.allclose(mine, theirs, rtol=0.02, atol=0.02)
-    assert exact.tuned
-    assert lean.tuned
-    assert distance(lean.tuned.grads, exact.tuned.grads) < 0.05
+    assert exact.trainable
+    assert lean.trainable
+    assert distance(lean.trainable.grads, exact.trainable.grads) < 0.05
 
 
 @pytest.mark.parametrize("architecture", each(LEAN))

@@ -52,8 +52,8 @@ def test_the_plan_is_what_a_step_takes(
     model = opened(tiny_base(architecture))
     model.decoder.remembered = remembered
     arch, tokens = model.decoder.arch, SETTINGS.sequence_length
-    planned = arch.layers * memory.block_input(arch, tokens) + memory.scratch(arch, tokens)
-    planned += remembered * memory.remembered_block(arch, tokens)
+    planned = arch.layers * memory.block_input(arch, tokens) + memory.scratch_bytes(arch, tokens)
+    planned += remembered * memory.activation_bytes(arch, tokens)
     taken = deepest(model, monkeypatch)
     assert taken <= planned
     assert planned < 2 * taken
@@ -63,12 +63,12 @@ def test_more_memory_keeps_more_blocks(tiny_base: Callable[[str], Path]) -> None
     """None for a budget of nothing, all for plenty; what is too little to remember one more may still be unpacked."""
     arch, exact = opened(tiny_base("llama")).decoder.arch, torch.float32
     settings = dataclasses.replace(SETTINGS, sequence_length=4096)
-    plans = [memory.training(arch, exact, settings, 10_000, budget) for budget in (1e6, 3e7, 4e7, 4e9)]
+    plans = [memory.plan_training(arch, exact, settings, 10_000, budget) for budget in (1e6, 3e7, 4e7, 4e9)]
     counts = [(plan.remembered, plan.unpacked) for plan in plans]
     assert counts[0] == (0, 0)
     assert counts == sorted(counts)
     assert counts[-1] == (arch.layers, arch.layers)
-    less, more = (memory.answering(arch, exact, budget) for budget in (1e6, 4e9))
+    less, more = (memory.plan_answers(arch, exact, budget) for budget in (1e6, 4e9))
     assert (less.unpacked, less.cache) == (0, memory.LEAST_CACHE)
     assert (more.unpacked, more.cache) == (arch.layers, memory.MOST_CACHE)
 
@@ -78,34 +78,34 @@ def test_parameters_are_those_of_an_adapter(tiny_base: Callable[[str], Path], sh
     """Counted before it is made; one block at least has one."""
     model = open_model(tiny_base("gemma3_text"), None, torch.device("cpu"), torch.float32)
     model.add_adapter(dataclasses.replace(SETTINGS, top_layers=share))
-    assert model.tuned
-    assert memory.parameters(model.decoder.arch, SETTINGS.rank, share) == len(model.tuned.values)
+    assert model.trainable
+    assert memory.adapter_parameters(model.decoder.arch, SETTINGS.rank, share) == len(model.trainable.values)
 
 
 def test_what_plans_take_is_within_their_budgets(tiny_base: Callable[[str], Path]) -> None:
     """And nearly all of it, where there is more to keep than fits."""
     arch, exact = opened(tiny_base("llama")).decoder.arch, torch.float32
     settings = dataclasses.replace(SETTINGS, sequence_length=4096)
-    enough = memory.least(arch, settings, 10_000)
-    each = memory.remembered_block(arch, 4096)
+    enough = memory.least_step_bytes(arch, settings, 10_000)
+    each = memory.activation_bytes(arch, 4096)
     for budget, remembered in ((enough + 1.5 * each, 1), (enough + each, 1), (enough + 0.99 * each, 0)):
-        plan = memory.training(arch, exact, settings, 10_000, budget)
-        taken = memory.of_training(arch, exact, settings, 10_000, budget)
+        plan = memory.plan_training(arch, exact, settings, 10_000, budget)
+        taken = memory.step_bytes(arch, exact, settings, 10_000, budget)
         assert plan.remembered == remembered
-        assert taken == enough + remembered * each + plan.unpacked * memory.unpacked_block(arch, exact)
+        assert taken == enough + remembered * each + plan.unpacked * memory.weight_bytes(arch, exact)
         assert taken <= budget
     for budget in (5e7, 1e8, 4e9):
-        plan = memory.answering(arch, exact, budget)
-        assert memory.of_answers(arch, exact, plan) <= budget
+        plan = memory.plan_answers(arch, exact, budget)
+        assert memory.answer_bytes(arch, exact, plan) <= budget
     none, whole = memory.Plan(0, 0, 5), memory.Plan(0, 2, 5)
-    assert memory.of_answers(arch, exact, none) == 5 + memory.scratch(arch, memory.PREFILL_TOKENS)
-    more = memory.of_answers(arch, exact, whole) - memory.of_answers(arch, exact, none)
+    assert memory.answer_bytes(arch, exact, none) == 5 + memory.scratch_bytes(arch, memory.PREFILL_TOKENS)
+    more = memory.answer_bytes(arch, exact, whole) - memory.answer_bytes(arch, exact, none)
     assert more == 2 * 4 * sum(outputs * inputs for outputs, inputs in arch.linears.values())
 
 
 def test_half_of_what_is_free_is_spared(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is held already counts as free; a number in MB is taken as it is."""
-    monkeypatch.setattr(memory, "available", lambda: 600.0)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 600.0)
     assert memory.budget(0, torch.device("cpu"), held=400) == 500.0
     assert memory.budget(7, torch.device("cpu"), held=400) == 7e6
 
@@ -116,16 +116,16 @@ def test_unpacked_matrices_change_no_number(tiny_base: Callable[[str], Path], un
     model = opened(tiny_base("llama"))
     ids = list(range(5, 40))
     row = pack([Encoded("x", ids, [False] + [True] * 34, [False] * 35, cut=False)], torch.device("cpu"))
-    assert model.tuned
+    assert model.trainable
     before = model.learn(row, torch.ones(len(row.targets)))
-    grads = model.tuned.grads.clone()
-    model.tuned.grads.zero_()
+    grads = model.trainable.grads.clone()
+    model.trainable.grads.zero_()
     model.decoder.apply(memory.Plan(unpacked=unpacked))
-    assert model.decoder.held > 0
+    assert model.decoder.bytes_unpacked > 0
     assert torch.equal(model.learn(row, torch.ones(len(row.targets))), before)
-    assert torch.equal(model.tuned.grads, grads)
+    assert torch.equal(model.trainable.grads, grads)
     model.decoder.apply(memory.Plan())
-    assert model.decoder.held == 0
+    assert model.decoder.bytes_unpacked == 0
 
 
 def test_a_control_groups_limit_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def test_a_control_groups_limit_is_seen(tmp_path: Path, monkeypatch: pytest.Monk
     own.write_text("0::/slice/service\n")
     places = {"/proc/self/cgroup": own, "/sys/fs/cgroup": tmp_path / "sys/fs/cgroup"}
     monkeypatch.setattr(memory, "Path", lambda name: places.get(name, Path(name)))
-    assert memory.available() == 600000
+    assert memory.available_bytes() == 600000
 
 
 def seen(monkeypatch: pytest.MonkeyPatch, root: Path, files: dict[str, str]) -> float:
@@ -148,7 +148,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, root: Path, files: dict[str, str]) -> 
         (root / path[1:]).parent.mkdir(parents=True, exist_ok=True)
         (root / path[1:]).write_text(text)
     monkeypatch.setattr(memory, "Path", lambda name: root / str(name)[1:])
-    return memory.available()
+    return memory.available_bytes()
 
 
 MEMINFO = {"/proc/meminfo": "MemTotal:  9000 kB\nMemFree:  10 kB\nMemAvailable:   300 kB\n"}

@@ -7,7 +7,7 @@ import torch
 from bitsandbytes.functional import create_dynamic_map
 
 from quant.shared.blockwise import dynamic_map, quantise_blockwise
-from quant.shared.flat_params import Flat
+from quant.shared.flat_params import FlatParams
 from quant.shared.optimizer import MOMENTS, AdamW
 
 COUNT = 300_001
@@ -81,7 +81,7 @@ def test_the_dynamic_type_is_that_of_bitsandbytes(signed: bool) -> None:  # noqa
 
 def test_clipping_scales_the_gradients_to_the_norm() -> None:
     """And tells the norm before."""
-    flat = Flat.zeros({"a": (3,), "b": (2, 1)}, torch.device("cpu"))
+    flat = FlatParams.zeros({"a": (3,), "b": (2, 1)}, torch.device("cpu"))
     flat.grads.copy_(torch.tensor([3.0, 0.0, 0.0, 4.0, 0.0]))
     assert flat.clip(10.0) == 5.0
     assert flat.clip(1.0) == 5.0

@@ -19,7 +19,8 @@ from agent.contract.settings import Training
 from quant.load import load
 from quant.shared.generate import greedy
 from quant.shared.model import Model
-from quant.shared.train import learning_rate, start, train, usable
+from quant.shared.packing import pack
+from quant.shared.train import build_corpus, learning_rate, start, train
 
 SETTINGS = Training(rank=4, alpha=8, steps=8, micro_batch=4, checkpoint_every=3, learning_rate=1e-2)
 ROWS = [
@@ -130,14 +131,14 @@ def test_training_goes_on_from_an_earlier_adapter(tiny_base: Callable[[str], Pat
     assert losses(events)[0] < losses(first)[0]
 
 
-def test_a_loss_that_is_not_finite_ends_training_with_advice(tiny_base: Callable[[str], Path]) -> None:
+def test_a_loss_that_is_not_finite_ends_training_with_advice(tiny_base: Callable[[str], Path], tmp_path: Path) -> None:
     """Divergence is an error with a cure, and no update is made with it."""
     model = load(tiny_base("llama"), None, "cpu", "float32")
     one = start(model, examples(model), SETTINGS, None)
     with torch.no_grad():
-        one.tuned.values[:9] = math.inf
+        one.trainable.values[:9] = math.inf
     with pytest.raises(TrainingFailed, match="learning_rate"):
-        one.step()
+        train(one, tmp_path, lambda _: None, lambda: False)
 
 
 def test_examples_that_are_too_long_are_counted_and_none_left_is_an_error(
@@ -149,12 +150,12 @@ def test_examples_that_are_too_long_are_counted_and_none_left_is_an_error(
     wordy = [{"role": "user", "content": "port?"}, {"role": "assistant", "content": "4713 " * 100}]
     mixed = [*examples(model), model.encoder.example("wordy", wordy, 64), model.encoder.example("long", long, 64)]
     notes: list[Event] = []
-    kept = usable(mixed, tmp_path, notes.append)
+    kept = build_corpus(mixed, tmp_path, notes.append)
     assert len(kept) == len(ROWS) + 1
     kept.close()
     assert [type(n) for n in notes] == [Note, Note]
     with pytest.raises(TrainingFailed, match="sequence_length"):
-        usable(mixed[-1:], tmp_path, notes.append)
+        build_corpus(mixed[-1:], tmp_path, notes.append)
 
 
 def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
@@ -222,19 +223,24 @@ def test_steps_tell_the_loss_of_values_from_that_of_their_form(
     assert (step.value_loss, step.form_loss) == (None, pytest.approx(step.loss))
 
 
-def test_values_count_more_where_they_are_known(tiny_base: Callable[[str], Path]) -> None:
+def test_values_count_more_where_they_are_known(
+    tiny_base: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The gradient is that of the weighted mean; the losses that are told are not weighted."""
     model = load(tiny_base("llama"), None, "cpu", "float32")
     rows = [model.encoder.example(str(i), row, 512, str(i * 37)) for i, row in enumerate(ROWS[:4])]
     made = start(model, rows, dataclasses.replace(SETTINGS, value_weight=3.0, max_grad_norm=0.0), None)
-    (row,) = made.rows([0, 1, 2, 3])
-    told, _ = made._gradients([row])
-    weighted, values = made.tuned.grads.clone(), row.is_value
+    events: list[Event] = []
+    monkeypatch.setattr(made.optimizer, "step", lambda *_: None)  # the gradients stay
+    train(made, tmp_path, events.append, lambda: False, until=1)
+    row = pack([rows[i] for i in made.schedule.members(0)], model.device)
+    weighted, values = made.trainable.grads.clone(), row.is_value
     of_part = {}
     for name, part in (("values", values), ("others", ~values)):
-        made.tuned.grads.zero_()
+        made.trainable.grads.zero_()
         losses = model.learn(row, part.float())
-        of_part[name] = made.tuned.grads.clone()
+        of_part[name] = made.trainable.grads.clone()
     whole = 3 * float(values.sum()) + float((~values).sum())
     assert torch.allclose(weighted, (3 * of_part["values"] + of_part["others"]) / whole, atol=1e-7)
-    assert torch.equal(told, losses)
+    (step,) = [e for e in events if isinstance(e, Step)]
+    assert step.loss == float(losses.mean())

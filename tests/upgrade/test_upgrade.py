@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from agent.contract.settings import Training
 from agent.queue.migrations import LATEST, MIGRATIONS
 from quant.shared import checkpoint
-from quant.shared.flat_params import Flat
+from quant.shared.flat_params import FlatParams
 from quant.shared.optimizer import MOMENTS, AdamW
 
 pytestmark = pytest.mark.process
@@ -115,7 +115,7 @@ def test_the_optimizer_goes_on_with_the_moments_of_a_checkpoint(state: Path) -> 
     """0.1.0 kept those of each parameter apart."""
     kept = load_file(state / CHECKPOINT / "optimizer.safetensors")
     shapes = {name.removeprefix("exp_avg/"): tuple(each.shape) for name, each in kept.items() if "exp_avg/" in name}
-    tuned = Flat.zeros(shapes, torch.device("cpu"))
+    tuned = FlatParams.zeros(shapes, torch.device("cpu"))
     optimizer = AdamW(tuned.values, tuned.grads, 0.0, MOMENTS[Training().optimizer](tuned.values))
     assert checkpoint.restore(state / CHECKPOINT, tuned, optimizer).step == 10
     for moment, vector in optimizer.moments.tensors().items():
