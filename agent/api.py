@@ -112,10 +112,10 @@ def retry(number: int, *, state: Folder = None) -> Job:
 
 def explain(number: int, example: str | None = None, *, state: Folder = None) -> Explanation:
     """Why a job did what it did, or one example of it. Raises NotFound where nothing was decided."""
-    from agent.runner.explain import explained  # noqa: PLC0415
+    from agent.runner.explain import explain_job  # noqa: PLC0415
 
     with _store(state) as store:
-        return explained(store, number, example)
+        return explain_job(store, number, example)
 
 
 # ---- versions ----

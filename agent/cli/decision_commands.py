@@ -16,7 +16,7 @@ from agent.contract.os_errors import os_fault
 from agent.decide.decision_store import Round
 from agent.queue.jobs import ENDED, Job
 from agent.queue.store import Rows, open_existing
-from agent.runner.explain import LONGEST_ID, MEANINGS, STATES, WIDTH, Explanation, wrapped
+from agent.runner.explain import LONGEST_ID, MEANINGS, STATES, WIDTH, Explanation, wrap
 from agent.runner.rewritten_data import REMADE
 from agent.runner.rows import OWN_ANSWER
 from agent.scoring.reward import joint
@@ -38,7 +38,7 @@ def explain(arguments: argparse.Namespace, home: Home) -> int:
         head = {"job": job.id, "mode": job.mode, "state": job.state}
         print_json({**head, "rounds": [vars(each) for each in rounds], "choices": choices, "outcomes": told})
         return 0
-    say(wrapped(f"job {job.id} ({job.mode}), {job.state}{': ' + job.reason if job.reason else ''}"))
+    say(wrap(f"job {job.id} ({job.mode}), {job.state}{': ' + job.reason if job.reason else ''}"))
     _say_rounds(job, rounds)
     _say_states(choices, outcomes)
     _say_flagged(job, choices, outcomes)
@@ -59,9 +59,9 @@ def _say_rounds(job: Job, rounds: list[Round]) -> None:
     if rounds:
         say("\nwhy each round began and ended:")
     for each in rounds:
-        say(wrapped(each.why, f"{each.number} {each.phase}", indent=2, labels=13))
+        say(wrap(each.why, f"{each.number} {each.phase}", indent=2, labels=13))
         if each.ended:
-            say(wrapped(f"until: {each.ended}", indent=2, labels=13))
+            say(wrap(f"until: {each.ended}", indent=2, labels=13))
     if job.state not in ENDED and (not rounds or rounds[-1].figures):
         say(f"\nRound {len(rounds) + 1} is not over yet.")
 
@@ -85,7 +85,7 @@ def _say_states(choices: Rows, outcomes: Rows) -> None:
     tuned = sum(action == "weights" for _, action in done)
     offered = sum(action == "rewrite" for _, action in done)
     tried = f"{tuned} were tuned on, {offered} offered to the remote LLM for a rewrite"
-    say("\n" + wrapped(f"{len(choices)} training examples, {tried}; the last decision on each:"))
+    say("\n" + wrap(f"{len(choices)} training examples, {tried}; the last decision on each:"))
     rows = [(state, counts[state], meaning) for state, meaning in STATES.items() if counts[state]]
     print_table(("decision", "examples", "meaning"), rows)
 
@@ -103,7 +103,7 @@ def _say_flagged(job: Job, choices: Rows, outcomes: Rows) -> None:
     text = f"{were} reference breaks a constraint or lacks the style."
     by_state = ", ".join(f"{kept[state]} {state}" for state in STATES if kept[state])
     saved = f" {sum(kept.values())} of them were never sent{so_far}, which saved as many rewrites: now {by_state}."
-    say("\n" + wrapped(text + saved if kept else text))
+    say("\n" + wrap(text + saved if kept else text))
 
 
 def _say_left_alone(left: Rows) -> None:
@@ -140,13 +140,13 @@ def _explain_example(arguments: argparse.Namespace, found: Explanation) -> int:
         seen = [_without(row, "job", "example") for row in choices]
         print_json({"job": job.id, "example": name, "choices": seen, "outcomes": told})
         return 0
-    say(wrapped(f"{name}, line {choices[0]['line']} of {Path(job.file).name}"))
+    say(wrap(f"{name}, line {choices[0]['line']} of {Path(job.file).name}"))
     ends = [*(choice["round"] for choice in choices[1:]), float("inf")]
     for number, (choice, end) in enumerate(zip(choices, ends, strict=True)):
         say(f"\nround {choice['round']}")
         _say_rewards(choice["standing"])
         _say_gains(choice["state"], choice["gains"], explained=not number)
-        say("\n" + wrapped(f"{choice['state']}, because {choice['reason']}", "choice", indent=2, labels=9))
+        say("\n" + wrap(f"{choice['state']}, because {choice['reason']}", "choice", indent=2, labels=9))
         here = [outcome for outcome in outcomes if choice["round"] <= outcome["round"] < end]
         _say_outcomes(choice["state"], here)
     return 0
@@ -189,7 +189,7 @@ def _say_outcomes(state: str, outcomes: Rows) -> None:
         more = ", as rehearsal of what is right" if rehearsed else ""
         gained = f"expected {outcome['expected']:+.2f}, gained {outcome['gain']:+.2f}"
         told = f"round {outcome['round']}{more}: {outcome['told']} ({gained})"
-        say(wrapped(told, "outcome", indent=2, labels=9))
+        say(wrap(told, "outcome", indent=2, labels=9))
 
 
 def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:

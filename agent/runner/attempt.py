@@ -119,7 +119,7 @@ class Attempt:
         return answer
 
     @property
-    def spent(self) -> dict[str, Any]:
+    def remote_usage(self) -> dict[str, Any]:
         """Requests, tokens and money that all attempts at this job took from the remote LLM."""
         names = ("requests", "tokens", "money")
         return {f"rewrite_{name}": getattr(self.remote, f"{name}_job") if self.remote else 0 for name in names}

@@ -119,13 +119,13 @@ class Publisher:
             except AgentError as fault:
                 self._attempt.events.add("note", text=f"earlier jobs than that of version {version}: {fault}")
                 break
-            rows = self._held_out_of(about["job"])
+            rows = self._held_out_rows(about["job"])
             if rows:
                 found[f"held-out rows of job {about['job']}"] = rows
             version = about["parent"]
         return found
 
-    def _held_out_of(self, number: int) -> list[Example]:
+    def _held_out_rows(self, number: int) -> list[Example]:
         """Some held-out rows of an earlier job, the same ones each time; none if its data is gone."""
         home, job = self._attempt.home, self._attempt.store.get(number)
         if number == self._attempt.job.id or not (home.spool / f"{job.spool}.jsonl").exists():
@@ -144,7 +144,7 @@ class Publisher:
         self, before: Evaluation, after: Evaluation, figures: dict[str, Any], fill: Callable[[Path], None]
     ) -> int:
         """Judge, and make a version of what `fill` writes, with its model card and every held-out answer."""
-        about = self._about(self.judge(before, after), before, after, figures)
+        about = self._manifest(self.judge(before, after), before, after, figures)
         self._attempt.phase("publish")
 
         def fill_all(folder: Path) -> None:
@@ -155,7 +155,7 @@ class Publisher:
 
         return self.registry.publish(fill_all, about)
 
-    def _about(
+    def _manifest(
         self, verdict: Verdict, before: Evaluation, after: Evaluation, figures: dict[str, Any]
     ) -> dict[str, Any]:
         """Everything a version's manifest and model card say; `figures` are those of this kind of job."""
@@ -186,6 +186,6 @@ class Publisher:
         return verdict.reason
 
     @property
-    def made(self) -> int | None:
+    def published(self) -> int | None:
         """The version that an earlier attempt at this job made, None if there is none."""
         return self.registry.find_by_job(self._attempt.job.id)

@@ -169,7 +169,7 @@ def refusals(example: Example, request: RewriteExample, answer: Rewritten) -> tu
     return (*unmet, *lost)
 
 
-def remade(example: Example, part: str, text: str) -> Example:
+def replace_text(example: Example, part: str, text: str) -> Example:
     """The example with its reference or its prompt replaced; id, split, answer and constraints stay as they are."""
     place = -1 if part == "reference" else -2
     messages = list(example.messages)

@@ -11,7 +11,7 @@ from typing import Any
 from agent.constraints import verify
 from agent.data.formats import Example
 from agent.decide.classifier import Standing
-from agent.runner.rewriting import Outcome, remade
+from agent.runner.rewriting import Outcome, replace_text
 from agent.scoring.acceptance import objections
 from agent.scoring.reward import content_reward, joint, style_reward, words
 from agent.scoring.stylometry import Stylometry
@@ -59,7 +59,9 @@ class Row:
     def example(self) -> Example:
         """The row with its present reference."""
         return (
-            self.origin if self.reference == self.origin.reference else remade(self.origin, "reference", self.reference)
+            self.origin
+            if self.reference == self.origin.reference
+            else replace_text(self.origin, "reference", self.reference)
         )
 
     @cached_property

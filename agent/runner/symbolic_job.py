@@ -19,7 +19,7 @@ from agent.runner import rewriting
 from agent.runner.job_context import Ended, JobContext
 from agent.runner.parking import park_if_deferred
 from agent.runner.rewriting import Flag, Outcome
-from agent.runner.rewritten_data import REMADE, Remade, lineage, write_remade
+from agent.runner.rewritten_data import REMADE, Rewrite, lineage, write_rewritten_rows
 from agent.system.config import read_config
 
 REWRITES = "rewrites.jsonl"
@@ -28,7 +28,7 @@ REWRITES = "rewrites.jsonl"
 def run(job: JobContext) -> Ended:
     """Do what is left of the job. Raises Parked while rewrites wait for the remote."""
     publisher = job.publisher
-    made = publisher.made
+    made = publisher.published
     if made is not None:
         return f"{publisher.registry.get(made).about['figures']['rewrites']} {publisher.promote(made)}", made
     job.start()
@@ -76,12 +76,12 @@ def flag_all(examples: list[Example], offload: Offload) -> list[tuple[Example, F
 def write_outcomes(job: JobContext, offload: Offload, outcomes: list[Outcome]) -> None:
     """Write down the outcomes, and all rows with the accepted rewrites in place."""
     remade = {
-        outcome.id: Remade(outcome.text, offload.rewrite, lineage(job.attempt.job, offload.model, outcome))
+        outcome.id: Rewrite(outcome.text, offload.rewrite, lineage(job.attempt.job, offload.model, outcome))
         for outcome in outcomes
         if outcome.state == "remade"
     }
     run = job.attempt.run
-    write_remade(run, job.data.train, job.data.held_out, remade)
+    write_rewritten_rows(run, job.data.train, job.data.held_out, remade)
     write_file(run / REWRITES, b"".join(json_line(outcome.to_json()) for outcome in outcomes))
 
 
@@ -101,7 +101,7 @@ def publish_prompt(job: JobContext, said: str, outcomes: list[Outcome], prompt: 
         shutil.copyfile(job.attempt.run / REMADE, folder / REMADE)
         write_json(folder / "rewrites.json", [outcome.to_json() for outcome in outcomes])
 
-    figures = {"rewrites": said, "adapter": adapter is not None, **job.attempt.spent}
+    figures = {"rewrites": said, "adapter": adapter is not None, **job.attempt.remote_usage}
     return publisher.publish(before, after, figures, fill)
 
 

@@ -10,7 +10,7 @@ from agent.decide.classifier import Choice, Costs, prior
 from agent.decide.decision_store import Chosen, DecisionStore, Outcome, Round
 from agent.queue.jobs import Job
 from agent.queue.store import Store
-from agent.runner.explain import chosen
+from agent.runner.explain import record
 from agent.runner.rewriting import Outcome as Rewrite
 from agent.runner.rows import Answered, Row, rewards
 from agent.system.paths import Home
@@ -56,7 +56,7 @@ def choices(*rows: Row, waits: bool = False, **states: str) -> list[Chosen]:
 
 def _chosen(of: Row, state: str, *, waits: bool) -> Chosen:
     flagged = rewards(of.origin, of.origin.reference)[1] not in {None, 1.0}
-    return chosen(of, choice(of, state), waits=waits, flagged=flagged)
+    return record(of, choice(of, state), waits=waits, flagged=flagged)
 
 
 def tuned(name: str = "pump", gain: float = 0.75, told: str = "tuned on, reward 0.25 → 1.00") -> Outcome:

@@ -164,7 +164,7 @@ def test_an_example_that_is_too_long_is_never_sent() -> None:
 def test_a_rewrite_touches_one_message_and_nothing_else(part: str, changed: int) -> None:
     """Ids, labels, splits and constraints are not the remote's business."""
     row = example()
-    new = rewriting.remade(row, part, "new")
+    new = rewriting.replace_text(row, part, "new")
     assert new.messages[changed].content == "new"
     assert replace(new, messages=row.messages) == row
     assert [m.role for m in new.messages] == [m.role for m in row.messages]
