@@ -136,7 +136,7 @@ class Publisher:
     def judge(self, before: Evaluation, after: Evaluation) -> Verdict:
         """The gate's verdict, recorded."""
         most_fall = part_of(Decision, self._attempt.job.settings).most_fall
-        verdict = judge(before.measured, after.measured, most_fall)
+        verdict = judge(before.measurement, after.measurement, most_fall)
         self._attempt.events.add("verdict", **dataclasses.asdict(verdict))
         return verdict
 

@@ -11,7 +11,7 @@ import pytest
 
 from agent.contract.errors import ConfigError
 from agent.contract.settings import Governor
-from agent.daemon.throttle import Governed
+from agent.daemon.throttle import Throttle
 from agent.daemon.throttle_rules import LEAST_PAUSE, Hold, is_within, step
 from agent.system.config import read_config
 from agent.system.sensors import Reading, Zone, killed_for_memory, read, zones
@@ -206,17 +206,17 @@ def test_a_changed_config_counts_at_once_and_a_broken_one_changes_nothing(
 ) -> None:
     """The daemon need not be started again; a typing mistake must not overheat the box."""
     config = tmp_path / "config.toml"
-    governed = Governed(config, board, lambda: dt.datetime(2026, 11, 23, 12, tzinfo=dt.timezone.utc))
-    assert governed(0) is None
+    throttle = Throttle(config, board, lambda: dt.datetime(2026, 11, 23, 12, tzinfo=dt.timezone.utc))
+    assert throttle(0) is None
     config.write_text("[governor]\nhottest = 60\n")
-    assert governed(5) == Hold("GPU-therm is at 63 °C, the limit is 60", 5)
+    assert throttle(5) == Hold("GPU-therm is at 63 °C, the limit is 60", 5)
     config.write_text("[governor]\nhottest = very\n")
     os.utime(config, (1, 1))
-    assert governed(10) == Hold("GPU-therm is at 63 °C, the limit is 60", 5)
+    assert throttle(10) == Hold("GPU-therm is at 63 °C, the limit is 60", 5)
     assert "the governor's settings stay as they were" in capsys.readouterr().err
-    governed(15)
+    throttle(15)
     assert capsys.readouterr().err == ""
     (board / "sys/class/thermal/thermal_zone1/temp").write_text("40000")
     (board / "sys/class/thermal/thermal_zone0/temp").write_text("40000")
     (board / "sys/class/thermal/thermal_zone2/temp").write_text("40000")
-    assert governed(5 + LEAST_PAUSE) is None
+    assert throttle(5 + LEAST_PAUSE) is None
