@@ -158,7 +158,7 @@ def generate(
     NotFound, BaseModelError, DataError, OutOfMemory, or Busy where there is no room beside the running job.
     """
     from agent.serve import chat_api  # noqa: PLC0415
-    from agent.serve.inference import Answering, chosen  # noqa: PLC0415
+    from agent.serve.inference import Answerer, find_version  # noqa: PLC0415
 
     home = _home(state)
     config = read_config(home.config)
@@ -166,8 +166,8 @@ def generate(
     messages = tuple(map(chat_api.message, told))
     if not messages or max_new_tokens < 1:
         raise DataError("there must be a message, and max_new_tokens above 0")
-    with tempfile.TemporaryDirectory() as work, Answering(home, config, Path(work) / "log") as answering:
-        answering.load(chosen(None if version is None else str(version), home, config))
+    with tempfile.TemporaryDirectory() as work, Answerer(home, config, Path(work) / "log") as answering:
+        answering.load(find_version(None if version is None else str(version), home, config))
         return answering.reply(Reply(messages, max_new_tokens))
 
 

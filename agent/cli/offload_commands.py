@@ -21,7 +21,6 @@ from agent.system.paths import Home
 
 if TYPE_CHECKING:
     from agent.contract.protocol import Answer, Request
-    from agent.contract.settings import Offload
     from agent.data.formats import Example
 
 Ask = Callable[["Request"], "Answer"]
@@ -58,16 +57,13 @@ def set_(arguments: argparse.Namespace, home: Home) -> int:
         print_json(shown)
         return 0
     print_table(("setting", "value"), [(name, shown[name]) for name in given or shown])
-    hint(_next_step(settings))
-    return 0
-
-
-def _next_step(settings: Offload) -> str:
     if settings.mode == "cache-only":
-        return "mode is cache-only: recorded answers are used, nothing is sent"
-    if settings.base_url and settings.model:
-        return "try it: nslora-agent offload test"
-    return "off: nothing is sent until --base-url and --model are set"
+        hint("mode is cache-only: recorded answers are used, nothing is sent")
+    elif settings.base_url and settings.model:
+        hint("try it: nslora-agent offload test")
+    else:
+        hint("off: nothing is sent until --base-url and --model are set")
+    return 0
 
 
 def test(arguments: argparse.Namespace, home: Home) -> int:
@@ -99,31 +95,14 @@ def preview(arguments: argparse.Namespace, home: Home) -> int:
     settings = read_config(home.config).offload
     rows = []
     with _worker(home) as ask:
-        for example in _train_rows(arguments.file, home):
+        for example in _read_train_rows(arguments.file, home):
             flag = rewriting.flag(example, settings)
             if flag:
                 answer = ask(Preview(rewriting.first_request(0, example, flag, settings.rewrite)))
                 rows.append({"id": example.id, "why": list(flag.why), **_fields(answer)})
     if arguments.json:
         print_json(rows)
-    else:
-        _say_preview(rows)
-    return 0
-
-
-def _train_rows(file: str, home: Home) -> list[Example]:
-    from agent.data.dataset import BadLine, list_bad, open_source, read_examples, split  # noqa: PLC0415
-
-    config = read_config(home.config)
-    bad: list[BadLine] = []
-    with open_source(file) as source:
-        examples = list(read_examples(source, config.limits, bad.append))
-    if bad:
-        raise DataError(list_bad(bad))
-    return split(examples, config.training.held_out, config.training.seed)[0]
-
-
-def _say_preview(rows: list[dict[str, Any]]) -> None:
+        return 0
     for row in rows:
         secrets = ", ".join(f"{count} {kind}" for kind, count in row["redacted"].items())
         notes = [", ".join(row["why"]), f"replaced: {secrets}" if secrets else "", "recorded" if row["cached"] else ""]
@@ -134,6 +113,19 @@ def _say_preview(rows: list[dict[str, Any]]) -> None:
     flagged = "1 row is" if len(rows) == 1 else f"{len(rows)} rows are"
     recorded = "1 answer is" if known == 1 else f"{known} answers are"
     hint(f"{flagged} flagged; {recorded} recorded, {len(rows) - known} would be asked for")
+    return 0
+
+
+def _read_train_rows(file: str, home: Home) -> list[Example]:
+    from agent.data.dataset import BadLine, list_bad, open_source, read_examples, split  # noqa: PLC0415
+
+    config = read_config(home.config)
+    bad: list[BadLine] = []
+    with open_source(file) as source:
+        examples = list(read_examples(source, config.limits, bad.append))
+    if bad:
+        raise DataError(list_bad(bad))
+    return split(examples, config.training.held_out, config.training.seed)[0]
 
 
 def log(arguments: argparse.Namespace, home: Home) -> int:

@@ -10,16 +10,16 @@ from unicodedata import category
 TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Characters that change the direction of what follows."""
 Show = Callable[[int, str], None]
-"""Takes who says something, by place, and what is new of it; nothing new means that it begins."""
+"""Called with (speaker index, new text); empty text starts that speaker's answer."""
 
 
 @contextmanager
-def shown(names: Sequence[str], *, quiet: bool) -> Iterator[Show]:
+def show_answers(names: Sequence[str], *, quiet: bool) -> Iterator[Show]:
     """Show what each of some versions says while the block runs, one after the other."""
     if quiet:
         yield lambda _place, _text: None
     elif len(names) > 1 and sys.stdout.isatty():
-        with _columns(names) as show:
+        with _show_columns(names) as show:
             yield show
     else:
         yield _Plain(names).show
@@ -47,7 +47,7 @@ def harmless(text: str) -> str:
 
 
 @contextmanager
-def _columns(names: Sequence[str]) -> Iterator[Show]:
+def _show_columns(names: Sequence[str]) -> Iterator[Show]:
     from rich import box  # noqa: PLC0415  rich costs 80 ms, and only a terminal needs it
     from rich.live import Live  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415

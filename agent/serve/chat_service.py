@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from agent.contract.errors import AgentError, Busy, OutOfMemory, StateError
 from agent.contract.reply_messages import Replied, Reply
-from agent.serve.inference import Answering, Version, active, chosen
+from agent.serve.inference import Answerer, Version, active, find_version
 from agent.system.config import Config
 from agent.system.output import hint
 from agent.system.paths import Home
@@ -28,7 +28,7 @@ class Voice:
     place of one that can.
     """
 
-    def __init__(self, home: Home, config: Config, answering: Answering) -> None:
+    def __init__(self, home: Home, config: Config, answering: Answerer) -> None:
         self._home, self._config, self._answering = home, config, answering
         self._pool = ThreadPoolExecutor(1)
         self._waiting: set[Future[None]] = set()
@@ -36,7 +36,7 @@ class Voice:
         self._talking: Turn | None = None
         self._refused: int | None = None
         self._used = time.monotonic()
-        self.version = chosen(None, home, config)
+        self.version = find_version(None, home, config)
 
     @property
     def waiting(self) -> int:
@@ -68,7 +68,7 @@ class Voice:
         try:
             wanted = active(self._home)
             if wanted not in {self.version.number, self._refused}:
-                self._swap_to(chosen(str(wanted), self._home, self._config))
+                self._swap_to(find_version(str(wanted), self._home, self._config))
         except AgentError as fault:
             hint(f"{self.version.name} goes on answering, because what is active now cannot be loaded: {fault}")
         self._answering.load(self.version)

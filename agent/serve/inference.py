@@ -45,7 +45,7 @@ class Version:
         return f"{self.name} of {self.base}" if self.number else f"the base model {self.base}"
 
 
-def chosen(asked: str | None, home: Home, config: Config) -> Version:
+def find_version(asked: str | None, home: Home, config: Config) -> Version:
     """The version of that number, the base model for "base", the active one for None. Raises NotFound."""
     if asked is not None and not re.fullmatch("base|[0-9]{1,18}", asked):
         raise NotFound(f'--version must be a number from `nslora-agent versions` or "base", not {asked!r}')
@@ -66,7 +66,7 @@ def active(home: Home) -> int:
         return Registry(home.path, store).active()
 
 
-class Answering:
+class Answerer:
     """A worker that answers as the version that was loaded last; use as a context manager, which ends it.
 
     `log` is where what libraries say goes.
@@ -79,7 +79,7 @@ class Answering:
         self._budget = config.training.memory_budget
         self.loaded: Version | None = None
 
-    def __enter__(self) -> Answering:
+    def __enter__(self) -> Answerer:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -26,7 +26,7 @@ from agent.contract.errors import AgentError, Busy, DataError, OutOfMemory, Stat
 from agent.contract.protocol import MAX_LINE
 from agent.serve import chat_api
 from agent.serve.chat_service import Heard, Turn, Voice
-from agent.serve.inference import Answering, Version
+from agent.serve.inference import Answerer, Version
 from agent.system.config import Config
 from agent.system.output import hint
 from agent.system.paths import Home
@@ -52,7 +52,7 @@ def serve(home: Home, config: Config, path: Path, ready: Callable[[Version], Non
     """
     # uvicorn comes to an end in good order, and then raises the signal again.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with Answering(home, config, home.path / LOG) as answering:
+    with Answerer(home, config, home.path / LOG) as answering:
         voice = Voice(home, config, answering)
         home.prepared(voice.version.base)
         with _listening(path) as listener:

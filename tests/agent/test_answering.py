@@ -21,7 +21,7 @@ from agent.contract.errors import Busy
 from agent.contract.protocol import Load, Request
 from agent.contract.reply_messages import Replied, Reply, Said
 from agent.queue.store import Store
-from agent.serve.inference import Answering, chosen
+from agent.serve.inference import Answerer, find_version
 from agent.system.config import read_config
 from agent.system.paths import Home
 from agent.system.worker_client import Worker
@@ -144,8 +144,8 @@ def test_nobody_else_gets_the_device_while_a_model_is_loaded(
 
     monkeypatch.setattr(Worker, "ask", spy)
     config = read_config(box.config)
-    with Answering(box, config, tmp_path / "log") as answering:
-        answering.load(chosen(None, box, config))
+    with Answerer(box, config, tmp_path / "log") as answering:
+        answering.load(find_version(None, box, config))
         answering.reply(Reply(({"role": "user", "content": "port?"},), 2))
     assert free == [("Plan", False), ("Load", False), ("Reply", True)]
 

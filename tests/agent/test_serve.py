@@ -27,7 +27,7 @@ from agent.contract.errors import StateError
 from agent.contract.reply_messages import Replied, Reply
 from agent.queue.store import Store
 from agent.serve.chat_service import Turn, Voice
-from agent.serve.inference import Answering
+from agent.serve.inference import Answerer
 from agent.system.config import read_config
 from agent.system.paths import Home
 from agent.versions.registry import Registry
@@ -253,7 +253,7 @@ def test_a_job_that_trains_refuses_questions_that_do_not_fit_beside_it(
 def test_an_idle_model_is_given_back_and_comes_again(home: Home, tmp_path: Path) -> None:
     """Its process is gone; the next question starts another."""
     config = read_config(home.config)
-    with Answering(home, config, tmp_path / "log") as answering:
+    with Answerer(home, config, tmp_path / "log") as answering:
         voice = Voice(home, config, answering)
         first = asyncio.run(ask(voice))
         assert descendants(os.getpid())
@@ -271,7 +271,7 @@ def test_an_idle_model_is_given_back_and_comes_again(home: Home, tmp_path: Path)
 def test_whatever_goes_wrong_somebody_is_told(home: Home, tmp_path: Path) -> None:
     """A folder that is gone is no error of ours by name, and no reason to wait for ever."""
     config = read_config(home.config)
-    with Answering(home, config, tmp_path / "gone" / "log") as answering:
+    with Answerer(home, config, tmp_path / "gone" / "log") as answering:
         voice = Voice(home, config, answering)
         told = asyncio.run(ask(voice))
         voice.close()
@@ -283,7 +283,7 @@ def test_whatever_goes_wrong_somebody_is_told(home: Home, tmp_path: Path) -> Non
 def test_a_worker_that_died_meanwhile_costs_no_question(home: Home, tmp_path: Path) -> None:
     """Another one is started."""
     config = read_config(home.config)
-    with Answering(home, config, tmp_path / "log") as answering:
+    with Answerer(home, config, tmp_path / "log") as answering:
         voice = Voice(home, config, answering)
         first = asyncio.run(ask(voice))
         assert answering._worker
