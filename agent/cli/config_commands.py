@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from agent.system.config import GROUPS, Config, read_config, set_in
+from agent.system.config import GROUPS, Config, read_config, setting_lines
 from agent.system.output import print_json, print_table, say
 from agent.system.paths import Home
 
@@ -31,7 +31,7 @@ def show(arguments: argparse.Namespace, home: Home) -> int:
 
 
 def _rows(config: Config, home: Home) -> Iterator[Row]:
-    lines = set_in(home.config.read_text(encoding="utf-8")) if home.config.exists() else {}
+    lines = setting_lines(home.config.read_text(encoding="utf-8")) if home.config.exists() else {}
 
     def row(name: str, value: Any, known: dataclasses.Field[Any]) -> Row:
         origin = f"{home.config}, line {lines[name]}" if name in lines else "default"

@@ -51,7 +51,7 @@ class Version:
     @property
     def model(self) -> Path:
         """The prepared base model's folder. Raises BaseModelError."""
-        return self._home.prepared(self.base)
+        return self._home.require_model(self.base)
 
 
 def export(arguments: argparse.Namespace, home: Home) -> int:

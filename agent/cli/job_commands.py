@@ -18,7 +18,7 @@ from agent.contract.lines import counted, shorten
 from agent.queue.jobs import Job, State, describe
 from agent.queue.store import Store, open_existing
 from agent.system import output, systemd
-from agent.system.config import given_flags
+from agent.system.config import flag_settings
 from agent.system.events import progress_in_words
 from agent.system.output import hint, print_json, print_table, say
 from agent.system.paths import Home
@@ -53,7 +53,7 @@ def validate(arguments: argparse.Namespace, home: Home) -> int:
 
 def enqueue(arguments: argparse.Namespace, home: Home) -> int:
     """Copy a file into the spool, then queue it."""
-    given = given_flags(arguments, "training", "decision")
+    given = flag_settings(arguments, "training", "decision")
     job = api.enqueue(arguments.file, state=home.path, mode=arguments.mode, skip_bad=arguments.skip_bad, **given)
     if arguments.json:
         print_json(_job_json(job))

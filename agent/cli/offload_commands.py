@@ -15,7 +15,7 @@ from agent.contract.errors import DataError
 from agent.contract.lines import counted, read_json_lines, shorten
 from agent.queue.store import Store
 from agent.system import output
-from agent.system.config import given_flags, read_config, write_settings
+from agent.system.config import flag_settings, read_config, write_settings
 from agent.system.output import hint, print_json, print_table, say
 from agent.system.paths import Home
 
@@ -45,7 +45,7 @@ def _fields(answer: object) -> dict[str, Any]:
 
 def set_(arguments: argparse.Namespace, home: Home) -> int:
     """Write the given offload settings; show all of them."""
-    given = given_flags(arguments, "offload")
+    given = flag_settings(arguments, "offload")
     if given.get("api_key_file"):
         given["api_key_file"] = str(Path(given["api_key_file"]).absolute())
     if given:

@@ -23,7 +23,7 @@ Body = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """A question, and how its answer is to come."""
 
     reply: Reply
@@ -32,7 +32,7 @@ class Asked:
     """At the end of a stream; a whole answer always has it."""
 
 
-def parsed(raw: bytes) -> Asked:
+def parse(raw: bytes) -> Question:
     """Parse the body of a request. Raises DataError for what is wrong or not served."""
     try:
         body = json.loads(raw)
@@ -43,22 +43,19 @@ def parsed(raw: bytes) -> Asked:
     for name, nothing in NOT_HERE.items():
         if body.get(name) not in (None, nothing):
             raise DataError(f"{name} other than {json.dumps(nothing)} is not served here")
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise DataError("messages must be a list with something in it")
     options = body.get("stream_options")
     reply = Reply(
-        messages=tuple(map(message, _list(body.get("messages"), "messages"))),
-        max_new_tokens=_longest(body),
+        messages=tuple(map(message, messages)),
+        max_new_tokens=_max_tokens(body),
         temperature=_temperature(body.get("temperature")),
         seed=_seed(body.get("seed")),
         stops=_stops(body.get("stop")),
     )
     with_usage = isinstance(options, dict) and options.get("include_usage") is True
-    return Asked(reply, stream=body.get("stream") is True, with_usage=with_usage)
-
-
-def _list(value: Any, name: str) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{name} must be a list with something in it")
-    return value
+    return Question(reply, stream=body.get("stream") is True, with_usage=with_usage)
 
 
 def message(told: Any) -> Message:
@@ -77,7 +74,7 @@ def message(told: Any) -> Message:
     return {"role": ROLES[role], "content": content}
 
 
-def _longest(body: Body) -> int:
+def _max_tokens(body: Body) -> int:
     given = [body[name] for name in ("max_completion_tokens", "max_tokens") if body.get(name) is not None]
     told = given[0] if given else ANSWER_TOKENS
     if not _is_whole(told) or told < 1:

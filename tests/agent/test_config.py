@@ -19,7 +19,7 @@ from agent.system.config import (
     Config,
     add_flags,
     default_toml,
-    given_flags,
+    flag_settings,
     job_settings,
     read_config,
     write_base,
@@ -184,7 +184,7 @@ def parse(*arguments: str) -> dict[str, Any]:
     parser = argparse.ArgumentParser(exit_on_error=False)
     add_flags(parser, "training")
     add_flags(parser, "decision")
-    return given_flags(parser.parse_args(arguments), "training", "decision")
+    return flag_settings(parser.parse_args(arguments), "training", "decision")
 
 
 def test_flags_override_the_file_and_leave_the_rest(path: Path) -> None:
