@@ -34,9 +34,9 @@ def explain(arguments: argparse.Namespace, home: Home) -> int:
         return _explain_example(arguments, found)
     job, rounds, choices, outcomes = found.job, found.rounds, found.choices, found.outcomes
     if arguments.json:
-        told = [_without(row, "job") for row in outcomes]
+        records = [_without(row, "job") for row in outcomes]
         head = {"job": job.id, "mode": job.mode, "state": job.state}
-        print_json({**head, "rounds": [vars(each) for each in rounds], "choices": choices, "outcomes": told})
+        print_json({**head, "rounds": [vars(each) for each in rounds], "choices": choices, "outcomes": records})
         return 0
     say(wrapped(f"job {job.id} ({job.mode}), {job.state}{': ' + job.reason if job.reason else ''}"))
     _say_rounds(job, rounds)
@@ -131,9 +131,9 @@ def _reward(standing: dict[str, Any], prefix: str) -> float:
 def _explain_example(arguments: argparse.Namespace, found: Explanation) -> int:
     name, job, choices, outcomes = arguments.example, found.job, found.choices, found.outcomes
     if arguments.json:
-        told = [_without(row, "job", "id", "example") for row in outcomes]
+        records = [_without(row, "job", "id", "example") for row in outcomes]
         seen = [_without(row, "job", "example") for row in choices]
-        print_json({"job": job.id, "example": name, "choices": seen, "outcomes": told})
+        print_json({"job": job.id, "example": name, "choices": seen, "outcomes": records})
         return 0
     say(wrapped(f"{name}, line {choices[0]['line']} of {Path(job.file).name}"))
     ends = [*(choice["round"] for choice in choices[1:]), float("inf")]

@@ -213,15 +213,15 @@ def logs(arguments: argparse.Namespace, home: Home) -> int:
 
 def cancel(arguments: argparse.Namespace, home: Home) -> int:
     """Cancel a job; its processes are killed by the daemon within a second."""
-    return _tell(arguments, api.cancel(arguments.job, state=home.path))
+    return _print_state(arguments, api.cancel(arguments.job, state=home.path))
 
 
 def retry(arguments: argparse.Namespace, home: Home) -> int:
     """Queue a job again."""
-    return _tell(arguments, api.retry(arguments.job, state=home.path))
+    return _print_state(arguments, api.retry(arguments.job, state=home.path))
 
 
-def _tell(arguments: argparse.Namespace, job: Job) -> int:
+def _print_state(arguments: argparse.Namespace, job: Job) -> int:
     print_json(_job_json(job)) if arguments.json else say(f"job {job.id}: {job.state.value}")
     return 0
 

@@ -215,7 +215,7 @@ def _add_remote(add: _Adder) -> None:
     imported.add_argument("file", metavar="FILE", help="file that `cache export` wrote")
     about = "Forget answers that were not used for a while."
     prune = cache("prune", offload_commands.cache_prune, about, "nslora-agent cache prune --older-than 30d")
-    prune.add_argument("--older-than", type=_span, required=True, metavar="AGE", help="such as 12h or 30d")
+    prune.add_argument("--older-than", type=_duration, required=True, metavar="AGE", help="such as 12h or 30d")
 
 
 def _add_box(add: _Adder) -> None:
@@ -252,7 +252,7 @@ def _add_box(add: _Adder) -> None:
     script.add_argument("shell", metavar="SHELL", choices=completion.SHELLS, help=about)
 
 
-def _span(text: str) -> float:
+def _duration(text: str) -> float:
     """A flag's span of time in seconds: a number and s, m, h or d."""
     units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
     if text[-1:] not in units:
@@ -260,12 +260,12 @@ def _span(text: str) -> float:
     return _count(text[:-1]) * units[text[-1:]]
 
 
-_span.__name__ = "age"
+_duration.__name__ = "age"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code (see `agent.contract.errors`)."""
-    _mend_streams()
+    _repair_streams()
     arguments = argparse.Namespace(json=False)
     try:
         try:
@@ -288,7 +288,7 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(known), type(known).__name__, known.exit_code, as_json=arguments.json)
 
 
-def _mend_streams() -> None:
+def _repair_streams() -> None:
     """Let a closed stdout or stderr swallow what is written, and show in escapes what its encoding cannot."""
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  as long as the process
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115

@@ -192,7 +192,7 @@ def cache_export(arguments: argparse.Namespace, home: Home) -> int:
     with _worker(home) as ask, _exchange(home) as path:
         answer = ask(CacheExport(str(path)))
         write_file(Path(arguments.file).absolute(), path.read_bytes())
-    return _tell_rows(arguments, answer, "answers written")
+    return _print_row_count(arguments, answer, "answers written")
 
 
 def cache_import(arguments: argparse.Namespace, home: Home) -> int:
@@ -203,10 +203,10 @@ def cache_import(arguments: argparse.Namespace, home: Home) -> int:
     with open_source(arguments.file) as source, _worker(home) as ask, _exchange(home) as path:
         path.write_bytes(source.read())
         answer = ask(CacheImport(str(path)))
-    return _tell_rows(arguments, answer, "answers read")
+    return _print_row_count(arguments, answer, "answers read")
 
 
-def _tell_rows(arguments: argparse.Namespace, answer: Answer, what: str) -> int:
+def _print_row_count(arguments: argparse.Namespace, answer: Answer, what: str) -> int:
     from agent.contract.offload_messages import Listed  # noqa: PLC0415
 
     if not isinstance(answer, Listed):

@@ -161,12 +161,12 @@ def _round_shades(history: RunHistory) -> Iterator[Shade]:
     for begun in history.rounds:
         over = ends.get(begun["round"], {})
         steps = over.get("steps", 0)
-        told = f"Round {begun['round']}, {begun['phase']}: {begun['why']}. Until: {over.get('ended', 'not over')}."
+        label = f"Round {begun['round']}, {begun['phase']}: {begun['why']}. Until: {over.get('ended', 'not over')}."
         if begun["phase"] == "numeric" and steps:
-            yield Shade(at, at + steps, "numeric" if begun["round"] % 2 else "numeric other", told)
+            yield Shade(at, at + steps, "numeric" if begun["round"] % 2 else "numeric other", label)
             at += steps
         elif begun["phase"] == "symbolic":
-            yield Shade(at, at, "symbolic", told)
+            yield Shade(at, at, "symbolic", label)
 
 
 # ---- texts ----
@@ -177,10 +177,10 @@ def _answers(version: Path | None, examples: dict[str, Example]) -> list[Row]:
     path = version / "answers.json" if version else None
     if path is None or not path.exists():
         return []
-    told = json.loads(path.read_text())
-    before = {each["id"]: each["text"] for each in told["before"]}
+    answers = json.loads(path.read_text())
+    before = {each["id"]: each["text"] for each in answers["before"]}
     rows: list[Row] = []
-    for each in told["after"]:
+    for each in answers["after"]:
         name, after = each["id"], each["text"]
         if name in examples and name in before:
             example = examples[name]
@@ -203,8 +203,8 @@ def _gains(outcomes: list[Row], rounds: list[Round], left: int) -> Iterator[Row]
         gains = [row["gain"] for row in outcomes if row["action"] == action]
         if gains:
             helped, hurt = (sum(sign * gain > 0 for gain in gains) for sign in (1, -1))
-            told = {"name": name, "tried": len(gains), "helped": helped, "hurt": hurt, "gained": sum(gains)}
-            yield {**told, "cost": costs[action]}
+            counts = {"name": name, "tried": len(gains), "helped": helped, "hurt": hurt, "gained": sum(gains)}
+            yield {**counts, "cost": costs[action]}
     if left:
         yield {"name": "neither", "tried": left, "helped": 0, "hurt": 0, "gained": 0.0, "cost": "nothing"}
 
@@ -212,8 +212,8 @@ def _gains(outcomes: list[Row], rounds: list[Round], left: int) -> Iterator[Row]
 def _rewritten_rows(home: Home, job: Job, examples: dict[str, Example]) -> Iterator[Row]:
     """Remade rows with what they were."""
     path = home.run(job.id) / REMADE
-    told = [row for row in read_json_lines(path) if "remade" in row] if path.exists() else []
-    for row in told[:SHOWN]:
+    rows = [row for row in read_json_lines(path) if "remade" in row] if path.exists() else []
+    for row in rows[:SHOWN]:
         origin = examples.get(row["id"])
         lineage = row["remade"]
         by = "the model's own answer" if lineage["model"] == OWN_ANSWER else lineage["model"]

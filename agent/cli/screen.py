@@ -43,10 +43,10 @@ class View:
 
 def sparkline(values: Sequence[float], width: int) -> str:
     """Values as bars of eight heights, the newest to the right."""
-    shown = values[-width:]
-    low, high = min(shown, default=0.0), max(shown, default=0.0)
+    last = values[-width:]
+    low, high = min(last, default=0.0), max(last, default=0.0)
     scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BARS[round((value - low) * scale)] for value in shown)
+    return "".join(BARS[round((value - low) * scale)] for value in last)
 
 
 def box(view: View, width: int) -> RenderableType:
@@ -69,14 +69,14 @@ def one(view: View, width: int) -> RenderableType:
 
 def job(view: View, width: int) -> RenderableType:
     """One job: phase, progress, loss, memory, decisions, why."""
-    history, told = view.history, view.job
-    if history is None or told is None:
+    history, shown = view.history, view.job
+    if history is None or shown is None:
         return Text("no job")
-    rows = [_phase(told, history)]
+    rows = [_phase(shown, history)]
     if history.rounds:
         rows.append(Text(history.rounds[-1]["why"], style="dim", overflow="fold"))
     if history.steps:
-        rows.append(_bar(told, history, width))
+        rows.append(_bar(shown, history, width))
         last, plan = history.steps[-1], history.plan
         label = f"loss {last['loss']:.3f} "
         rows.append(Text.assemble(label, (sparkline(history.losses(width - len(label)), width - len(label)), "cyan")))
@@ -90,28 +90,28 @@ def job(view: View, width: int) -> RenderableType:
         for state, count in history.rounds[-1]["states"].items():
             decisions.append(f"{count} {state}  ", style={"satisfied": "green", "neither": "dim"}.get(state, ""))
         rows.append(decisions)
-    if "flagged" in told.progress:
-        rewrites = f"rewrites {told.progress['done']}/{told.progress['flagged']}"
+    if "flagged" in shown.progress:
+        rewrites = f"rewrites {shown.progress['done']}/{shown.progress['flagged']}"
         rows.append(Text(rewrites, style=COLOURS["symbolic"]))
-    if told.state in ENDED or told.state in {State.PAUSED, State.PARKED}:
-        rows.append(Text(told.reason or "", overflow="fold"))
+    if shown.state in ENDED or shown.state in {State.PAUSED, State.PARKED}:
+        rows.append(Text(shown.reason or "", overflow="fold"))
     elif history.notes:
         rows.append(Text(history.notes[-1], style="dim", overflow="ellipsis", no_wrap=True))
     return Group(*rows)
 
 
-def _phase(told: Job, history: RunHistory) -> RenderableType:
-    name = str(told.progress.get("phase", ""))
+def _phase(shown: Job, history: RunHistory) -> RenderableType:
+    name = str(shown.progress.get("phase", ""))
     current = history.rounds[-1] if history.rounds else None
-    text = Text(PHASES.get(name, "starting") if told.state is State.RUNNING else told.state.value)
+    text = Text(PHASES.get(name, "starting") if shown.state is State.RUNNING else shown.state.value)
     text.stylize(COLOURS.get(name, ""))
-    if current is not None and told.state is State.RUNNING:
+    if current is not None and shown.state is State.RUNNING:
         text = Text.assemble((f"round {current['round']} ", COLOURS.get(current["phase"], "")), text)
     return text
 
 
-def _bar(told: Job, history: RunHistory, width: int) -> RenderableType:
-    last, left = history.steps[-1], history.seconds_left if told.progress.get("phase") == "train" else None
+def _bar(shown: Job, history: RunHistory, width: int) -> RenderableType:
+    last, left = history.steps[-1], history.seconds_left if shown.progress.get("phase") == "train" else None
     label = f" step {last['step']}/{last['steps']}  {last['tokens_per_s']:.0f} tokens/s"
     label += f"  {age(left)} left" if left is not None else ""
     table = Table.grid(padding=0)

@@ -90,17 +90,20 @@ def _systemctl(*arguments: str) -> str:
 def status(arguments: argparse.Namespace, _: Home) -> int:
     """Show what systemd says of the service; exit code 1 if it does not run."""
     there = [name for name in ALL if (arguments.to / name).exists()]
-    told: dict[str, str] = {}
+    properties: dict[str, str] = {}
     if _is_systemd_here(arguments.to):
         lines = _systemctl("show", SERVICE, *(f"--property={name}" for name in SHOWN)).splitlines()
-        told = dict(line.split("=", 1) for line in lines)
-    runs = told.get("ActiveState") == "active"
+        properties = dict(line.split("=", 1) for line in lines)
+    runs = properties.get("ActiveState") == "active"
     if arguments.json:
-        print_json({"units": there, "runs": runs, **told})
+        print_json({"units": there, "runs": runs, **properties})
     else:
-        facts = [("units", ", ".join(there) or f"none in {arguments.to}: nslora-agent service install"), *told.items()]
+        facts = [
+            ("units", ", ".join(there) or f"none in {arguments.to}: nslora-agent service install"),
+            *properties.items(),
+        ]
         print_table(("", ""), [(name, value) for name, value in facts if value])
-        if not told:
+        if not properties:
             hint("systemd does not run here")
     return 0 if runs else 1
 

@@ -38,10 +38,10 @@ class _Plain:
         if place not in self._heard and len(self._names) > 1:
             print(f"{chr(10) * 2 if self._heard else ''}{self._names[place]}:")
         self._heard.add(place)
-        print(harmless(text) if sys.stdout.isatty() else text, end="", flush=True)
+        print(without_controls(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
-def harmless(text: str) -> str:
+def without_controls(text: str) -> str:
     """The text without characters with which an answer could do things to a terminal, or turn a line around."""
     return "".join(each for each in text if each in "\n\t" or not (category(each) == "Cc" or each in TURNING))
 
@@ -65,7 +65,7 @@ def _show_columns(names: Sequence[str]) -> Iterator[Show]:
     with Live(table(), refresh_per_second=8, vertical_overflow="visible") as live:
 
         def show(place: int, text: str) -> None:
-            said[place] += harmless(text)
+            said[place] += without_controls(text)
             live.update(table())
 
         yield show

@@ -88,9 +88,9 @@ def judge(before: Measured, after: Measured, most_fall: float = 1.0) -> Verdict:
     if not verdict.promote or not fallen:
         return verdict
     worst = min(fallen, key=lambda each: each.after - each.before)
-    told = f"{worst.name} fell from {worst.before:.3g} to {worst.after:.3g} on {counted(worst.rows, 'row')}"
+    fall = f"{worst.name} fell from {worst.before:.3g} to {worst.after:.3g} on {counted(worst.rows, 'row')}"
     gained = verdict.reason.removeprefix("Promoted: ")
-    return replace(verdict, promote=False, reason=f"Not promoted: {told}, although {gained}")
+    return replace(verdict, promote=False, reason=f"Not promoted: {fall}, although {gained}")
 
 
 def _falls(each: Slice, most_fall: float) -> bool:

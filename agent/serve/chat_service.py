@@ -87,7 +87,7 @@ class ChatService:
             if self._current is turn:
                 self._answerer.break_off()
 
-    def rest_after(self, idle: float) -> None:
+    def unload_after(self, idle: float) -> None:
         """Give the model's memory back if nobody has asked for some seconds."""
         if not self.queue_length and time.monotonic() - self._used > idle:
             self.submit(self._answerer.end)

@@ -71,7 +71,7 @@ def _listen(path: Path) -> Iterator[socket.socket]:
     """A socket that its owner alone can connect to; what a killed server left there is taken away."""
     with socket.socket(socket.AF_UNIX) as listener:
         try:
-            _make_free(path)
+            _remove_dead_socket(path)
             before = os.umask(0o177)
             try:
                 listener.bind(str(path))
@@ -90,7 +90,7 @@ def _listen(path: Path) -> Iterator[socket.socket]:
                     path.unlink()
 
 
-def _make_free(path: Path) -> None:
+def _remove_dead_socket(path: Path) -> None:
     if not path.exists():
         return
     if not stat.S_ISSOCK(path.stat().st_mode):
@@ -111,7 +111,7 @@ def app(service: ChatService, idle: float) -> Starlette:
     async def give_memory_back() -> None:
         while True:
             await asyncio.sleep(idle / 10)
-            service.rest_after(idle)
+            service.unload_after(idle)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

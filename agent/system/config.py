@@ -68,9 +68,9 @@ def read_config(path: Path) -> Config:
 def _raise_all(path: Path, text: str, faults: Faults) -> None:
     """Raise ConfigError with all faults, each with its line, if there are any."""
     lines = setting_lines(text)
-    told = [f"{path}{f', line {lines[name]}' if name in lines else ''}: {fault}" for name, fault in faults]
-    if told:
-        raise ConfigError("\n".join(told))
+    messages = [f"{path}{f', line {lines[name]}' if name in lines else ''}: {fault}" for name, fault in faults]
+    if messages:
+        raise ConfigError("\n".join(messages))
 
 
 def setting_lines(text: str) -> dict[str, int]:

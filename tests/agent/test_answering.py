@@ -15,7 +15,7 @@ import pytest
 from answering_box import SYSTEM, make_box
 from processes import AGENT, PATIENCE, agent, failed
 
-from agent.cli.stream_output import harmless
+from agent.cli.stream_output import without_controls
 from agent.contract.atomic_io import locked
 from agent.contract.errors import Busy
 from agent.contract.protocol import Load, Request
@@ -76,8 +76,8 @@ def test_the_base_model_is_not_compared_with_itself(home: Home) -> None:
 
 def test_an_answer_can_do_nothing_to_a_terminal() -> None:
     """Control characters are left out; line ends stay, and so does what other languages write with."""
-    assert harmless("a\x1b]0;title\x07b\nc\td\x9b31m\u202e") == "a]0;titleb\nc\td31m"
-    assert harmless("12\u202f000 €, क\u200dष") == "12\u202f000 €, क\u200dष"
+    assert without_controls("a\x1b]0;title\x07b\nc\td\x9b31m\u202e") == "a]0;titleb\nc\td31m"
+    assert without_controls("12\u202f000 €, क\u200dष") == "12\u202f000 €, क\u200dष"
 
 
 @pytest.mark.process

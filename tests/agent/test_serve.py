@@ -259,7 +259,9 @@ def test_an_idle_model_is_given_back_and_comes_again(home: Home, tmp_path: Path)
         assert descendants(os.getpid())
 
         def is_given_back() -> bool:
-            service.rest_after(0.0)  # again and again, as the server does: the first answer's task may not be over yet
+            service.unload_after(
+                0.0
+            )  # again and again, as the server does: the first answer's task may not be over yet
             return answerer.loaded is None
 
         wait_until(is_given_back, "the model is given back")
