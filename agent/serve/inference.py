@@ -122,7 +122,7 @@ class Answerer:
             raise TypeError(peaks)
         if not peaks.known:
             return
-        room = FITS_WITH * peaks.free_mb - (0.0 if is_alone else self._reserved_memory())
+        room = FITS_WITH * peaks.free_mb - (0.0 if is_alone else self._memory_reservation())
         needed = max(peaks.load_mb, peaks.generate_mb) - peaks.now_mb
         if needed <= room:
             self._budget = max(1, int(peaks.answers_mb))
@@ -132,7 +132,7 @@ class Answerer:
             raise OutOfMemory(f"{lacking}: close other programs, or take a smaller base model")
         raise Busy(f"a job is using the device, and {lacking} beside it: wait for it, or cancel it")
 
-    def _reserved_memory(self) -> float:
+    def _memory_reservation(self) -> float:
         """MB that the running job was found room for and has not taken yet."""
         with Store(self._home.database) as store:
             running = [job.progress for job in store.list([State.RUNNING])]
