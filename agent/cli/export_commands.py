@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from agent.cli.progress_bar import Told, working
+from agent.cli.progress_bar import OnEvent, show_progress
 from agent.contract.atomic_io import TEMPORARY, fsync_path
 from agent.contract.errors import BaseModelError, NotFound, StateError
 from agent.contract.os_errors import os_fault
@@ -51,7 +51,7 @@ class Version:
     @property
     def model(self) -> Path:
         """The prepared base model's folder. Raises BaseModelError."""
-        return self._home.prepared(self.base)
+        return self._home.require_model(self.base)
 
 
 def export(arguments: argparse.Namespace, home: Home) -> int:
@@ -60,17 +60,18 @@ def export(arguments: argparse.Namespace, home: Home) -> int:
     target = Path(arguments.output or f"nslora-version-{version.number}-{arguments.to}").absolute()
     if target.exists():
         raise StateError(f"{target} exists already: give another folder with -o")
-    fill = {"peft": _peft, "merged": _merged, "gguf": _gguf, "ollama": _ollama}[arguments.to]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(dir=target.parent, prefix=TEMPORARY) as work,
-            working(f"exporting version {version.number} to {arguments.to}", as_json=arguments.json) as told,
+            show_progress(f"exporting version {version.number} to {arguments.to}", as_json=arguments.json) as on_event,
         ):
             folder = Path(work) / "made"
             folder.mkdir()
-            fill(version, folder, told, arguments)
-            (folder / "README.md").write_text(_readme(version, arguments.to))
+            _fill(version, folder, arguments, on_event)
+            system = f"\nIts system prompt:\n\n> {version.system}\n" if version.system else ""
+            about = {"number": version.number, "base": version.base, "reason": version.reason, "system": system}
+            (folder / "README.md").write_text(README.format(form=arguments.to, **about))
             folder.rename(target)
             fsync_path(target.parent)
     except OSError as fault:
@@ -83,43 +84,29 @@ def export(arguments: argparse.Namespace, home: Home) -> int:
     return 0
 
 
-def _readme(version: Version, form: str) -> str:
-    system = f"\nIts system prompt:\n\n> {version.system}\n" if version.system else ""
-    about = {"number": version.number, "base": version.base, "form": form, "reason": version.reason, "system": system}
-    return README.format(**about)
-
-
-def _peft(version: Version, folder: Path, told: Told, arguments: argparse.Namespace) -> None:
-    del told, arguments
-    for path in version.adapter.glob("adapter_*"):
-        shutil.copyfile(path, folder / path.name)
-    _add_system_prompt(version, folder)
-
-
-def _merged(version: Version, folder: Path, told: Told, arguments: argparse.Namespace) -> None:
-    del arguments
-    _written(version, "merged", folder, told)
-    _add_system_prompt(version, folder)
-
-
-def _add_system_prompt(version: Version, folder: Path) -> None:
-    if version.system:
+def _fill(version: Version, folder: Path, arguments: argparse.Namespace, on_event: OnEvent) -> None:
+    """Write the files of the form that was asked for, all but its README."""
+    form = arguments.to
+    if form == "peft":
+        for path in version.adapter.glob("adapter_*"):
+            shutil.copyfile(path, folder / path.name)
+    elif form == "merged":
+        _export_by_worker(version, "merged", folder, on_event)
+    else:
+        _export_by_worker(version, "gguf", folder / "adapter.gguf", on_event)
+    if form in {"peft", "merged"} and version.system:
         (folder / "system_prompt.txt").write_text(version.system)
+    if form == "ollama":
+        _add_base_and_modelfile(version, folder, arguments.gguf, on_event)
 
 
-def _gguf(version: Version, folder: Path, told: Told, arguments: argparse.Namespace) -> None:
-    del arguments
-    _written(version, "gguf", folder / "adapter.gguf", told)
-
-
-def _ollama(version: Version, folder: Path, told: Told, arguments: argparse.Namespace) -> None:
+def _add_base_and_modelfile(version: Version, folder: Path, gguf: str | None, on_event: OnEvent) -> None:
     from agent.contract.export_messages import Template, Templated  # noqa: PLC0415
     from agent.versions.modelfile import modelfile  # noqa: PLC0415
 
-    _written(version, "gguf", folder / "adapter.gguf", told)
-    shutil.copyfile(_base_gguf(version, folder, arguments.gguf), folder / "base.gguf")
+    shutil.copyfile(_base_gguf(version, folder, gguf), folder / "base.gguf")
     shutil.rmtree(folder / "fetched", ignore_errors=True)
-    template = _asked(folder, Template(str(version.model)), told)
+    template = _ask_worker(folder, Template(str(version.model)), on_event)
     if not isinstance(template, Templated):
         raise TypeError(template)
     title = f"Version {version.number} of {version.base}, by nslora-agent"
@@ -150,16 +137,16 @@ def _base_gguf(version: Version, folder: Path, given: str | None) -> Path:
     return Path(fetched.path)
 
 
-def _written(version: Version, form: str, target: Path, told: Told) -> None:
+def _export_by_worker(version: Version, form: str, target: Path, on_event: OnEvent) -> None:
     from agent.contract.export_messages import Export  # noqa: PLC0415
 
     request = Export(str(version.model), str(version.adapter), form, str(target))
-    _asked(target.parent if target.suffix else target, request, told)
+    _ask_worker(target.parent if target.suffix else target, request, on_event)
 
 
-def _asked(folder: Path, request: Any, told: Told) -> Any:
+def _ask_worker(folder: Path, request: Any, on_event: OnEvent) -> Any:
     """A training worker's answer; its log lies beside the folder, which is thrown away."""
     from agent.system.worker_client import Worker  # noqa: PLC0415
 
     with Worker("quant.worker", folder.with_name("log")) as worker:
-        return worker.ask(request, told)
+        return worker.ask(request, on_event)

@@ -15,13 +15,12 @@ from agent.contract.errors import DataError
 from agent.contract.lines import counted, read_json_lines, shorten
 from agent.queue.store import Store
 from agent.system import output
-from agent.system.config import given_flags, read_config, write_settings
+from agent.system.config import flag_settings, read_config, write_settings
 from agent.system.output import hint, print_json, print_table, say
 from agent.system.paths import Home
 
 if TYPE_CHECKING:
     from agent.contract.protocol import Answer, Request
-    from agent.contract.settings import Offload
     from agent.data.formats import Example
 
 Ask = Callable[["Request"], "Answer"]
@@ -46,7 +45,7 @@ def _fields(answer: object) -> dict[str, Any]:
 
 def set_(arguments: argparse.Namespace, home: Home) -> int:
     """Write the given offload settings; show all of them."""
-    given = given_flags(arguments, "offload")
+    given = flag_settings(arguments, "offload")
     if given.get("api_key_file"):
         given["api_key_file"] = str(Path(given["api_key_file"]).absolute())
     if given:
@@ -58,16 +57,13 @@ def set_(arguments: argparse.Namespace, home: Home) -> int:
         print_json(shown)
         return 0
     print_table(("setting", "value"), [(name, shown[name]) for name in given or shown])
-    hint(_next_step(settings))
-    return 0
-
-
-def _next_step(settings: Offload) -> str:
     if settings.mode == "cache-only":
-        return "mode is cache-only: recorded answers are used, nothing is sent"
-    if settings.base_url and settings.model:
-        return "try it: nslora-agent offload test"
-    return "off: nothing is sent until --base-url and --model are set"
+        hint("mode is cache-only: recorded answers are used, nothing is sent")
+    elif settings.base_url and settings.model:
+        hint("try it: nslora-agent offload test")
+    else:
+        hint("off: nothing is sent until --base-url and --model are set")
+    return 0
 
 
 def test(arguments: argparse.Namespace, home: Home) -> int:
@@ -99,31 +95,14 @@ def preview(arguments: argparse.Namespace, home: Home) -> int:
     settings = read_config(home.config).offload
     rows = []
     with _worker(home) as ask:
-        for example in _train_rows(arguments.file, home):
+        for example in _read_train_rows(arguments.file, home):
             flag = rewriting.flag(example, settings)
             if flag:
                 answer = ask(Preview(rewriting.first_request(0, example, flag, settings.rewrite)))
                 rows.append({"id": example.id, "why": list(flag.why), **_fields(answer)})
     if arguments.json:
         print_json(rows)
-    else:
-        _say_preview(rows)
-    return 0
-
-
-def _train_rows(file: str, home: Home) -> list[Example]:
-    from agent.data.dataset import BadLine, list_bad, open_source, read_examples, split  # noqa: PLC0415
-
-    config = read_config(home.config)
-    bad: list[BadLine] = []
-    with open_source(file) as source:
-        examples = list(read_examples(source, config.limits, bad.append))
-    if bad:
-        raise DataError(list_bad(bad))
-    return split(examples, config.training.held_out, config.training.seed)[0]
-
-
-def _say_preview(rows: list[dict[str, Any]]) -> None:
+        return 0
     for row in rows:
         secrets = ", ".join(f"{count} {kind}" for kind, count in row["redacted"].items())
         notes = [", ".join(row["why"]), f"replaced: {secrets}" if secrets else "", "recorded" if row["cached"] else ""]
@@ -134,6 +113,19 @@ def _say_preview(rows: list[dict[str, Any]]) -> None:
     flagged = "1 row is" if len(rows) == 1 else f"{len(rows)} rows are"
     recorded = "1 answer is" if known == 1 else f"{known} answers are"
     hint(f"{flagged} flagged; {recorded} recorded, {len(rows) - known} would be asked for")
+    return 0
+
+
+def _read_train_rows(file: str, home: Home) -> list[Example]:
+    from agent.data.dataset import BadLine, list_bad, open_source, read_examples, split  # noqa: PLC0415
+
+    config = read_config(home.config)
+    bad: list[BadLine] = []
+    with open_source(file) as source:
+        examples = list(read_examples(source, config.limits, bad.append))
+    if bad:
+        raise DataError(list_bad(bad))
+    return split(examples, config.training.held_out, config.training.seed)[0]
 
 
 def log(arguments: argparse.Namespace, home: Home) -> int:
@@ -200,7 +192,7 @@ def cache_export(arguments: argparse.Namespace, home: Home) -> int:
     with _worker(home) as ask, _exchange(home) as path:
         answer = ask(CacheExport(str(path)))
         write_file(Path(arguments.file).absolute(), path.read_bytes())
-    return _tell_rows(arguments, answer, "answers written")
+    return _print_row_count(arguments, answer, "answers written")
 
 
 def cache_import(arguments: argparse.Namespace, home: Home) -> int:
@@ -211,10 +203,10 @@ def cache_import(arguments: argparse.Namespace, home: Home) -> int:
     with open_source(arguments.file) as source, _worker(home) as ask, _exchange(home) as path:
         path.write_bytes(source.read())
         answer = ask(CacheImport(str(path)))
-    return _tell_rows(arguments, answer, "answers read")
+    return _print_row_count(arguments, answer, "answers read")
 
 
-def _tell_rows(arguments: argparse.Namespace, answer: Answer, what: str) -> int:
+def _print_row_count(arguments: argparse.Namespace, answer: Answer, what: str) -> int:
     from agent.contract.offload_messages import Listed  # noqa: PLC0415
 
     if not isinstance(answer, Listed):

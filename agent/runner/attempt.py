@@ -20,7 +20,7 @@ from agent.queue.store import Store
 from agent.system.events import MOST_BYTES, EventLog
 from agent.system.offload_client import offload_worker
 from agent.system.paths import Home
-from agent.system.sensors import killed_for_memory
+from agent.system.sensors import memory_kills
 from agent.system.worker_client import Connection, Worker
 
 BEAT_EVERY = 5.0
@@ -102,7 +102,7 @@ class Attempt:
         try:
             return worker.ask(request, record, idle)
         except WorkerDied as fault:
-            if killed_for_memory() > self._killed_before:
+            if memory_kills() > self._killed_before:
                 raise OutOfMemory("the training worker was killed because memory ran out") from fault
             raise
 
@@ -142,7 +142,7 @@ class Attempt:
     def _start_trainer(self) -> Worker:
         device = self._workers.enter_context(self.lock(self.home.device_lock))
         log = self.run / "worker.log"
-        self._killed_before = killed_for_memory()
+        self._killed_before = memory_kills()
         return self._workers.enter_context(Worker("quant.worker", log, keep=(*self._kept, device)))
 
     @contextmanager

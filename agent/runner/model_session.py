@@ -61,7 +61,7 @@ class ModelSession:
 
     def _base(self) -> Path:
         """The prepared base model's folder. Raises BaseModelError if there is none."""
-        return self._attempt.home.prepared(self._attempt.job.base)
+        return self._attempt.home.require_model(self._attempt.job.base)
 
     def load(self, version: int, adapter: Path | None) -> None:
         """Load the base model with the adapter of a version, if that has one."""

@@ -256,7 +256,7 @@ def best_prompt(learning: Learning, progress: Progress) -> tuple[Evaluation, str
     proposed = propose_prompt(learning, progress) if learning.proposes_prompt else ""
     for candidate in dict.fromkeys(filter(None, (publisher.parent_prompt, proposed))):
         tried = publisher.measure("after with prompt", candidate)
-        verdict = judge(best.measured, tried.measured, learning.decision.max_slice_drop)
+        verdict = judge(best.measurement, tried.measurement, learning.decision.max_slice_drop)
         learning.job.attempt.events.add("prompt", pays=verdict.promote, gain=verdict.gain)
         if verdict.promote:
             best, prompt = tried, candidate

@@ -136,7 +136,7 @@ class Publisher:
     def judge(self, before: Evaluation, after: Evaluation) -> Verdict:
         """The gate's verdict, recorded."""
         max_slice_drop = part_of(Decision, self._attempt.job.settings).max_slice_drop
-        verdict = judge(before.measured, after.measured, max_slice_drop)
+        verdict = judge(before.measurement, after.measurement, max_slice_drop)
         self._attempt.events.add("verdict", **dataclasses.asdict(verdict))
         return verdict
 

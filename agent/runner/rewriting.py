@@ -17,7 +17,7 @@ from agent.constraints import verify
 from agent.contract.offload_messages import LONGEST, ImprovePrompt, RewriteExample, Rewritten
 from agent.contract.settings import Offload
 from agent.data.formats import TRAIN, Example, Message
-from agent.scoring.acceptance import objections, smuggled
+from agent.scoring.acceptance import injections, objections
 
 MAX_CALLS = 3
 """Calls to the remote LLM for one example, the critique included."""
@@ -205,4 +205,4 @@ def _prompt_refusals(old: str, new: str, cases: dict[str, str]) -> tuple[str, ..
     known = set(ARGUMENT.findall(old))
     shown = set(ARGUMENT.findall("\n".join(cases.values()))) - known
     taken = [part for part in dict.fromkeys(ARGUMENT.findall(new)) if part in shown]
-    return (*(f"the system prompt makes {part} of one case a rule for all" for part in taken), *smuggled(old, new))
+    return (*(f"the system prompt makes {part} of one case a rule for all" for part in taken), *injections(old, new))

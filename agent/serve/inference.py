@@ -1,4 +1,4 @@
-"""Answers of a version: a training worker of one's own, which takes no memory that a running job was promised."""
+"""Answers of a version: by a private worker, which respects the running job's memory reservation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from agent.contract.atomic_io import locked
 from agent.contract.errors import Busy, DataError, NotFound, OutOfMemory, WorkerDied
@@ -22,7 +21,7 @@ from agent.system.worker_client import Worker
 from agent.versions.registry import Registry
 
 Hear = Callable[[str], None]
-"""Takes what is new of an answer."""
+"""Called with each text chunk of an answer."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Version:
         return f"{self.name} of {self.base}" if self.number else f"the base model {self.base}"
 
 
-def chosen(asked: str | None, home: Home, config: Config) -> Version:
+def find_version(asked: str | None, home: Home, config: Config) -> Version:
     """The version of that number, the base model for "base", the active one for None. Raises NotFound."""
     if asked is not None and not re.fullmatch("base|[0-9]{1,18}", asked):
         raise NotFound(f'--version must be a number from `nslora-agent versions` or "base", not {asked!r}')
@@ -66,7 +65,7 @@ def active(home: Home) -> int:
         return Registry(home.path, store).active()
 
 
-class Answering:
+class Answerer:
     """A worker that answers as the version that was loaded last; use as a context manager, which ends it.
 
     `log` is where what libraries say goes.
@@ -79,7 +78,7 @@ class Answering:
         self._budget = config.training.memory_budget
         self.loaded: Version | None = None
 
-    def __enter__(self) -> Answering:
+    def __enter__(self) -> Answerer:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,27 +98,31 @@ class Answering:
             self.end()
         if version == self.loaded:
             return
-        model = self._home.prepared(version.base)
+        model = self._home.require_model(version.base)
         same_base = self.loaded is not None and self.loaded.base == version.base
         worker = self._worker = self._worker or self._workers.enter_context(Worker("quant.worker", self._log))
         adapter = str(version.adapter) if version.adapter else None
         request = Load(str(model), adapter, self._settings.device, self._settings.dtype)
         with ExitStack() as stack:
             # A job that starts meanwhile waits, and then plans with what is left.
-            is_alone = _entered(stack, self._home.device_lock)
+            is_alone = True
+            try:
+                stack.enter_context(locked(self._home.device_lock, "in use"))
+            except Busy:
+                is_alone = False
             if not same_base:
                 self._check_room(worker, model, is_alone=is_alone)
             self.loaded = None
-            self._asked(worker, request)
+            self._ask(worker, request)
         self.loaded = version
 
     def _check_room(self, worker: Worker, model: Path, *, is_alone: bool) -> None:
-        peaks = self._asked(worker, Plan(str(model), self._settings, whole=False))
+        peaks = self._ask(worker, Plan(str(model), self._settings, whole=False))
         if not isinstance(peaks, Peaks):
             raise TypeError(peaks)
         if not peaks.known:
             return
-        room = FITS_WITH * peaks.free_mb - (0.0 if is_alone else self._promised())
+        room = FITS_WITH * peaks.free_mb - (0.0 if is_alone else self._memory_reservation())
         needed = max(peaks.load_mb, peaks.generate_mb) - peaks.now_mb
         if needed <= room:
             self._budget = max(1, int(peaks.answers_mb))
@@ -129,37 +132,44 @@ class Answering:
             raise OutOfMemory(f"{lacking}: close other programs, or take a smaller base model")
         raise Busy(f"a job is using the device, and {lacking} beside it: wait for it, or cancel it")
 
-    def _promised(self) -> float:
+    def _memory_reservation(self) -> float:
         """MB that the running job was found room for and has not taken yet."""
         with Store(self._home.database) as store:
             running = [job.progress for job in store.list([State.RUNNING])]
-        # Until it has planned, it may take everything.
-        return float(sum(each.get("planned_mb", math.inf) - _taken(each) for each in running))
+        reserved = 0.0
+        for progress in running:
+            planned = progress.get("planned_mb", math.inf)  # until it has planned, it may take everything
+            taken = progress.get("cuda_mb") or progress.get("rss_mb", 0.0)  # of the device, where that is a GPU
+            reserved += planned - min(taken, planned)
+        return reserved
 
     def reply(self, request: Reply, hear: Hear = lambda _: None) -> Replied:
         """The answer of the loaded version; `hear` gets it as it comes.
 
-        The version's system prompt is added, and the memory that was found for answers.
+        The version's system prompt is added, unless the conversation brings one, and the memory found for answers.
         """
         version, worker = self.loaded, self._worker
         if version is None or worker is None:
             raise RuntimeError("load a version first")
 
-        def heard(event: Event) -> None:
+        def forward(event: Event) -> None:
             if isinstance(event, Said):
                 hear(event.text)
 
-        asked = replace(_with_system(request, version.system), memory_budget=self._budget)
-        if len(encode(Envelope("request", 0, asked))) > MAX_LINE:
+        messages = request.messages
+        if version.system and not any(message["role"] == "system" for message in messages):
+            messages = ({"role": "system", "content": version.system}, *messages)
+        request = replace(request, messages=messages, memory_budget=self._budget)
+        if len(encode(Envelope("request", 0, request))) > MAX_LINE:
             raise DataError(f"the conversation is too long: more than {MAX_LINE >> 10} kB")
-        answer = self._asked(worker, asked, heard)
+        answer = self._ask(worker, request, forward)
         if not isinstance(answer, Replied):
             raise TypeError(answer)
         return answer
 
-    def _asked(self, worker: Worker, request: Request, heard: Callable[[Event], None] = lambda _: None) -> Answer:
+    def _ask(self, worker: Worker, request: Request, on_event: Callable[[Event], None] = lambda _: None) -> Answer:
         try:
-            return worker.ask(request, heard)
+            return worker.ask(request, on_event)
         except WorkerDied:
             self.end()
             raise
@@ -170,25 +180,3 @@ class Answering:
         # Before it has loaded a model, a worker may not know the signal yet, and would die of it.
         if worker is not None and self.loaded is not None:
             worker.break_off()
-
-
-def _taken(progress: dict[str, Any]) -> float:
-    """MB that a job has taken of what it was promised, which is the device's memory where that is a GPU."""
-    taken = progress.get("cuda_mb") or progress.get("rss_mb", 0.0)
-    return float(min(taken, progress.get("planned_mb", math.inf)))
-
-
-def _with_system(request: Reply, system: str) -> Reply:
-    """The request with a version's own system prompt, unless the conversation brings one."""
-    if not system or any(message["role"] == "system" for message in request.messages):
-        return request
-    return replace(request, messages=({"role": "system", "content": system}, *request.messages))
-
-
-def _entered(stack: ExitStack, lock: Path) -> bool:
-    """Take the lock if it is free, until the stack is left; returns whether it was."""
-    try:
-        stack.enter_context(locked(lock, "in use"))
-    except Busy:
-        return False
-    return True

@@ -94,7 +94,10 @@ class Connection:
         Raises the worker's AgentError, or WorkerDied if it ends, falls silent or breaks the protocol.
         """
         number = next(self._ids)
-        self._send(Envelope("request", number, request))
+        try:
+            self._write(protocol.encode(Envelope("request", number, request)))
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._death() from None
         heard = time.monotonic()
         while True:
             idle()
@@ -112,12 +115,6 @@ class Connection:
                 on_event(message)
             elif isinstance(message, protocol.Answer):
                 return message
-
-    def _send(self, envelope: Envelope) -> None:
-        try:
-            self._write(protocol.encode(envelope))
-        except (BrokenPipeError, ConnectionResetError):
-            raise self._death() from None
 
     def _receive(self, line: bytes, number: int) -> object:
         if not line:
