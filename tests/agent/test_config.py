@@ -129,7 +129,7 @@ def test_an_old_name_is_read_and_its_new_one_is_said_once(path: Path, capsys: py
     told = capsys.readouterr().err.splitlines()
     assert told[0] == "nslora-agent: clip is called max_grad_norm now; the old name still works"
     assert len(told) == len(RENAMED) == 4
-    assert config.set_in(path.read_text())["training.max_grad_norm"] == 2
+    assert config.setting_lines(path.read_text())["training.max_grad_norm"] == 2
 
 
 def test_a_setting_under_both_names_is_a_fault(path: Path) -> None:
