@@ -23,7 +23,7 @@ from agent.system.paths import Home
 
 if TYPE_CHECKING:
     from agent.contract.reply_messages import Message
-    from agent.serve.inference import Version
+    from agent.serve.inference import ServedVersion
 
 NEW, END = "/new", "/end"
 """What can be typed in `chat` besides questions."""
@@ -73,7 +73,7 @@ def serve(arguments: argparse.Namespace, home: Home) -> int:
 
     path = Path(arguments.socket or home.path / "serve.sock").absolute()
 
-    def ready(version: Version) -> None:
+    def ready(version: ServedVersion) -> None:
         if arguments.json:
             print_json({"socket": str(path), "version": version.number, "base": version.base})
         else:

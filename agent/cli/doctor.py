@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agent.contract.atomic_io import folder_fault
 from agent.contract.errors import AgentError
-from agent.contract.protocol import Check, Checked
+from agent.contract.protocol import Check
 from agent.queue.store import Store
 from agent.system import sensors
 from agent.system.config import Config
@@ -96,8 +96,6 @@ def _four_bit(config: Config) -> list[Finding]:
             answer = worker.ask(Check(config.training.device))
         except AgentError as fault:
             return [Finding("4-bit training", FAILURE, str(fault), "run `make install` again; see docs/deployment.md")]
-    if not isinstance(answer, Checked):
-        raise TypeError(answer)
     libraries = ", ".join(f"{name} {number}" for name, number in answer.versions.items())
     advice = "" if answer.ok else "bitsandbytes does not work with this device: reinstall it, or set device to cpu"
     training = f"{answer.detail}; computes in {answer.dtype}"

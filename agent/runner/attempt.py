@@ -13,8 +13,9 @@ from typing import Any
 from agent.contract import protocol
 from agent.contract.atomic_io import locked
 from agent.contract.errors import Busy, OutOfMemory, StaleAttempt, WorkerDied
-from agent.contract.offload_messages import ImprovePrompt, Remote, RewriteExample, Rewritten
-from agent.contract.protocol import Answer, Checkpointed, Note, Request, Step, Train
+from agent.contract.offload_messages import Remote, Rewritten
+from agent.contract.protocol import Checkpointed, Note, Step, Train
+from agent.contract.requests import AnswerT, Request
 from agent.queue.jobs import Job
 from agent.queue.store import Store
 from agent.system.events import MOST_BYTES, EventLog
@@ -80,7 +81,7 @@ class Attempt:
         self._offloading.close()
         self._workers.close()
 
-    def ask(self, request: Request, steps: list[Step] | None = None) -> Answer:
+    def ask(self, request: Request[AnswerT], steps: list[Step] | None = None) -> AnswerT:
         """Put a request to the training worker, recording its events, steps also in `steps`; Stopped after SIGTERM.
 
         Training is stopped by the worker itself, which checkpoints first and then answers; everything else is
@@ -106,13 +107,11 @@ class Attempt:
                 raise OutOfMemory("the training worker was killed because memory ran out") from fault
             raise
 
-    def ask_remote(self, request: RewriteExample | ImprovePrompt) -> Rewritten:
+    def ask_remote(self, request: Request[Rewritten]) -> Rewritten:
         """Put a request to the offload worker; raises Stopped after SIGTERM, and ConfigError for a bad config.toml."""
         if self._offload is None:
             self._offload = self._offloading.enter_context(offload_worker(self.home, self.run / "offload.log"))
         answer = self._offload.ask(request, self._record, self._break_off)
-        if not isinstance(answer, Rewritten):
-            raise TypeError(answer)
         if answer.remote != self.remote:  # each note is a synchronous write, and a recorded answer changes nothing
             self.remote = answer.remote
             self.store.note_remote(dataclasses.asdict(answer.remote))

@@ -12,7 +12,7 @@ from agent.contract.atomic_io import write_file
 from agent.contract.lines import json_line
 from agent.data.formats import HELD_OUT, TRAIN, Example
 from agent.queue.jobs import Job
-from agent.runner.rewriting import Outcome, replace_text
+from agent.runner.rewriting import RewriteOutcome, replace_text
 
 REMADE = "remade.jsonl"
 
@@ -26,7 +26,7 @@ class Rewrite:
     lineage: dict[str, Any]
 
 
-def lineage(job: Job, model: str, outcome: Outcome) -> dict[str, Any]:
+def lineage(job: Job, model: str, outcome: RewriteOutcome) -> dict[str, Any]:
     """Where the text of an accepted rewrite comes from and what it took; the source line is the row's own `line`."""
     names = ("critique", "calls", "prompt_tokens", "completion_tokens", "cost")
     return {"job": job.id, "file": job.file, "model": model, **{name: getattr(outcome, name) for name in names}}

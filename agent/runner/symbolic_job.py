@@ -18,7 +18,7 @@ from agent.data.formats import Example
 from agent.runner import rewriting
 from agent.runner.job_context import Ended, JobContext
 from agent.runner.parking import park_if_deferred
-from agent.runner.rewriting import Flag, Outcome
+from agent.runner.rewriting import Flag, RewriteOutcome
 from agent.runner.rewritten_data import REMADE, Rewrite, lineage, write_rewritten_rows
 from agent.system.config import read_config
 
@@ -42,12 +42,12 @@ def run(job: JobContext) -> Ended:
     return f"{said} {publisher.promote(made)}", made
 
 
-def rewrite_all(job: JobContext, offload: Offload) -> tuple[list[Outcome], Outcome]:
+def rewrite_all(job: JobContext, offload: Offload) -> tuple[list[RewriteOutcome], RewriteOutcome]:
     """Offer every flagged example for a rewrite, then the system prompt. Raises Parked if some have to wait."""
     attempt = job.attempt
     flagged = flag_all(job.data.train, offload)
     attempt.phase("rewrite")
-    outcomes: list[Outcome] = []
+    outcomes: list[RewriteOutcome] = []
     for example, flag in flagged:
         attempt.beat(done=len(outcomes), flagged=len(flagged))
         request = rewriting.first_request(attempt.job.id, example, flag, offload.rewrite)
@@ -55,7 +55,7 @@ def rewrite_all(job: JobContext, offload: Offload) -> tuple[list[Outcome], Outco
         attempt.events.add("rewrite", **outcomes[-1].to_json())
     write_outcomes(job, offload, outcomes)
     park_if_deferred(outcomes)
-    prompt = Outcome("system prompt", "satisfied", "", (), ())
+    prompt = RewriteOutcome("system prompt", "satisfied", "", (), ())
     if cases := rewriting.failing_cases(flagged):
         prompt = rewriting.improve_prompt(attempt.job.id, job.publisher.parent_prompt, cases, attempt.ask_remote)
         attempt.events.add("rewrite", **prompt.to_json())
@@ -73,7 +73,7 @@ def flag_all(examples: list[Example], offload: Offload) -> list[tuple[Example, F
     return [(example, flag) for example, flag in found if flag is not None]
 
 
-def write_outcomes(job: JobContext, offload: Offload, outcomes: list[Outcome]) -> None:
+def write_outcomes(job: JobContext, offload: Offload, outcomes: list[RewriteOutcome]) -> None:
     """Write down the outcomes, and all rows with the accepted rewrites in place."""
     remade = {
         outcome.id: Rewrite(outcome.text, offload.rewrite, lineage(job.attempt.job, offload.model, outcome))
@@ -85,7 +85,7 @@ def write_outcomes(job: JobContext, offload: Offload, outcomes: list[Outcome]) -
     write_file(run / REWRITES, b"".join(json_line(outcome.to_json()) for outcome in outcomes))
 
 
-def publish_prompt(job: JobContext, said: str, outcomes: list[Outcome], prompt: str) -> int:
+def publish_prompt(job: JobContext, said: str, outcomes: list[RewriteOutcome], prompt: str) -> int:
     """Make a version with the new system prompt and the parent's adapter."""
     publisher = job.publisher
     job.model.plan()
@@ -105,7 +105,7 @@ def publish_prompt(job: JobContext, said: str, outcomes: list[Outcome], prompt: 
     return publisher.publish(before, after, figures, fill)
 
 
-def _in_words(outcomes: list[Outcome]) -> str:
+def _in_words(outcomes: list[RewriteOutcome]) -> str:
     """The outcomes of the rewrites, in a sentence for people."""
     if not outcomes:
         return "No example lacks style or constraint."

@@ -59,7 +59,7 @@ def offer_first(learning: Learning, progress: Progress) -> Progress:
     return replace(progress, rows=rows, outcomes=outcomes, classifier=classifier)
 
 
-def _postpone(progress: Progress, names: tuple[str, ...], told: rewriting.Outcome) -> Progress:
+def _postpone(progress: Progress, names: tuple[str, ...], told: rewriting.RewriteOutcome) -> Progress:
     """After a rewrite that the remote or the budget did not allow: what is left waits, or is given up."""
     progress = replace(progress, members=(), cut="; ".join(told.reasons))
     if told.state == "spent":
@@ -68,7 +68,7 @@ def _postpone(progress: Progress, names: tuple[str, ...], told: rewriting.Outcom
     return replace(progress, rows={**progress.rows, **waiting}, deferred=told)
 
 
-def _outcome(old: Row, now: Row, choice: Choice, told: rewriting.Outcome) -> Outcome:
+def _outcome(old: Row, now: Row, choice: Choice, told: rewriting.RewriteOutcome) -> Outcome:
     """The gain of a rewrite: a better reference than the row had, and than the model's own answer."""
     gain = now.standing.reference_reward - max(old.standing.reward, old.standing.reference_reward)
     accepted = told.state == "remade"

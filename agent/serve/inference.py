@@ -11,8 +11,9 @@ from pathlib import Path
 
 from agent.contract.atomic_io import locked
 from agent.contract.errors import Busy, DataError, NotFound, OutOfMemory, WorkerDied
-from agent.contract.protocol import FITS_WITH, MAX_LINE, Answer, Envelope, Event, Load, Peaks, Plan, Request, encode
+from agent.contract.protocol import FITS_WITH, MAX_LINE, Envelope, Event, Load, Plan, encode
 from agent.contract.reply_messages import Replied, Reply, Said
+from agent.contract.requests import AnswerT, Request
 from agent.queue.jobs import State
 from agent.queue.store import Store, open_existing
 from agent.system.config import Config
@@ -25,7 +26,7 @@ Hear = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Version:
+class ServedVersion:
     """Who answers: number (0 is the base model itself), base model, adapter and system prompt (empty for none)."""
 
     number: int
@@ -44,17 +45,17 @@ class Version:
         return f"{self.name} of {self.base}" if self.number else f"the base model {self.base}"
 
 
-def find_version(asked: str | None, home: Home, config: Config) -> Version:
+def find_version(asked: str | None, home: Home, config: Config) -> ServedVersion:
     """The version of that number, the base model for "base", the active one for None. Raises NotFound."""
     if asked is not None and not re.fullmatch("base|[0-9]{1,18}", asked):
         raise NotFound(f'--version must be a number from `nslora-agent versions` or "base", not {asked!r}')
     number = active(home) if asked is None else 0 if asked == "base" else int(asked)
     if not number:
-        return Version(0, config.base)
+        return ServedVersion(0, config.base)
     with open_existing(home.database) as store:
         registry = Registry(home.path, store)
         base = registry.get(number).about["base"]
-        return Version(number, base, registry.adapter(number), registry.system_prompt(number))
+        return ServedVersion(number, base, registry.adapter(number), registry.system_prompt(number))
 
 
 def active(home: Home) -> int:
@@ -76,7 +77,7 @@ class Answerer:
         self._workers = ExitStack()
         self._worker: Worker | None = None
         self._budget = config.training.memory_budget
-        self.loaded: Version | None = None
+        self.loaded: ServedVersion | None = None
 
     def __enter__(self) -> Answerer:
         return self
@@ -89,7 +90,7 @@ class Answerer:
         self._workers.close()
         self._worker = self.loaded = None
 
-    def load(self, version: Version) -> None:
+    def load(self, version: ServedVersion) -> None:
         """Have this version answer from now on.
 
         Raises OutOfMemory if it does not fit, Busy if it does not fit beside the running job, BaseModelError.
@@ -118,8 +119,6 @@ class Answerer:
 
     def _check_room(self, worker: Worker, model: Path, *, is_alone: bool) -> None:
         peaks = self._ask(worker, Plan(str(model), self._settings, whole=False))
-        if not isinstance(peaks, Peaks):
-            raise TypeError(peaks)
         if not peaks.known:
             return
         room = FITS_WITH * peaks.free_mb - (0.0 if is_alone else self._memory_reservation())
@@ -162,12 +161,11 @@ class Answerer:
         request = replace(request, messages=messages, memory_budget=self._budget)
         if len(encode(Envelope("request", 0, request))) > MAX_LINE:
             raise DataError(f"the conversation is too long: more than {MAX_LINE >> 10} kB")
-        answer = self._ask(worker, request, forward)
-        if not isinstance(answer, Replied):
-            raise TypeError(answer)
-        return answer
+        return self._ask(worker, request, forward)
 
-    def _ask(self, worker: Worker, request: Request, on_event: Callable[[Event], None] = lambda _: None) -> Answer:
+    def _ask(
+        self, worker: Worker, request: Request[AnswerT], on_event: Callable[[Event], None] = lambda _: None
+    ) -> AnswerT:
         try:
             return worker.ask(request, on_event)
         except WorkerDied:

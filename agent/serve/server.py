@@ -26,7 +26,7 @@ from agent.contract.errors import AgentError, Busy, DataError, OutOfMemory, Stat
 from agent.contract.protocol import MAX_LINE
 from agent.serve import chat_api
 from agent.serve.chat_service import ChatService, Piece, Turn
-from agent.serve.inference import Answerer, Version
+from agent.serve.inference import Answerer, ServedVersion
 from agent.system.config import Config
 from agent.system.output import hint
 from agent.system.paths import Home
@@ -45,7 +45,7 @@ BACKLOG = 128
 """Connections that wait to be accepted."""
 
 
-def serve(home: Home, config: Config, path: Path, ready: Callable[[Version], None], idle: float = IDLE) -> None:
+def serve(home: Home, config: Config, path: Path, ready: Callable[[ServedVersion], None], idle: float = IDLE) -> None:
     """Answer on a socket at `path` until SIGTERM or Ctrl-C; `ready` is told who answers.
 
     Raises Busy or StateError if the socket cannot be had, BaseModelError if there is no model to answer.
@@ -179,12 +179,12 @@ async def _events(turn: Turn, piece: Piece, *, with_usage: bool) -> AsyncIterato
         turn.end()
 
 
-def model_id(version: Version) -> str:
+def model_id(version: ServedVersion) -> str:
     """The name of a version in answers."""
     return f"nslora-agent-{version.name.replace(' ', '-')}"
 
 
-def _about(version: Version) -> chat_api.Body:
+def _about(version: ServedVersion) -> chat_api.Body:
     return {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model_id(version)}
 
 

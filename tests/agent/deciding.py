@@ -11,7 +11,7 @@ from agent.decide.decision_store import Chosen, DecisionStore, Outcome, Round
 from agent.queue.jobs import Job
 from agent.queue.store import Store
 from agent.runner.explain import record
-from agent.runner.rewriting import Outcome as Rewrite
+from agent.runner.rewriting import RewriteOutcome
 from agent.runner.rows import Answered, Row, rewards
 from agent.system.paths import Home
 
@@ -69,9 +69,11 @@ def offered(name: str = "pump", gain: float = 0.25, told: str = "remade after 1 
     return Outcome(name, "rewrite", choice(row(example())).features, ("punctuation:no_comma",), 0.125, gain, told)
 
 
-def rewritten(name: str = "pump") -> Rewrite:
+def rewritten(name: str = "pump") -> RewriteOutcome:
     """An accepted rewrite."""
-    return Rewrite(name, "remade", GOOD, (), ("punctuation:no_comma",), 2, 2, 310, 22, 0.0, 1.25, None, "1 comma found")
+    return RewriteOutcome(
+        name, "remade", GOOD, (), ("punctuation:no_comma",), 2, 2, 310, 22, 0.0, 1.25, None, "1 comma found"
+    )
 
 
 def numeric(number: int = 1, **figures: Any) -> Round:

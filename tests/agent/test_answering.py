@@ -18,8 +18,9 @@ from processes import AGENT, PATIENCE, agent, failed
 from agent.cli.stream_output import without_controls
 from agent.contract.atomic_io import locked
 from agent.contract.errors import Busy
-from agent.contract.protocol import Load, Request
+from agent.contract.protocol import Load
 from agent.contract.reply_messages import Replied, Reply, Said
+from agent.contract.requests import Request
 from agent.queue.store import Store
 from agent.serve.inference import Answerer, find_version
 from agent.system.config import read_config
