@@ -291,7 +291,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _present_names(words: list[str]) -> list[str]:
-    """What was typed, with the name that its command has now."""
+    """The words that were typed, with the name that their command has now."""
     if not words or words[0] not in RENAMED:
         return words
     hint(f"nslora-agent: the command {words[0]} is called {RENAMED[words[0]]} now; the old name still works")
