@@ -34,8 +34,9 @@ STRENGTH = 60
 WIDE = 0.25
 """Variance of each coefficient before anything is known."""
 AGAIN = {"weights": "trained", "rewrite": "tried"}
-"""The features that say that the action was taken before in vain. Random routing hardly does it again, so that there is
-nothing to fit: it is believed to gain half of what it would the first time (coefficient -1), until a box sees otherwise."""
+"""The features that say that the action was taken before in vain. Random routing hardly does it again, so that
+there is nothing to fit: it is believed to gain half of what it would the first time (coefficient -1), until a
+box sees otherwise."""
 KINDS_COUNT = 3.0
 """Rewrites that the shipped tally of a kind of constraint counts for."""
 
