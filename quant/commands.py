@@ -7,7 +7,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from quant.load import load
 from quant.plan import peaks
 from quant.prepare import prepare
 from quant.shared import allocators
-from quant.shared.chat import Encoded, Encoder
+from quant.shared.chat import Encoder
 from quant.shared.corpus import Corpus
 from quant.shared.devices import is_out_of_memory
 from quant.shared.generate import greedy
@@ -48,6 +48,7 @@ from quant.shared.model import Model, foreign_faults
 from quant.shared.sampling import Sampler
 from quant.shared.streaming import IncrementalDetokenizer
 from quant.shared.templates import render_marks
+from quant.shared.token_cache import TokenCache
 from quant.shared.train import build_corpus, start, train
 
 WINDOWS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
@@ -62,6 +63,7 @@ class Commands:
         self._model: Model | None = None
         self._window = 0
         self._kept: tuple[object, Corpus] | None = None
+        self._base, self._tokens = "", TokenCache()
         self._stopping, self._breaks = stopping, breaks
 
     def handle(self, request: Any, emit: Emit) -> Answer:
@@ -105,6 +107,8 @@ class Commands:
         adapter = Path(request.adapter) if request.adapter else None
         model = self._model = load(Path(request.model), adapter, request.device, request.dtype)
         self._window = _window(Path(request.model))
+        if self._base != request.model:
+            self._base, self._tokens = request.model, TokenCache()
         allocators.trim()
         dtype = str(model.dtype).removeprefix("torch.")
         seconds = round(time.monotonic() - started, 2)
@@ -114,7 +118,8 @@ class Commands:
         model, started, rows, tokens = self.model, time.monotonic(), 0, 0
         with Path(request.out).open("wb") as out:
             for some in _batches(request.data):
-                judged = [e for e in self._encode(some, request.sequence_length) if e.targets]
+                encoded = (self._tokens.example(model.encoder, row, request.sequence_length) for row in some)
+                judged = [example for example in encoded if example.targets]
                 losses = mean_losses(model, judged, request.sequence_length)
                 for example, (loss, value_loss) in zip(judged, losses, strict=True):
                     line = {"id": example.id, "loss": loss, "value_loss": value_loss, "tokens": example.targets}
@@ -126,7 +131,7 @@ class Commands:
         model, started, rows, tokens = self.model, time.monotonic(), 0, 0
         with Path(request.out).open("wb") as out:
             for some in _batches(request.data):
-                prompts = [model.encoder.prompt(r["messages"]) for r in some]
+                prompts = [self._tokens.prompt(model.encoder, row["messages"]) for row in some]
                 answers = dict(greedy(model, prompts, request.max_new_tokens, request.memory_budget))
                 for number, row in enumerate(some):
                     line = {"id": row["id"], "text": answers[number].text, "tokens": answers[number].tokens}
@@ -165,7 +170,9 @@ class Commands:
         if self._kept is None or self._kept[0] != key:
             self._forget()
             rows = itertools.chain.from_iterable(_batches(request.data))
-            self._kept = key, build_corpus(self._encode(rows, longest), data.parent, emit)
+            # Rows that no probe has asked for are encoded this once: the corpus keeps them, on the disk.
+            encoded = (self._tokens.example(self.model.encoder, row, longest, keep=False) for row in rows)
+            self._kept = key, build_corpus(encoded, data.parent, emit)
         _, examples = self._kept
         self.model.encoder.release()
         resume = Path(request.resume) if request.resume else None
@@ -176,9 +183,6 @@ class Commands:
         if self._kept is not None:
             self._kept[1].close()
         self._kept = None
-
-    def _encode(self, rows: Iterable[dict[str, Any]], longest: int) -> Iterator[Encoded]:
-        return (self.model.encoder.example(r["id"], r["messages"], longest, r.get("value")) for r in rows)
 
     def _save(self, request: Save, _: Emit) -> Answer:
         target = Path(request.target)
