@@ -11,7 +11,7 @@ from typing import Any
 from agent import api
 from agent.contract.atomic_io import write_file
 from agent.contract.errors import NotFound
-from agent.contract.lines import counted, json_line, read_json_lines, shorten
+from agent.contract.lines import json_line, quantity, read_json_lines, shorten
 from agent.contract.os_errors import os_fault
 from agent.decide.decision_store import Round
 from agent.queue.jobs import ENDED, Job
@@ -68,14 +68,14 @@ def _say_rounds(job: Job, rounds: list[Round]) -> None:
 
 def _figures(each: Round) -> tuple[object, ...]:
     done = each.figures
-    spent = counted(done["steps"], "step") if each.phase == "numeric" else counted(done["requests_here"], "request")
+    spent = quantity(done["steps"], "step") if each.phase == "numeric" else quantity(done["requests_here"], "request")
     return each.number, each.phase, done["examples"], f"{done['gained']:+.2f}", f"{done['reward']:.3f}", spent
 
 
 def _say_spent(done: list[Round]) -> None:
     steps, last = sum(each.figures["steps"] for each in done), done[-1].figures
-    trained = f"{counted(steps, 'step')} ({counted(last['tokens'], 'token')})"
-    asked = f"{counted(last['requests'], 'request')} to the remote LLM (recorded answers included)"
+    trained = f"{quantity(steps, 'step')} ({quantity(last['tokens'], 'token')})"
+    asked = f"{quantity(last['requests'], 'request')} to the remote LLM (recorded answers included)"
     say(f"in all: {trained}, {asked}, {last['seconds']:.0f} s")
 
 
@@ -218,7 +218,7 @@ def remade(arguments: argparse.Namespace, home: Home) -> int:
     if arguments.json:
         print_json({"job": job.id, "file": arguments.output, "rows": len(chosen)})
     else:
-        say(f"{arguments.output}: {counted(len(chosen), 'row')}")
+        say(f"{arguments.output}: {quantity(len(chosen), 'row')}")
     return 0
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.contract.atomic_io import locked, sweep_temporaries
+from agent.contract.atomic_io import hold_lock, sweep_temporaries
 from agent.contract.errors import AgentError, Busy, StaleAttempt, StateError
 from agent.contract.os_errors import os_fault
 from agent.daemon import metrics
@@ -136,7 +136,7 @@ class Daemon:
     def _sweep_models(self) -> None:
         """Delete what a killed `init` left, unless one is at work: that is its own."""
         try:
-            with locked(self._home.models_lock, "init"):
+            with hold_lock(self._home.models_lock, "init"):
                 sweep_temporaries(self._home.models)
         except Busy:
             pass
@@ -145,7 +145,7 @@ class Daemon:
         """Queue a job whose daemon is gone. A reboot or power cut is not the job's fault and counts no death."""
         same_boot = job.boot_id == boot_id()
         reason = "the daemon died" if same_boot else "the box restarted"
-        self._report("taken back", self._store.died(job.id, str(job.token), reason, counts=same_boot))
+        self._report("taken back", self._store.record_death(job.id, str(job.token), reason, counts=same_boot))
 
     def _govern(self, now: float) -> None:
         """Let the running job checkpoint and wait, or the waiting ones go on."""
@@ -209,7 +209,7 @@ class Daemon:
 
     def _died_unless_cancelled(self, job: Job, token: str, reason: str, *, counts: bool) -> Job:
         try:
-            return self._store.died(job.id, token, reason, counts=counts)
+            return self._store.record_death(job.id, token, reason, counts=counts)
         except StaleAttempt:
             return self._store.get(job.id)
 

@@ -229,7 +229,7 @@ class Store:
         with self.transaction():
             return [self._move(job, State.QUEUED, "the box has room again") for job in self.list([State.PAUSED])]
 
-    def died(self, job_id: int, token: str, reason: str, *, counts: bool = True) -> Job:
+    def record_death(self, job_id: int, token: str, reason: str, *, counts: bool = True) -> Job:
         """Put the job back because its process died, or give it up at the third death. Raises StaleAttempt.
 
         `counts=False` is for deaths that were not the job's doing, such as a power cut.

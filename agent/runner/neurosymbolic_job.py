@@ -21,7 +21,7 @@ from typing import Any
 
 from agent.contract.atomic_io import folder_fault
 from agent.contract.errors import CacheMiss, RemoteRefused
-from agent.contract.lines import counted
+from agent.contract.lines import quantity
 from agent.decide.classifier import prior
 from agent.decide.decision_store import Round
 from agent.decide.monitor import Monitor, Phase, Work
@@ -282,7 +282,7 @@ def propose_prompt(learning: Learning, progress: Progress) -> str:
 def _figures(learning: Learning, progress: Progress, prompt: str) -> dict[str, Any]:
     own = sum(row.source == OWN_ANSWER for row in progress.rows.values())
     remade = sum(bool(row.source) for row in progress.rows.values()) - own
-    offered = counted(sum(row.rewrite is not None for row in progress.rows.values()), "example")
+    offered = quantity(sum(row.rewrite is not None for row in progress.rows.values()), "example")
     return {
         "rounds": progress.round - 1,
         **training_figures(

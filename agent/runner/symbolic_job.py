@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agent.contract.atomic_io import write_file, write_json
 from agent.contract.errors import DataError
-from agent.contract.lines import counted, json_line
+from agent.contract.lines import json_line, quantity
 from agent.contract.settings import Offload
 from agent.data.formats import Example
 from agent.runner import rewriting
@@ -111,4 +111,4 @@ def _in_words(outcomes: list[Outcome]) -> str:
         return "No example lacks style or constraint."
     counts = Counter(outcome.state for outcome in outcomes)
     told = ", ".join(f"{count} {state}" for state, count in counts.most_common())
-    return f"{counted(len(outcomes), 'example')} flagged: {told}."
+    return f"{quantity(len(outcomes), 'example')} flagged: {told}."

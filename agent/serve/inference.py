@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agent.contract.atomic_io import locked
+from agent.contract.atomic_io import hold_lock
 from agent.contract.errors import Busy, DataError, NotFound, OutOfMemory, WorkerDied
 from agent.contract.protocol import FITS_WITH, MAX_LINE, Answer, Envelope, Event, Load, Peaks, Plan, Request, encode
 from agent.contract.reply_messages import Replied, Reply, Said
@@ -188,7 +188,7 @@ def _with_system(request: Reply, system: str) -> Reply:
 def _entered(stack: ExitStack, lock: Path) -> bool:
     """Take the lock if it is free, until the stack is left; returns whether it was."""
     try:
-        stack.enter_context(locked(lock, "in use"))
+        stack.enter_context(hold_lock(lock, "in use"))
     except Busy:
         return False
     return True

@@ -51,7 +51,7 @@ class Actor:
 
     def died(self, job: int, token: str, counts: bool) -> str:  # noqa: FBT001
         """An attempt's process died."""
-        return self.store.died(job, token, "crash", counts=counts).state.value
+        return self.store.record_death(job, token, "crash", counts=counts).state.value
 
     def cancel(self, job: int) -> None:
         """A person cancels."""

@@ -251,7 +251,7 @@ def test_a_stale_attempt_cannot_promote(registry: Registry, store: Store) -> Non
     stale = store.claim("boot", 1)
     assert stale
     number = publish(registry)
-    store.died(stale.id, str(stale.token), "killed")
+    store.record_death(stale.id, str(stale.token), "killed")
     current = store.claim("boot", 1)
     assert current
     with pytest.raises(StaleAttempt):

@@ -150,7 +150,7 @@ def end_otherwise(home: Home, store: Store) -> None:
     store.park(job.id, str(job.token), "the remote is away", 0.0)
     store.wake(60.0)
     store.requeue(job.id, str(claimed(home, store).token), "stopped")
-    store.died(job.id, str(claimed(home, store).token), "killed")
+    store.record_death(job.id, str(claimed(home, store).token), "killed")
     store.cancel(job.id, "by hand")
     store.retry(job.id)
     store.cancel(job.id, "by hand")

@@ -79,7 +79,7 @@ def live(state: str, mutation: str) -> None:
         registry.reconcile()
         sweep_orphans(home.spool, store.spools(), older_than=0)
         for orphan in store.orphans():
-            store.died(orphan.id, str(orphan.token), "killed")
+            store.record_death(orphan.id, str(orphan.token), "killed")
         while len(store.list()) < WANTED:
             enqueue(home, store)
         while (job := store.claim("boot", 1)) is not None:
