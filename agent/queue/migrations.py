@@ -163,11 +163,11 @@ def _apply(connection: sqlite3.Connection) -> None:
 
     steps = sqlite_utils.Migrations("nslora-agent")
     for number, function in enumerate(MIGRATIONS, start=1):
-        steps(name=function.__name__)(_numbered(function, number))
+        steps(name=function.__name__)(_with_user_version(function, number))
     steps.apply(sqlite_utils.Database(connection, recursive_triggers=False, execute_plugins=False))
 
 
-def _numbered(function: Callable[[sqlite3.Connection], None], number: int) -> Callable[[Any], None]:
+def _with_user_version(function: Callable[[sqlite3.Connection], None], number: int) -> Callable[[Any], None]:
     """The migration together with its `user_version`, which changes in the same transaction."""
 
     def step(database: Any) -> None:

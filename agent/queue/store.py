@@ -104,14 +104,11 @@ class Store:
             with disk_faults(self.path):
                 self._connection.execute("COMMIT")
         except BaseException:
-            self._roll_back()
+            # SQLite has already rolled back by itself after some faults of the disk.
+            if self._connection.in_transaction:
+                with disk_faults(self.path):
+                    self._connection.execute("ROLLBACK")
             raise
-
-    def _roll_back(self) -> None:
-        # SQLite has already done it by itself after some faults of the disk.
-        if self._connection.in_transaction:
-            with disk_faults(self.path):
-                self._connection.execute("ROLLBACK")
 
     def rows(self, sql: str, parameters: tuple[Any, ...] | dict[str, Any] = ()) -> Rows:
         """All rows of one statement, as dictionaries; also for `agent.decide.decision_store`."""
