@@ -16,7 +16,6 @@ import math
 import random
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from agent.contract.atomic_io import folder_fault
@@ -238,13 +237,11 @@ def publish(learning: Learning, before: Evaluation, progress: Progress) -> int:
     """Measure, judge and publish what the last checkpoint holds."""
     run = learning.job.attempt.run
     after, prompt = best_prompt(learning, progress)
-
-    def fill(folder: Path) -> None:
-        learning.job.model.save(folder)
-        (folder / "system_prompt.txt").write_text(prompt)
-        (folder / REMADE).write_bytes((run / REMADE).read_bytes())
-
-    return learning.job.publisher.publish(before, after, _figures(learning, progress, prompt), fill)
+    with learning.job.publisher.draft(before, after, _figures(learning, progress, prompt)) as draft:
+        learning.job.model.save(draft.folder)
+        (draft.folder / "system_prompt.txt").write_text(prompt)
+        (draft.folder / REMADE).write_bytes((run / REMADE).read_bytes())
+    return draft.number
 
 
 def best_prompt(learning: Learning, progress: Progress) -> tuple[Evaluation, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from pathlib import Path
 
 from agent.contract.atomic_io import write_file, write_json
 from agent.contract.errors import DataError
@@ -93,16 +92,14 @@ def publish_prompt(job: JobContext, said: str, outcomes: list[Outcome], prompt: 
     publisher.load_parent()
     after = publisher.measure("after", prompt)
     adapter = publisher.parent_adapter
-
-    def fill(folder: Path) -> None:
-        for path in adapter.glob("adapter_*") if adapter else ():
-            shutil.copyfile(path, folder / path.name)
-        (folder / "system_prompt.txt").write_text(prompt)
-        shutil.copyfile(job.attempt.run / REMADE, folder / REMADE)
-        write_json(folder / "rewrites.json", [outcome.to_json() for outcome in outcomes])
-
     figures = {"rewrites": said, "adapter": adapter is not None, **job.attempt.spent}
-    return publisher.publish(before, after, figures, fill)
+    with publisher.draft(before, after, figures) as draft:
+        for path in adapter.glob("adapter_*") if adapter else ():
+            shutil.copyfile(path, draft.folder / path.name)
+        (draft.folder / "system_prompt.txt").write_text(prompt)
+        shutil.copyfile(job.attempt.run / REMADE, draft.folder / REMADE)
+        write_json(draft.folder / "rewrites.json", [outcome.to_json() for outcome in outcomes])
+    return draft.number
 
 
 def _in_words(outcomes: list[Outcome]) -> str:

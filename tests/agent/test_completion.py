@@ -63,7 +63,8 @@ def box(state: Path, data: Path) -> Path:
         assert claimed is not None
         store.finish(claimed.id, str(claimed.token), State.DONE, "because")
         store.cancel(2, "because")
-        Registry(state, store).publish(lambda folder: folder.joinpath("x").touch(), {"job": 1})
+        with Registry(state, store).draft({"job": 1}) as draft:
+            (draft.folder / "x").touch()
     (state.parent / "a folder").mkdir()
     return state
 

@@ -64,7 +64,9 @@ def ended(home: Home, store: Store) -> Ended:
 
 
 def made(registry: Registry, parent: int, job: int | None = None) -> int:
-    return registry.publish(lambda folder: (folder / "f").write_text("x") and None, {"job": job, "parent": parent})
+    with registry.draft({"job": job, "parent": parent}) as draft:
+        (draft.folder / "f").write_text("x")
+    return draft.number
 
 
 def test_ended_jobs_lose_their_files_oldest_first(home: Home, store: Store, ended: Ended) -> None:
