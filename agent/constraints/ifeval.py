@@ -147,7 +147,7 @@ def _multiple_sections(text: str, *, section_spliter: str, num_sections: int) ->
     return relation_fault(found, number, AT_LEAST, num_sections)
 
 
-def without_fence(text: str) -> str:
+def strip_fence(text: str) -> str:
     """The text inside a Markdown code fence around the whole text, if there is one."""
     text = text.strip()
     for fence in _FENCES:
@@ -158,7 +158,7 @@ def without_fence(text: str) -> str:
 def json_value(text: str) -> tuple[Any, str | None]:
     """The JSON value that a whole text is, a code fence around it allowed, or None and what is wrong with it."""
     try:
-        return json.loads(without_fence(text)), None
+        return json.loads(strip_fence(text)), None
     except json.JSONDecodeError as fault:
         return None, f"not valid JSON (line {fault.lineno}, column {fault.colno})"
     except ValueError:

@@ -145,8 +145,16 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
     if _is_latest(connection, path):
         return
     with hold_lock(path.with_name(f"{path.name}.migrating"), f"{path} is being prepared; try again", WAIT):
-        if not _is_latest(connection, path):
-            _apply(connection)
+        if _is_latest(connection, path):
+            return
+        # Costs 0.1 s and 12 MB, which only the first command should pay; with pandas and numpy, 0.4 s and 98 MB.
+        with hide_modules("pandas", "numpy"):
+            import sqlite_utils  # noqa: PLC0415
+
+        steps = sqlite_utils.Migrations("nslora-agent")
+        for number, function in enumerate(MIGRATIONS, start=1):
+            steps(name=function.__name__)(_with_user_version(function, number))
+        steps.apply(sqlite_utils.Database(connection, recursive_triggers=False, execute_plugins=False))
 
 
 def _is_latest(connection: sqlite3.Connection, path: Path) -> bool:
@@ -154,17 +162,6 @@ def _is_latest(connection: sqlite3.Connection, path: Path) -> bool:
     if version > LATEST:
         raise StateError(f"{path} was made by a newer nslora-agent (schema {version}, known {LATEST}); upgrade")
     return bool(version == LATEST)
-
-
-def _apply(connection: sqlite3.Connection) -> None:
-    # Costs 0.1 s and 12 MB, which only the first command should pay; with pandas and numpy, 0.4 s and 98 MB.
-    with hide_modules("pandas", "numpy"):
-        import sqlite_utils  # noqa: PLC0415
-
-    steps = sqlite_utils.Migrations("nslora-agent")
-    for number, function in enumerate(MIGRATIONS, start=1):
-        steps(name=function.__name__)(_with_user_version(function, number))
-    steps.apply(sqlite_utils.Database(connection, recursive_triggers=False, execute_plugins=False))
 
 
 def _with_user_version(function: Callable[[sqlite3.Connection], None], number: int) -> Callable[[Any], None]:

@@ -215,7 +215,7 @@ class Registry:
             self.folder(number)  # once more: it may have been pruned meanwhile
             active = self._active_or_none()
             if active is not None:
-                self._agree(active)
+                self._align_stack(active)
             if active != number:
                 self._point(number)
             if self._stack()[-1] != number:
@@ -230,7 +230,7 @@ class Registry:
         while True:
             with self._store.transaction():
                 active = self.active()
-                self._agree(active)
+                self._align_stack(active)
                 stack = self._stack()
                 if len(stack) == 1:
                     raise NotFound(f"nothing was active before version {active}, so there is nothing to roll back to")
@@ -253,13 +253,13 @@ class Registry:
             for left in self._link.parent.glob(f"{TEMPORARY}{self._link.name}-*"):
                 remove_tree(left)
         with self._store.transaction():
-            self._agree(self.active())
+            self._align_stack(self.active())
 
     def _stack(self) -> list[int]:
         """The versions that were active, oldest first: the base model, then every promotion that stands."""
         return [BASE, *(promotion.version for promotion in self._store.promotion_stack())]
 
-    def _agree(self, active: int) -> None:
+    def _align_stack(self, active: int) -> None:
         """Make `active` the top of the stack: finish the promotion or the rollback that a crash cut in two."""
         stack = self._stack()
         if stack[-1] == active:

@@ -86,7 +86,7 @@ def test_a_job_that_is_not_over_loses_nothing(home: Home, store: Store, ended: E
     waiting = store.add("f", "waiting", 1, 0, "", {}, "base", "numeric")
     (home.spool / "waiting.jsonl").write_text("x")
     with store.transaction():
-        store.rows("UPDATE jobs SET state = 'paused' WHERE id = ?", (waiting.id,))
+        store.execute("UPDATE jobs SET state = 'paused' WHERE id = ?", (waiting.id,))
     for _ in range(3):
         ended()
     prune(home, store, NOTHING)
