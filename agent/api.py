@@ -20,7 +20,7 @@ from agent.contract.errors import ConfigError, DataError
 from agent.contract.reply_messages import ANSWER_TOKENS, Message, Replied, Reply
 from agent.queue.jobs import ENDED, MODES, Job, State
 from agent.queue.store import Store, open_existing
-from agent.system.config import Config, job_settings, named_settings, read_config
+from agent.system.config import Config, job_settings, keyword_settings, read_config
 from agent.system.paths import Home
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def validate(data: Data, *, state: Folder = None) -> Report:
     """Count a data file's good rows and list its bad lines. Raises NotFound, DataError if the file is of no use."""
     from agent.data.dataset import validate as check  # noqa: PLC0415
 
-    with _opened(data) as source:
+    with _open_data(data) as source:
         return check(source, read_config(_home(state).config).limits)
 
 
@@ -58,14 +58,14 @@ def enqueue(data: Data, *, state: Folder = None, mode: str = MODES[0], skip_bad:
 
     home = _home(state)
     config = read_config(home.config)
-    chosen = job_settings(named_settings(settings, "training", "decision"), config)
+    chosen = job_settings(keyword_settings(settings, "training", "decision"), config)
     _check_mode(mode, config)
     home.create()
-    with _opened(data) as source:
+    with _open_data(data) as source:
         kept = spool(source, home.spool, uuid.uuid4().hex, config.limits, skip_bad=skip_bad)
     with Store(home.database) as store:
         return store.add(
-            file=_shown(data),
+            file=_name_of(data),
             spool=kept.path.stem,
             rows=kept.rows,
             bad_rows=kept.bad,
@@ -112,10 +112,10 @@ def retry(number: int, *, state: Folder = None) -> Job:
 
 def explain(number: int, example: str | None = None, *, state: Folder = None) -> Explanation:
     """Why a job did what it did, or one example of it. Raises NotFound where nothing was decided."""
-    from agent.runner.explain import explained  # noqa: PLC0415
+    from agent.runner.explain import explain_job  # noqa: PLC0415
 
     with _store(state) as store:
-        return explained(store, number, example)
+        return explain_job(store, number, example)
 
 
 # ---- versions ----
@@ -158,17 +158,17 @@ def generate(
     NotFound, BaseModelError, DataError, OutOfMemory, or Busy where there is no room beside the running job.
     """
     from agent.serve import chat_api  # noqa: PLC0415
-    from agent.serve.inference import Answering, chosen  # noqa: PLC0415
+    from agent.serve.inference import Answerer, find_version  # noqa: PLC0415
 
     home = _home(state)
     config = read_config(home.config)
-    told = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-    messages = tuple(map(chat_api.message, told))
+    conversation = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    messages = tuple(map(chat_api.message, conversation))
     if not messages or max_new_tokens < 1:
         raise DataError("there must be a message, and max_new_tokens above 0")
-    with tempfile.TemporaryDirectory() as work, Answering(home, config, Path(work) / "log") as answering:
-        answering.load(chosen(None if version is None else str(version), home, config))
-        return answering.reply(Reply(messages, max_new_tokens))
+    with tempfile.TemporaryDirectory() as work, Answerer(home, config, Path(work) / "log") as answerer:
+        answerer.load(find_version(None if version is None else str(version), home, config))
+        return answerer.reply(Reply(messages, max_new_tokens))
 
 
 # ---- what they share ----
@@ -188,22 +188,22 @@ def _registry(state: Folder, store: Store) -> Registry:
     return Registry(_home(state).path, store)
 
 
-def _opened(data: Data) -> BinaryIO:
+def _open_data(data: Data) -> BinaryIO:
     from agent.data.dataset import open_source  # noqa: PLC0415
 
     if isinstance(data, str | os.PathLike):
         return open_source(os.fspath(data))
-    return io.BytesIO(b"".join(_line(number, row) for number, row in enumerate(data, start=1)))
+    return io.BytesIO(b"".join(_json_line(number, row) for number, row in enumerate(data, start=1)))
 
 
-def _line(number: int, row: Row) -> bytes:
+def _json_line(number: int, row: Row) -> bytes:
     try:
         return json.dumps(row).encode() + b"\n"
     except (TypeError, ValueError) as fault:
         raise DataError(f"row {number} is not JSON: {fault}") from None
 
 
-def _shown(data: Data) -> str:
+def _name_of(data: Data) -> str:
     """The job's file as people see it; bytes that are not UTF-8, which SQLite refuses, become escapes."""
     if not isinstance(data, str | os.PathLike):
         return "rows from Python"

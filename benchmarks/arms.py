@@ -17,7 +17,7 @@ from agent.decide.monitor import Monitor, Phase, Verdict, Window, Work
 from agent.decide.schedules import Alternating, Monitored
 from agent.runner import neurosymbolic_job, rewriting
 from agent.runner.job_context import Ended, JobContext
-from agent.runner.learning import Learning, Router, alternating, monitored
+from agent.runner.learning import Learning, Router, alternating_learning, monitored_learning
 from agent.runner.rewriting import STYLE, Flag
 from agent.runner.rows import Row
 
@@ -118,12 +118,12 @@ class ObviousRule(Routed):
 
 def neurosymbolic(job: JobContext) -> Learning:
     """The job of `enqueue`, but for the system prompt: it would be chosen on the rows that are reported."""
-    return replace(monitored(job), proposes_prompt=False)
+    return replace(monitored_learning(job), proposes_prompt=False)
 
 
 def fixed_alternation(job: JobContext) -> Learning:
     """Our classifier, phases of fixed length."""
-    return replace(alternating(job), proposes_prompt=False)
+    return replace(alternating_learning(job), proposes_prompt=False)
 
 
 def routed(job: JobContext, *, router: type[Routed], schedule: Monitored | Alternating | None = None) -> Learning:

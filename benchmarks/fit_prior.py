@@ -57,7 +57,7 @@ def fitted(outcomes: Sequence[Outcome], action: str) -> Belief:
     flat = tuple(tuple(WIDE * (i == j) for j in range(len(FEATURES))) for i in range(len(FEATURES)))
     belief = Belief(tuple(-1.0 * (name == AGAIN[action]) for name in FEATURES), flat, 0.05)
     first = _after(belief, outcomes)
-    noise = statistics.fmean((each.gain - first.expected(each.features)) ** 2 for each in outcomes)
+    noise = statistics.fmean((each.gain - first.expectation(each.features)) ** 2 for each in outcomes)
     last = _after(Belief(belief.mean, flat, noise), outcomes)
     weaker = max(1.0, len(outcomes) / STRENGTH)
     covariance = tuple(tuple(weaker * value for value in row) for row in last.covariance)
@@ -66,7 +66,7 @@ def fitted(outcomes: Sequence[Outcome], action: str) -> Belief:
 
 def _after(belief: Belief, outcomes: Sequence[Outcome]) -> Belief:
     for each in outcomes:
-        belief = belief.updated(each.features, each.gain)
+        belief = belief.update(each.features, each.gain)
     return belief
 
 

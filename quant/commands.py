@@ -13,7 +13,7 @@ from typing import Any
 
 from agent.contract import worker_server
 from agent.contract.errors import BaseModelError, DataError, OutOfMemory, StateError
-from agent.contract.export_messages import Export, Template
+from agent.contract.export_messages import Export, Saved, Template
 from agent.contract.lines import json_line, read_json_lines
 from agent.contract.os_errors import os_fault
 from agent.contract.protocol import (
@@ -25,7 +25,6 @@ from agent.contract.protocol import (
     Plan,
     Prepare,
     Save,
-    Saved,
     Score,
     Share,
     Train,

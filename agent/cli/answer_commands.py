@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.cli.stream_output import shown
+from agent.cli.stream_output import show_answers
 from agent.contract.errors import AgentError, ConfigError, DataError, NotFound
 from agent.contract.reply_messages import ANSWER_TOKENS
 from agent.contract.settings import Training
@@ -23,7 +23,7 @@ from agent.system.paths import Home
 
 if TYPE_CHECKING:
     from agent.contract.reply_messages import Message
-    from agent.serve.inference import Version
+    from agent.serve.inference import ServedVersion
 
 NEW, END = "/new", "/end"
 """What can be typed in `chat` besides questions."""
@@ -31,8 +31,11 @@ NEW, END = "/new", "/end"
 
 def generate(arguments: argparse.Namespace, home: Home) -> int:
     """One answer, or one of each where versions are compared."""
+    from agent.data.dataset import open_source  # noqa: PLC0415
+
     talk = _Talk(arguments, home)
-    prompt = _prompt(arguments.prompt)
+    from_stdin = arguments.prompt == "-"
+    prompt = _text(open_source("-").read() if from_stdin else os.fsencode(arguments.prompt))
     with talk.open():
         talk.ask(prompt)
     return 0
@@ -47,25 +50,21 @@ def chat(arguments: argparse.Namespace, home: Home) -> int:
         names = " and ".join(version.title for version in talk.versions)
         say(f"{names}; {NEW} begins a new conversation, {END} or Ctrl-D ends it")
     with talk.open():
-        for line in _lines():
+        for line in _read_lines():
             if line == NEW:
                 talk.forget()
-            elif line:
-                _answered(talk, line)
+            elif not line:
+                continue
+            elif not sys.stdin.isatty():
+                talk.ask(line)
+            else:  # a person: what goes wrong, or Ctrl-C, ends the answer and not the chat
+                try:
+                    talk.ask(line)
+                except AgentError as fault:
+                    hint(str(fault))
+                except KeyboardInterrupt:
+                    talk.break_off()
     return 0
-
-
-def _answered(talk: _Talk, line: str) -> None:
-    """Put a question; on a terminal what goes wrong with it, or Ctrl-C, ends the answer and not the chat."""
-    if not sys.stdin.isatty():
-        talk.ask(line)
-        return
-    try:
-        talk.ask(line)
-    except AgentError as fault:
-        hint(str(fault))
-    except KeyboardInterrupt:
-        talk.break_off()
 
 
 def serve(arguments: argparse.Namespace, home: Home) -> int:
@@ -74,7 +73,7 @@ def serve(arguments: argparse.Namespace, home: Home) -> int:
 
     path = Path(arguments.socket or home.path / "serve.sock").absolute()
 
-    def ready(version: Version) -> None:
+    def ready(version: ServedVersion) -> None:
         if arguments.json:
             print_json({"socket": str(path), "version": version.number, "base": version.base})
         else:
@@ -85,36 +84,34 @@ def serve(arguments: argparse.Namespace, home: Home) -> int:
     return 0
 
 
-def _lines() -> Iterator[str]:
+def _read_lines() -> Iterator[str]:
     """The lines that a person types, or those of stdin, up to its end."""
     while True:
-        try:
-            line = input("> ") if sys.stdin.isatty() else _line()
-        except EOFError:
+        if sys.stdin.isatty():
+            try:
+                line = input("> ")
+            except EOFError:
+                return
+        elif raw := sys.stdin.buffer.readline():
+            line = _text(raw)
+        else:
             return
         if line.strip() == END:
             return
         yield line.strip()
 
 
-def _line() -> str:
-    line = sys.stdin.buffer.readline()
-    if not line:
-        raise EOFError
-    return _text(line)
-
-
 class _Talk:
     """A conversation with each of the versions that were asked for; what they say goes to the screen."""
 
     def __init__(self, arguments: argparse.Namespace, home: Home) -> None:
-        from agent.serve.inference import chosen  # noqa: PLC0415
+        from agent.serve.inference import find_version  # noqa: PLC0415
 
         self._home, self._config = home, read_config(home.config)
         self._longest = _longest(arguments.max_new_tokens)
         self._compare, self._as_json = arguments.compare, arguments.json
         names = ("base", arguments.version) if arguments.compare else (arguments.version,)
-        self.versions = [chosen(name, home, self._config) for name in names]
+        self.versions = [find_version(name, home, self._config) for name in names]
         if arguments.compare and self.versions[0] == self.versions[1]:
             raise NotFound("the base model itself is active, there is nothing to compare it with: name a --version")
         self.forget()
@@ -122,10 +119,10 @@ class _Talk:
     @contextmanager
     def open(self) -> Iterator[None]:
         """A worker for as long as it takes."""
-        from agent.serve.inference import Answering  # noqa: PLC0415
+        from agent.serve.inference import Answerer  # noqa: PLC0415
 
-        with tempfile.TemporaryDirectory() as work, Answering(self._home, self._config, Path(work) / "log") as it:
-            self._answering = it
+        with tempfile.TemporaryDirectory() as work, Answerer(self._home, self._config, Path(work) / "log") as it:
+            self._answerer = it
             yield
 
     def forget(self) -> None:
@@ -134,26 +131,26 @@ class _Talk:
 
     def ask(self, question: str) -> None:
         """Put a question to every version; what is not answered is not remembered."""
-        with shown([version.name for version in self.versions], quiet=self._as_json) as show:
-            found = [self._turn(place, question, partial(show, place)) for place in range(len(self.versions))]
-        for said, told in zip(self._said, found, strict=True):
+        with show_answers([version.name for version in self.versions], quiet=self._as_json) as show:
+            found = [self._answer(place, question, partial(show, place)) for place in range(len(self.versions))]
+        for said, answer in zip(self._said, found, strict=True):
             said.append({"role": "user", "content": question})
-            said.append({"role": "assistant", "content": told["text"]})
+            said.append({"role": "assistant", "content": answer["text"]})
         if self._as_json:
             print_json(found if self._compare else found[0])
 
     def break_off(self) -> None:
         """End the answer that is being given."""
-        self._answering.break_off()
+        self._answerer.break_off()
 
-    def _turn(self, place: int, question: str, hear: Callable[[str], None]) -> dict[str, Any]:
+    def _answer(self, place: int, question: str, hear: Callable[[str], None]) -> dict[str, Any]:
         from agent.contract.reply_messages import Reply  # noqa: PLC0415
 
         version = self.versions[place]
         hear("")
-        self._answering.load(version)
-        asked = (*self._said[place], {"role": "user", "content": question})
-        replied = self._answering.reply(Reply(asked, self._longest), hear)
+        self._answerer.load(version)
+        messages = (*self._said[place], {"role": "user", "content": question})
+        replied = self._answerer.reply(Reply(messages, self._longest), hear)
         return {"version": version.number, "base": version.base, **dataclasses.asdict(replied)}
 
 
@@ -165,13 +162,6 @@ def _longest(asked: int | None) -> int:
     if fault:
         raise ConfigError(f"--max-new-tokens {fault}")
     return asked
-
-
-def _prompt(given: str) -> str:
-    """The prompt itself, or standard input for "-"; raises DataError if it is no text."""
-    from agent.data.dataset import open_source  # noqa: PLC0415
-
-    return _text(open_source("-").read() if given == "-" else os.fsencode(given))
 
 
 def _text(raw: bytes) -> str:

@@ -26,12 +26,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Shade:
-    """A part of the x axis with a background; `told` is shown where a pointer rests on it."""
+    """A part of the x axis with a background; `label` is shown where a pointer rests on it."""
 
     start: float
     end: float
     css: str
-    told: str
+    label: str
 
 
 @dataclass(frozen=True)
@@ -53,26 +53,26 @@ class Chart:
         xs = [x for x, _ in points] + [edge for shade in self.shades for edge in (shade.start, shade.end)]
         ys = [y for _, y in points] + ([self.level[0]] if self.level else [])
         axes = Axes((min(xs), max(xs)), (min(0.0, *ys), max(ys) * 1.05 or 1.0))
-        parts = [self._shade(axes, shade) for shade in self.shades]
-        parts += [axes.grid(self.x, self.y), *(self._line(axes, line) for line in self.lines)]
+        parts = []
+        for shade in self.shades:
+            left = axes.x(shade.start)
+            width, height = max(1.0, axes.x(shade.end) - left), HEIGHT - TOP - BOTTOM
+            parts.append(
+                f'<rect class="{shade.css}" x="{left:.1f}" y="{TOP}" width="{width:.1f}" height="{height}">'
+                f"<title>{escape(shade.label)}</title></rect>"
+            )
+        parts.append(axes.grid(self.x, self.y))
+        for line in self.lines:
+            places = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in thin(line.points))
+            parts.append(
+                f'<polyline class="{line.css}" points="{places}"><title>{escape(line.name)}</title></polyline>'
+            )
         parts += [axes.level(*self.level)] if self.level else []
         name = escape(self.title)
         return (
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}"><title>{name}</title>'
             f"{''.join(parts)}</svg>"
         )
-
-    def _shade(self, axes: Axes, shade: Shade) -> str:
-        left = axes.x(shade.start)
-        width, height = max(1.0, axes.x(shade.end) - left), HEIGHT - TOP - BOTTOM
-        return (
-            f'<rect class="{shade.css}" x="{left:.1f}" y="{TOP}" width="{width:.1f}" height="{height}">'
-            f"<title>{escape(shade.told)}</title></rect>"
-        )
-
-    def _line(self, axes: Axes, line: Line) -> str:
-        places = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in thinned(line.points))
-        return f'<polyline class="{line.css}" points="{places}"><title>{escape(line.name)}</title></polyline>'
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     return [round(number * step, 10) for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def thinned(points: Points) -> list[tuple[float, float]]:
+def thin(points: Points) -> list[tuple[float, float]]:
     """At most MOST_POINTS of them, means of equal parts."""
     if len(points) <= MOST_POINTS:
         return list(points)

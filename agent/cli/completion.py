@@ -44,22 +44,18 @@ def answer(parser: argparse.ArgumentParser) -> None:
     """Tell the shell what may follow, and exit; faults are silent, because the script throws stderr away."""
     import argcomplete  # noqa: PLC0415  nobody else pays for it
 
-    offers = cast("BaseCompleter", _offers)  # which are called in the same way
+    offers = cast("BaseCompleter", _offer)  # which are called in the same way
     argcomplete.autocomplete(parser, always_complete_options=False, default_completer=offers)
 
 
-def _offers(prefix: str, action: argparse.Action, parsed_args: argparse.Namespace, **_: object) -> Offers:
+def _offer(prefix: str, action: argparse.Action, parsed_args: argparse.Namespace, **_: object) -> Offers:
     """For a place that has no fixed choices."""
-    offered = OFFERED.get(action.dest)
-    return offered(prefix, parsed_args) if offered else _choices(action.dest)
-
-
-def _choices(dest: str) -> Offers:
-    """Those of a setting's flag, which argparse does not know."""
-    group, _, name = dest.partition(".")
-    if not name:
+    if action.dest in OFFERED:
+        return OFFERED[action.dest](prefix, parsed_args)
+    if "." not in action.dest:
         return {}
-    about = GROUPS[group].__dataclass_fields__[name].metadata
+    group, name = action.dest.split(".")
+    about = GROUPS[group].__dataclass_fields__[name].metadata  # the flag of a setting, which argparse does not know
     return dict.fromkeys(about["choices"], str(about["help"]))
 
 
@@ -67,9 +63,9 @@ def _paths(prefix: str, _: argparse.Namespace) -> Offers:
     """Files and folders; a folder ends with a slash, so that the next TAB goes on in it."""
     folder, start = prefix[: prefix.rfind("/") + 1], prefix[prefix.rfind("/") + 1 :]
     found = sorted(Path(folder or ".").expanduser().iterdir())
-    shown = [(path.name, path.is_dir()) for path in found if start or not path.name.startswith(".")]
+    listed = [(path.name, path.is_dir()) for path in found if start or not path.name.startswith(".")]
     return {
-        f"{folder}{name}/" if is_dir else f"{folder}{name}": "folder" if is_dir else "file" for name, is_dir in shown
+        f"{folder}{name}/" if is_dir else f"{folder}{name}": "folder" if is_dir else "file" for name, is_dir in listed
     }
 
 

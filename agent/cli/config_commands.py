@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from agent.system.config import GROUPS, Config, read_config, set_in
+from agent.system.config import GROUPS, Config, read_config, setting_lines
 from agent.system.output import print_json, print_table, say
 from agent.system.paths import Home
 
@@ -22,13 +22,16 @@ def show(arguments: argparse.Namespace, home: Home) -> int:
         print_json(chosen)
         return 0
     headers = ("setting", "value", "from") if arguments.origin else ("setting", "value")
-    cells = [(row["setting"], _shown(row["value"]), row["origin"])[: len(headers)] for row in chosen]
+    cells = []
+    for row in chosen:
+        value = ", ".join(map(str, row["value"])) if isinstance(row["value"], tuple) else str(row["value"])
+        cells.append((row["setting"], value, row["origin"])[: len(headers)])
     print_table(headers, cells)
     return 0
 
 
 def _rows(config: Config, home: Home) -> Iterator[Row]:
-    lines = set_in(home.config.read_text(encoding="utf-8")) if home.config.exists() else {}
+    lines = setting_lines(home.config.read_text(encoding="utf-8")) if home.config.exists() else {}
 
     def row(name: str, value: Any, known: dataclasses.Field[Any]) -> Row:
         origin = f"{home.config}, line {lines[name]}" if name in lines else "default"
@@ -39,10 +42,6 @@ def _rows(config: Config, home: Home) -> Iterator[Row]:
         values = getattr(config, group)
         for known in dataclasses.fields(cls):
             yield row(f"{group}.{known.name}", getattr(values, known.name), known)
-
-
-def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def check(arguments: argparse.Namespace, home: Home) -> int:

@@ -16,7 +16,7 @@ from agent.contract.os_errors import os_fault
 from agent.decide.decision_store import Round
 from agent.queue.jobs import ENDED, Job
 from agent.queue.store import Rows, open_existing
-from agent.runner.explain import LONGEST_ID, MEANINGS, STATES, WIDTH, Explanation, wrapped
+from agent.runner.explain import LONGEST_ID, MEANINGS, STATES, WIDTH, Explanation, wrap
 from agent.runner.rewritten_data import REMADE
 from agent.runner.rows import OWN_ANSWER
 from agent.scoring.reward import joint
@@ -34,15 +34,17 @@ def explain(arguments: argparse.Namespace, home: Home) -> int:
         return _explain_example(arguments, found)
     job, rounds, choices, outcomes = found.job, found.rounds, found.choices, found.outcomes
     if arguments.json:
-        told = [_without(row, "job") for row in outcomes]
+        records = [_without(row, "job") for row in outcomes]
         head = {"job": job.id, "mode": job.mode, "state": job.state}
-        print_json({**head, "rounds": [vars(each) for each in rounds], "choices": choices, "outcomes": told})
+        print_json({**head, "rounds": [vars(each) for each in rounds], "choices": choices, "outcomes": records})
         return 0
-    say(wrapped(f"job {job.id} ({job.mode}), {job.state}{': ' + job.reason if job.reason else ''}"))
+    say(wrap(f"job {job.id} ({job.mode}), {job.state}{': ' + job.reason if job.reason else ''}"))
     _say_rounds(job, rounds)
     _say_states(choices, outcomes)
     _say_flagged(job, choices, outcomes)
-    _say_left_alone([row for row in choices if row["state"] == "neither"])
+    left = [row for row in choices if row["state"] == "neither"]
+    if left:
+        _say_left_alone(left)
     return 0
 
 
@@ -53,30 +55,25 @@ def _say_rounds(job: Job, rounds: list[Round]) -> None:
     done = [each for each in rounds if each.figures]
     if done:
         say("")
-        headers = ("round", "phase", "examples", "reward gained", "mean reward after", "spent")
-        print_table(headers, [_figures(each) for each in done])
-        _say_spent(done)
+        rows = []
+        for each in done:
+            figures, is_numeric = each.figures, each.phase == "numeric"
+            spent = quantity(figures["steps"], "step") if is_numeric else quantity(figures["requests_here"], "request")
+            gained, reward = f"{figures['gained']:+.2f}", f"{figures['reward']:.3f}"
+            rows.append((each.number, each.phase, figures["examples"], gained, reward, spent))
+        print_table(("round", "phase", "examples", "reward gained", "mean reward after", "spent"), rows)
+        steps, last = sum(each.figures["steps"] for each in done), done[-1].figures
+        trained = f"{quantity(steps, 'step')} ({quantity(last['tokens'], 'token')})"
+        asked = f"{quantity(last['requests'], 'request')} to the remote LLM (recorded answers included)"
+        say(f"in all: {trained}, {asked}, {last['seconds']:.0f} s")
     if rounds:
         say("\nwhy each round began and ended:")
     for each in rounds:
-        say(wrapped(each.why, f"{each.number} {each.phase}", indent=2, labels=13))
+        say(wrap(each.why, f"{each.number} {each.phase}", indent=2, labels=13))
         if each.ended:
-            say(wrapped(f"until: {each.ended}", indent=2, labels=13))
+            say(wrap(f"until: {each.ended}", indent=2, labels=13))
     if job.state not in ENDED and (not rounds or rounds[-1].figures):
         say(f"\nRound {len(rounds) + 1} is not over yet.")
-
-
-def _figures(each: Round) -> tuple[object, ...]:
-    done = each.figures
-    spent = quantity(done["steps"], "step") if each.phase == "numeric" else quantity(done["requests_here"], "request")
-    return each.number, each.phase, done["examples"], f"{done['gained']:+.2f}", f"{done['reward']:.3f}", spent
-
-
-def _say_spent(done: list[Round]) -> None:
-    steps, last = sum(each.figures["steps"] for each in done), done[-1].figures
-    trained = f"{quantity(steps, 'step')} ({quantity(last['tokens'], 'token')})"
-    asked = f"{quantity(last['requests'], 'request')} to the remote LLM (recorded answers included)"
-    say(f"in all: {trained}, {asked}, {last['seconds']:.0f} s")
 
 
 def _say_states(choices: Rows, outcomes: Rows) -> None:
@@ -85,7 +82,7 @@ def _say_states(choices: Rows, outcomes: Rows) -> None:
     tuned = sum(action == "weights" for _, action in done)
     offered = sum(action == "rewrite" for _, action in done)
     tried = f"{tuned} were tuned on, {offered} offered to the remote LLM for a rewrite"
-    say("\n" + wrapped(f"{len(choices)} training examples, {tried}; the last decision on each:"))
+    say("\n" + wrap(f"{len(choices)} training examples, {tried}; the last decision on each:"))
     rows = [(state, counts[state], meaning) for state, meaning in STATES.items() if counts[state]]
     print_table(("decision", "examples", "meaning"), rows)
 
@@ -103,12 +100,10 @@ def _say_flagged(job: Job, choices: Rows, outcomes: Rows) -> None:
     text = f"{were} reference breaks a constraint or lacks the style."
     by_state = ", ".join(f"{kept[state]} {state}" for state in STATES if kept[state])
     saved = f" {sum(kept.values())} of them were never sent{so_far}, which saved as many rewrites: now {by_state}."
-    say("\n" + wrapped(text + saved if kept else text))
+    say("\n" + wrap(text + saved if kept else text))
 
 
 def _say_left_alone(left: Rows) -> None:
-    if not left:
-        return
     costs = [left[0]["gains"][action]["cost"] for action in ("weights", "rewrite")]
     why = f"neither tuning may gain its cost of {costs[0]:.2f}, nor rewriting its cost of {costs[1]:.2f}"
     say(f"\n{len(left)} left alone, because {why}:")
@@ -136,19 +131,24 @@ def _reward(standing: dict[str, Any], prefix: str) -> float:
 def _explain_example(arguments: argparse.Namespace, found: Explanation) -> int:
     name, job, choices, outcomes = arguments.example, found.job, found.choices, found.outcomes
     if arguments.json:
-        told = [_without(row, "job", "id", "example") for row in outcomes]
+        records = [_without(row, "job", "id", "example") for row in outcomes]
         seen = [_without(row, "job", "example") for row in choices]
-        print_json({"job": job.id, "example": name, "choices": seen, "outcomes": told})
+        print_json({"job": job.id, "example": name, "choices": seen, "outcomes": records})
         return 0
-    say(wrapped(f"{name}, line {choices[0]['line']} of {Path(job.file).name}"))
+    say(wrap(f"{name}, line {choices[0]['line']} of {Path(job.file).name}"))
     ends = [*(choice["round"] for choice in choices[1:]), float("inf")]
     for number, (choice, end) in enumerate(zip(choices, ends, strict=True)):
         say(f"\nround {choice['round']}")
         _say_rewards(choice["standing"])
         _say_gains(choice["state"], choice["gains"], explained=not number)
-        say("\n" + wrapped(f"{choice['state']}, because {choice['reason']}", "choice", indent=2, labels=9))
+        say("\n" + wrap(f"{choice['state']}, because {choice['reason']}", "choice", indent=2, labels=9))
         here = [outcome for outcome in outcomes if choice["round"] <= outcome["round"] < end]
-        _say_outcomes(choice["state"], here)
+        for outcome in here:
+            is_rehearsal = outcome["action"] == "weights" and choice["state"] in {"satisfied", "rewrite", "neither"}
+            more = ", as rehearsal of what is right" if is_rehearsal else ""
+            gained = f"expected {outcome['expected']:+.2f}, gained {outcome['gain']:+.2f}"
+            text = f"round {outcome['round']}{more}: {outcome['told']} ({gained})"
+            say(wrap(text, "outcome", indent=2, labels=9))
     return 0
 
 
@@ -157,13 +157,11 @@ def _say_rewards(standing: dict[str, Any]) -> None:
         say(f"  the model answered {shorten(repr(standing['answer']), WIDTH - 21)}")
     by = {"": "", OWN_ANSWER: " (the model's own answer)"}.get(standing["source"], f" (by {standing['source']})")
     texts = (("  answer", ""), (f"  reference{shorten(by, LONGEST_ID)}", "reference_"))
-    rows = [(name, *_rewards(standing, prefix)) for name, prefix in texts]
+    rows = []
+    for name, prefix in texts:
+        values = standing[f"{prefix}content"], standing[f"{prefix}style"], _reward(standing, prefix)
+        rows.append((name, *("-" if value is None else f"{value:.2f}" for value in values)))
     print_table(("  reward of the", "content", "style", "joint"), rows)
-
-
-def _rewards(standing: dict[str, Any], prefix: str) -> list[str]:
-    values = standing[f"{prefix}content"], standing[f"{prefix}style"], _reward(standing, prefix)
-    return ["-" if value is None else f"{value:.2f}" for value in values]
 
 
 def _say_gains(state: str, gains: dict[str, Any], *, explained: bool) -> None:
@@ -173,23 +171,12 @@ def _say_gains(state: str, gains: dict[str, Any], *, explained: bool) -> None:
     columns = 3 if explained else 2
     print_table(("  feature", "value", "what it is")[:columns], [row[:columns] for row in rows])
     say("")
-    actions = (("  tuning", gains["weights"]), ("  rewriting", gains["rewrite"]))
-    print_table(("  action", "expected gain", "at best", "cost", "pays"), [(n, *_gain(state, g)) for n, g in actions])
-
-
-def _gain(state: str, gain: dict[str, Any]) -> tuple[str, ...]:
-    pays = "yes" if gain["hoped"] > gain["cost"] else "no"
-    pays = "not needed" if state == "satisfied" else pays
-    return f"{gain['expected']:+.2f}", f"{gain['hoped']:+.2f}", f"{gain['cost']:.2f}", pays
-
-
-def _say_outcomes(state: str, outcomes: Rows) -> None:
-    for outcome in outcomes:
-        rehearsed = outcome["action"] == "weights" and state in {"satisfied", "rewrite", "neither"}
-        more = ", as rehearsal of what is right" if rehearsed else ""
-        gained = f"expected {outcome['expected']:+.2f}, gained {outcome['gain']:+.2f}"
-        told = f"round {outcome['round']}{more}: {outcome['told']} ({gained})"
-        say(wrapped(told, "outcome", indent=2, labels=9))
+    actions = []
+    for name, gain in (("  tuning", gains["weights"]), ("  rewriting", gains["rewrite"])):
+        pays = "yes" if gain["hoped"] > gain["cost"] else "no"
+        pays = "not needed" if state == "satisfied" else pays
+        actions.append((name, f"{gain['expected']:+.2f}", f"{gain['hoped']:+.2f}", f"{gain['cost']:.2f}", pays))
+    print_table(("  action", "expected gain", "at best", "cost", "pays"), actions)
 
 
 def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -199,7 +186,7 @@ def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
 # ---- remade ----
 
 
-def remade(arguments: argparse.Namespace, home: Home) -> int:
+def write_remade(arguments: argparse.Namespace, home: Home) -> int:
     """Write out a job's remade rows, or with --all every row with the remade ones in place."""
     with open_existing(home.database) as store:
         job = store.get(arguments.job)

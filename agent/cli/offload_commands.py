@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,28 +15,27 @@ from agent.contract.errors import DataError
 from agent.contract.lines import quantity, read_json_lines, shorten
 from agent.queue.store import Store
 from agent.system import output
-from agent.system.config import given_flags, read_config, write_settings
+from agent.system.config import flag_settings, read_config, write_settings
 from agent.system.output import hint, print_json, print_table, say
 from agent.system.paths import Home
 
 if TYPE_CHECKING:
-    from agent.contract.protocol import Answer, Request
-    from agent.contract.settings import Offload
+    from agent.contract.offload_messages import Listed
     from agent.data.formats import Example
+    from agent.system.worker_client import Connection
 
-Ask = Callable[["Request"], "Answer"]
 WHY_SHOWN = 40
 """Characters of the reasons of a request in the table of `offload log`; --json has all of them."""
 
 
 @contextmanager
-def _worker(home: Home) -> Iterator[Ask]:
+def _worker(home: Home) -> Iterator[Connection]:
     """The offload worker's answers to requests."""
     from agent.system.offload_client import offload_worker  # noqa: PLC0415
 
     home.create()
     with tempfile.TemporaryDirectory() as work, offload_worker(home, Path(work) / "log") as worker:
-        yield worker.ask
+        yield worker
 
 
 def _fields(answer: object) -> dict[str, Any]:
@@ -46,7 +45,7 @@ def _fields(answer: object) -> dict[str, Any]:
 
 def set_(arguments: argparse.Namespace, home: Home) -> int:
     """Write the given offload settings; show all of them."""
-    given = given_flags(arguments, "offload")
+    given = flag_settings(arguments, "offload")
     if given.get("api_key_file"):
         given["api_key_file"] = str(Path(given["api_key_file"]).absolute())
     if given:
@@ -58,27 +57,22 @@ def set_(arguments: argparse.Namespace, home: Home) -> int:
         print_json(shown)
         return 0
     print_table(("setting", "value"), [(name, shown[name]) for name in given or shown])
-    hint(_next_step(settings))
-    return 0
-
-
-def _next_step(settings: Offload) -> str:
     if settings.mode == "cache-only":
-        return "mode is cache-only: recorded answers are used, nothing is sent"
-    if settings.base_url and settings.model:
-        return "try it: nslora-agent offload test"
-    return "off: nothing is sent until --base-url and --model are set"
+        hint("mode is cache-only: recorded answers are used, nothing is sent")
+    elif settings.base_url and settings.model:
+        hint("try it: nslora-agent offload test")
+    else:
+        hint("off: nothing is sent until --base-url and --model are set")
+    return 0
 
 
 def test(arguments: argparse.Namespace, home: Home) -> int:
     """One round trip."""
-    from agent.contract.offload_messages import Ping, Ponged  # noqa: PLC0415
+    from agent.contract.offload_messages import Ping  # noqa: PLC0415
 
     settings = read_config(home.config).offload
-    with _worker(home) as ask:
-        answer = ask(Ping())
-    if not isinstance(answer, Ponged):
-        raise TypeError(answer)
+    with _worker(home) as worker:
+        answer = worker.ask(Ping())
     with Store(home.database) as store:
         store.note_remote(_fields(answer.remote))
     if arguments.json:
@@ -98,20 +92,29 @@ def preview(arguments: argparse.Namespace, home: Home) -> int:
 
     settings = read_config(home.config).offload
     rows = []
-    with _worker(home) as ask:
-        for example in _train_rows(arguments.file, home):
+    with _worker(home) as worker:
+        for example in _read_train_rows(arguments.file, home):
             flag = rewriting.flag(example, settings)
             if flag:
-                answer = ask(Preview(rewriting.first_request(0, example, flag, settings.rewrite)))
+                answer = worker.ask(Preview(rewriting.first_request(0, example, flag, settings.rewrite)))
                 rows.append({"id": example.id, "why": list(flag.why), **_fields(answer)})
     if arguments.json:
         print_json(rows)
-    else:
-        _say_preview(rows)
+        return 0
+    for row in rows:
+        secrets = ", ".join(f"{count} {kind}" for kind, count in row["redacted"].items())
+        notes = [", ".join(row["why"]), f"replaced: {secrets}" if secrets else "", "recorded" if row["cached"] else ""]
+        say(f"== {row['id']} ({'; '.join(note for note in notes if note)})")
+        for message in row["messages"]:
+            say(f"-- {message['role']}\n{message['content']}")
+    known = sum(row["cached"] for row in rows)
+    flagged = "1 row is" if len(rows) == 1 else f"{len(rows)} rows are"
+    recorded = "1 answer is" if known == 1 else f"{known} answers are"
+    hint(f"{flagged} flagged; {recorded} recorded, {len(rows) - known} would be asked for")
     return 0
 
 
-def _train_rows(file: str, home: Home) -> list[Example]:
+def _read_train_rows(file: str, home: Home) -> list[Example]:
     from agent.data.dataset import BadLine, list_bad, open_source, read_examples, split  # noqa: PLC0415
 
     config = read_config(home.config)
@@ -123,25 +126,12 @@ def _train_rows(file: str, home: Home) -> list[Example]:
     return split(examples, config.training.held_out, config.training.seed)[0]
 
 
-def _say_preview(rows: list[dict[str, Any]]) -> None:
-    for row in rows:
-        secrets = ", ".join(f"{count} {kind}" for kind, count in row["redacted"].items())
-        notes = [", ".join(row["why"]), f"replaced: {secrets}" if secrets else "", "recorded" if row["cached"] else ""]
-        say(f"== {row['id']} ({'; '.join(note for note in notes if note)})")
-        for message in row["messages"]:
-            say(f"-- {message['role']}\n{message['content']}")
-    known = sum(row["cached"] for row in rows)
-    flagged = "1 row is" if len(rows) == 1 else f"{len(rows)} rows are"
-    recorded = "1 answer is" if known == 1 else f"{known} answers are"
-    hint(f"{flagged} flagged; {recorded} recorded, {len(rows) - known} would be asked for")
-
-
 def log(arguments: argparse.Namespace, home: Home) -> int:
     """The audit: hashes and counts, no text."""
     from agent.contract.offload_messages import ReadLog  # noqa: PLC0415
 
-    with _worker(home) as ask, _exchange(home) as path:
-        ask(ReadLog(str(path), arguments.last))
+    with _worker(home) as worker, _exchange(home) as path:
+        worker.ask(ReadLog(str(path), arguments.last))
         rows = list(read_json_lines(path))
     if arguments.json:
         print_json(rows)
@@ -176,12 +166,10 @@ def _exchange(home: Home) -> Iterator[Path]:
 
 def cache_stats(arguments: argparse.Namespace, home: Home) -> int:
     """Figures of the cache."""
-    from agent.contract.offload_messages import CacheFigures, CacheStats  # noqa: PLC0415
+    from agent.contract.offload_messages import CacheStats  # noqa: PLC0415
 
-    with _worker(home) as ask:
-        answer = ask(CacheStats())
-    if not isinstance(answer, CacheFigures):
-        raise TypeError(answer)
+    with _worker(home) as worker:
+        answer = worker.ask(CacheStats())
     if arguments.json:
         print_json(_fields(answer))
         return 0
@@ -197,10 +185,10 @@ def cache_export(arguments: argparse.Namespace, home: Home) -> int:
     """Recorded answers as JSON lines."""
     from agent.contract.offload_messages import CacheExport  # noqa: PLC0415
 
-    with _worker(home) as ask, _exchange(home) as path:
-        answer = ask(CacheExport(str(path)))
+    with _worker(home) as worker, _exchange(home) as path:
+        answer = worker.ask(CacheExport(str(path)))
         write_file(Path(arguments.file).absolute(), path.read_bytes())
-    return _tell_rows(arguments, answer, "answers written")
+    return _print_row_count(arguments, answer, "answers written")
 
 
 def cache_import(arguments: argparse.Namespace, home: Home) -> int:
@@ -208,17 +196,14 @@ def cache_import(arguments: argparse.Namespace, home: Home) -> int:
     from agent.contract.offload_messages import CacheImport  # noqa: PLC0415
     from agent.data.dataset import open_source  # noqa: PLC0415
 
-    with open_source(arguments.file) as source, _worker(home) as ask, _exchange(home) as path:
+    with open_source(arguments.file) as source, _worker(home) as worker, _exchange(home) as path:
         path.write_bytes(source.read())
-        answer = ask(CacheImport(str(path)))
-    return _tell_rows(arguments, answer, "answers read")
+        answer = worker.ask(CacheImport(str(path)))
+    return _print_row_count(arguments, answer, "answers read")
 
 
-def _tell_rows(arguments: argparse.Namespace, answer: Answer, what: str) -> int:
-    from agent.contract.offload_messages import Listed  # noqa: PLC0415
+def _print_row_count(arguments: argparse.Namespace, answer: Listed, what: str) -> int:
 
-    if not isinstance(answer, Listed):
-        raise TypeError(answer)
     known = f", {answer.known} of them known before" if answer.known else ""
     print_json(_fields(answer)) if arguments.json else say(f"{answer.rows} {what}{known}")
     return 0
@@ -226,12 +211,10 @@ def _tell_rows(arguments: argparse.Namespace, answer: Answer, what: str) -> int:
 
 def cache_prune(arguments: argparse.Namespace, home: Home) -> int:
     """Forget what was not used for a while."""
-    from agent.contract.offload_messages import CachePrune, Pruned  # noqa: PLC0415
+    from agent.contract.offload_messages import CachePrune  # noqa: PLC0415
 
-    with _worker(home) as ask:
-        answer = ask(CachePrune(arguments.older_than))
-    if not isinstance(answer, Pruned):
-        raise TypeError(answer)
+    with _worker(home) as worker:
+        answer = worker.ask(CachePrune(arguments.older_than))
     print_json(_fields(answer)) if arguments.json else say(
         f"{quantity(answer.answers, 'answer')} forgotten, {answer.bytes / 1e6:.2f} MB"
     )

@@ -16,45 +16,36 @@ from agent.system.output import hint
 
 EVERY = 5.0
 """Seconds between lines off a terminal."""
-Told = Callable[[Event], None]
-"""Takes the events of a worker; a Share moves the bar."""
+OnEvent = Callable[[Event], None]
+"""Called with the events of a worker; a Share moves the bar."""
 
 
 @contextmanager
-def working(what: str, *, as_json: bool) -> Iterator[Told]:
+def show_progress(what: str, *, as_json: bool) -> Iterator[OnEvent]:
     """Show that `what` is being done while the block runs."""
-    if as_json:
-        yield _in_json(what)
-    elif sys.stderr.isatty():
-        with _bar(what) as told:
-            yield told
-    else:
+    if sys.stderr.isatty() and not as_json:
+        with _show_bar(what) as on_event:
+            yield on_event
+        return
+    if not as_json:
         hint(what)
-        yield _in_lines(what)
+    said = time.monotonic()
 
-
-def _in_json(what: str) -> Told:
-    def told(event: Event) -> None:
-        if isinstance(event, Share):
-            line = {"at": round(time.time(), 3), "event": "progress", "what": what, "done": event.done}
-            hint(json.dumps(line))
-
-    return told
-
-
-def _in_lines(what: str) -> Told:
-    said = [time.monotonic()]
-
-    def told(event: Event) -> None:
-        if isinstance(event, Share) and time.monotonic() - said[0] >= EVERY:
-            said[0] = time.monotonic()
+    def print_share(event: Event) -> None:
+        nonlocal said
+        if not isinstance(event, Share):
+            return
+        if as_json:
+            hint(json.dumps({"at": round(time.time(), 3), "event": "progress", "what": what, "done": event.done}))
+        elif time.monotonic() - said >= EVERY:
+            said = time.monotonic()
             hint(f"{what}: {event.done:.0%}")
 
-    return told
+    yield print_share
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Told]:
+def _show_bar(what: str) -> Iterator[OnEvent]:
     from rich.console import Console  # noqa: PLC0415  rich costs 80 ms, and only a terminal needs it
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
@@ -62,9 +53,9 @@ def _bar(what: str) -> Iterator[Told]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=None)
 
-        def told(event: Event) -> None:
+        def move(event: Event) -> None:
             if isinstance(event, Share):
                 progress.update(task, total=1.0, completed=event.done)
 
-        yield told
+        yield move
     hint(what)

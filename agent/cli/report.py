@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.cli.charts import Chart, Line, Shade
-from agent.cli.run_history import Following
+from agent.cli.run_history import RunHistory
 from agent.contract.atomic_io import read_manifest
 from agent.contract.errors import AgentError
 from agent.contract.lines import quantity, read_json_lines
@@ -43,7 +43,7 @@ class Report:
     gains: list[Row]
     left_alone: list[Row]
     remade: list[Row]
-    following: Following
+    history: RunHistory
 
     @property
     def verdict(self) -> Row:
@@ -101,8 +101,11 @@ def collect(home: Home, store: Store, number: int) -> Report:
     job, decisions = store.get(number), DecisionStore(store, number)
     version = home.versions / str(job.version) if job.version else None
     about = (read_manifest(version) or {}) if version else {}
-    examples = _examples(home, job)
-    following = Following(home.run(number) / "events.jsonl").refresh()
+    try:
+        examples = {example.id: example for example in load_spool(home.spool / f"{job.spool}.jsonl")}
+    except AgentError:  # pruned, or damaged: the report has no texts then
+        examples = {}
+    history = RunHistory(home.run(number) / "events.jsonl").refresh()
     rounds, outcomes = decisions.rounds(), decisions.outcomes()
     left = [row for row in decisions.last_choices() if row["state"] == "neither"]
     return Report(
@@ -110,28 +113,21 @@ def collect(home: Home, store: Store, number: int) -> Report:
         moves=store.moves(number),
         about=about,
         rounds=rounds,
-        charts=dict(_charts(following, rounds)),
+        charts=dict(_charts(history, rounds)),
         answers=_answers(version, examples),
         gains=list(_gains(outcomes, rounds, len(left))),
         left_alone=left[:SHOWN],
-        remade=list(_remade(home, job, examples)),
-        following=following,
+        remade=list(_rewritten_rows(home, job, examples)),
+        history=history,
     )
-
-
-def _examples(home: Home, job: Job) -> dict[str, Example]:
-    try:
-        return {example.id: example for example in load_spool(home.spool / f"{job.spool}.jsonl")}
-    except AgentError:  # pruned, or damaged: the report has no texts then
-        return {}
 
 
 # ---- charts ----
 
 
-def _charts(following: Following, rounds: list[Round]) -> Iterator[tuple[str, str]]:
-    steps = _that_count(following.steps, rounds)
-    shades = list(_phases(following))
+def _charts(history: RunHistory, rounds: list[Round]) -> Iterator[tuple[str, str]]:
+    steps = _valid_steps(history.steps, rounds)
+    shades = list(_round_shades(history))
     lines = [Line("mean loss", "loss", [(step["step"], step["loss"]) for step in steps])]
     for name, css in (("value_loss", "value"), ("form_loss", "form")):
         points = [(step["step"], step[name]) for step in steps if step.get(name) is not None]
@@ -140,13 +136,13 @@ def _charts(following: Following, rounds: list[Round]) -> Iterator[tuple[str, st
     rewards_ = [(each.number, each.figures["reward"]) for each in rounds if each.figures]
     yield "reward", Chart("Mean reward by round", "round", "reward", [Line("mean reward", "loss", rewards_)]).svg()
     memory = [(step["step"], step["rss_mb"]) for step in steps]
-    plan = following.plan
+    plan = history.plan
     planned = (plan["train_mb"], "planned") if plan and plan["known"] else None
     chart = Chart("Memory of the training worker", "step", "MB", [Line("resident", "loss", memory)], level=planned)
     yield "memory", chart.svg()
 
 
-def _that_count(steps: list[Row], rounds: list[Round]) -> list[Row]:
+def _valid_steps(steps: list[Row], rounds: list[Round]) -> list[Row]:
     """Without steps that were undone, or taken once more after a death."""
     kept: list[Row] = []
     is_over = bool(rounds) and rounds[-1].phase == "stop"
@@ -158,19 +154,19 @@ def _that_count(steps: list[Row], rounds: list[Round]) -> list[Row]:
     return [step for step in kept if step["step"] <= last]
 
 
-def _phases(following: Following) -> Iterator[Shade]:
+def _round_shades(history: RunHistory) -> Iterator[Shade]:
     """A shade for each numeric round: the steps that it took, and why it began and ended."""
-    ends = {each["round"]: each for each in following.over}
+    ends = {each["round"]: each for each in history.over}
     at = 0
-    for begun in following.rounds:
+    for begun in history.rounds:
         over = ends.get(begun["round"], {})
         steps = over.get("steps", 0)
-        told = f"Round {begun['round']}, {begun['phase']}: {begun['why']}. Until: {over.get('ended', 'not over')}."
+        label = f"Round {begun['round']}, {begun['phase']}: {begun['why']}. Until: {over.get('ended', 'not over')}."
         if begun["phase"] == "numeric" and steps:
-            yield Shade(at, at + steps, "numeric" if begun["round"] % 2 else "numeric other", told)
+            yield Shade(at, at + steps, "numeric" if begun["round"] % 2 else "numeric other", label)
             at += steps
         elif begun["phase"] == "symbolic":
-            yield Shade(at, at, "symbolic", told)
+            yield Shade(at, at, "symbolic", label)
 
 
 # ---- texts ----
@@ -181,27 +177,22 @@ def _answers(version: Path | None, examples: dict[str, Example]) -> list[Row]:
     path = version / "answers.json" if version else None
     if path is None or not path.exists():
         return []
-    told = json.loads(path.read_text())
-    before = {each["id"]: each["text"] for each in told["before"]}
-    rows = [
-        _answer(examples[each["id"]], before[each["id"]], each["text"])
-        for each in told["after"]
-        if each["id"] in examples and each["id"] in before
-    ]
+    answers = json.loads(path.read_text())
+    before = {each["id"]: each["text"] for each in answers["before"]}
+    rows: list[Row] = []
+    for each in answers["after"]:
+        name, after = each["id"], each["text"]
+        if name in examples and name in before:
+            example = examples[name]
+            was, is_ = (joint(*rewards(example, text)) for text in (before[name], after))
+            asked = example.prompt[-1].content if example.prompt else ""
+            row = {"id": name, "asked": asked, "reference": example.reference, "before": before[name], "after": after}
+            rows.append({**row, "was": was, "is": is_, "gain": round(is_ - was, 4)})
     rows.sort(key=lambda row: -abs(row["gain"]))
     won, lost = ([row for row in rows if sign * row["gain"] > 0] for sign in (1, -1))
     same = [row for row in rows if row["gain"] == 0]
     part = SHOWN // 3
     return [*won[: SHOWN - 2 * part + max(0, part - len(lost))], *lost[:part], *same[:part]]
-
-
-def _answer(example: Example, before: str, after: str) -> Row:
-    was, is_ = (joint(*rewards(example, text)) for text in (before, after))
-    asked = example.prompt[-1].content if example.prompt else ""
-    return {
-        "id": example.id, "asked": asked, "reference": example.reference, "before": before, "after": after,
-        "was": was, "is": is_, "gain": round(is_ - was, 4),
-    }  # fmt: skip
 
 
 def _gains(outcomes: list[Row], rounds: list[Round], left: int) -> Iterator[Row]:
@@ -212,17 +203,17 @@ def _gains(outcomes: list[Row], rounds: list[Round], left: int) -> Iterator[Row]
         gains = [row["gain"] for row in outcomes if row["action"] == action]
         if gains:
             helped, hurt = (sum(sign * gain > 0 for gain in gains) for sign in (1, -1))
-            told = {"name": name, "tried": len(gains), "helped": helped, "hurt": hurt, "gained": sum(gains)}
-            yield {**told, "cost": costs[action]}
+            counts = {"name": name, "tried": len(gains), "helped": helped, "hurt": hurt, "gained": sum(gains)}
+            yield {**counts, "cost": costs[action]}
     if left:
         yield {"name": "neither", "tried": left, "helped": 0, "hurt": 0, "gained": 0.0, "cost": "nothing"}
 
 
-def _remade(home: Home, job: Job, examples: dict[str, Example]) -> Iterator[Row]:
+def _rewritten_rows(home: Home, job: Job, examples: dict[str, Example]) -> Iterator[Row]:
     """Remade rows with what they were."""
     path = home.run(job.id) / REMADE
-    told = [row for row in read_json_lines(path) if "remade" in row] if path.exists() else []
-    for row in told[:SHOWN]:
+    rows = [row for row in read_json_lines(path) if "remade" in row] if path.exists() else []
+    for row in rows[:SHOWN]:
         origin = examples.get(row["id"])
         lineage = row["remade"]
         by = "the model's own answer" if lineage["model"] == OWN_ANSWER else lineage["model"]

@@ -17,7 +17,7 @@ KEPT = 4000
 
 
 @dataclass
-class Following:
+class RunHistory:
     """The history of a run so far; `refresh` reads its new events.
 
     Attributes:
@@ -43,29 +43,26 @@ class Following:
     _offset: int = 0
     _every: int = 1
 
-    def refresh(self) -> Following:
+    def refresh(self) -> RunHistory:
         """Read on."""
         for event, after in read_events(self.path, self._offset):
             self._offset = after
-            self._take(event)
+            kind = event.get("event")
+            if kind == "step":
+                self._add_step(event)
+            elif kind == "phase":
+                self.phases.append((event["at"], event["phase"]))
+            elif kind in {"round", "round over", "window"}:
+                {"round": self.rounds, "round over": self.over, "window": self.windows}[kind].append(event)
+            elif kind == "rewrite":
+                self.rewrites[event["state"]] += 1
+            elif kind == "note":
+                self.notes.append(event["text"])
+            elif kind in {"plan", "verdict"}:
+                setattr(self, kind, event)
         return self
 
-    def _take(self, event: dict[str, Any]) -> None:
-        kind = event.get("event")
-        if kind == "step":
-            self._step(event)
-        elif kind == "phase":
-            self.phases.append((event["at"], event["phase"]))
-        elif kind in {"round", "round over", "window"}:
-            {"round": self.rounds, "round over": self.over, "window": self.windows}[kind].append(event)
-        elif kind == "rewrite":
-            self.rewrites[event["state"]] += 1
-        elif kind == "note":
-            self.notes.append(event["text"])
-        elif kind in {"plan", "verdict"}:
-            setattr(self, kind, event)
-
-    def _step(self, event: dict[str, Any]) -> None:
+    def _add_step(self, event: dict[str, Any]) -> None:
         # An attempt that died may have done steps that the next one does again.
         while self.steps and self.steps[-1]["step"] >= event["step"]:
             self.steps.pop()

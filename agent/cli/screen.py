@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from agent.cli.run_history import Following
+from agent.cli.run_history import RunHistory
 from agent.queue.jobs import ENDED, Job, State
 from agent.system.events import PHASES
 from agent.system.output import STYLES, age, remote_in_words
@@ -31,7 +31,7 @@ class View:
     """Everything a screen shows at one moment."""
 
     jobs: Sequence[Job]
-    followed: Following | None
+    history: RunHistory | None
     """The events of the job that is shown, None without one."""
     job: Job | None
     reading: Reading
@@ -43,10 +43,10 @@ class View:
 
 def sparkline(values: Sequence[float], width: int) -> str:
     """Values as bars of eight heights, the newest to the right."""
-    shown = values[-width:]
-    low, high = min(shown, default=0.0), max(shown, default=0.0)
+    last = values[-width:]
+    low, high = min(last, default=0.0), max(last, default=0.0)
     scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BARS[round((value - low) * scale)] for value in shown)
+    return "".join(BARS[round((value - low) * scale)] for value in last)
 
 
 def box(view: View, width: int) -> RenderableType:
@@ -60,86 +60,63 @@ def box(view: View, width: int) -> RenderableType:
 
 def one(view: View, width: int) -> RenderableType:
     """One job alone."""
-    return Panel(job(view, width - 4), title=_title(view.job), title_align="left") if view.job else Text("no job")
-
-
-def _title(job: Job) -> Text:
-    return Text.assemble(
-        f"job {job.id} ", (job.state.value, STYLES.get(job.state.value, "")), f" {Path(job.file).name}"
-    )
+    if view.job is None:
+        return Text("no job")
+    state = view.job.state.value
+    title = Text.assemble(f"job {view.job.id} ", (state, STYLES.get(state, "")), f" {Path(view.job.file).name}")
+    return Panel(job(view, width - 4), title=title, title_align="left")
 
 
 def job(view: View, width: int) -> RenderableType:
     """One job: phase, progress, loss, memory, decisions, why."""
-    followed, told = view.followed, view.job
-    if followed is None or told is None:
+    history, shown = view.history, view.job
+    if history is None or shown is None:
         return Text("no job")
-    rows = [_phase(told, followed), _why(followed), _bar(told, followed, width), _loss(followed, width)]
-    rows += [_memory(followed), _decisions(followed), _remote_work(told)]
-    if told.state in ENDED or told.state in {State.PAUSED, State.PARKED}:
-        rows.append(Text(told.reason or "", overflow="fold"))
-    elif followed.notes:
-        rows.append(Text(followed.notes[-1], style="dim", overflow="ellipsis", no_wrap=True))
-    return Group(*(row for row in rows if row is not None))
+    rows = [_phase(shown, history)]
+    if history.rounds:
+        rows.append(Text(history.rounds[-1]["why"], style="dim", overflow="fold"))
+    if history.steps:
+        rows.append(_bar(shown, history, width))
+        last, plan = history.steps[-1], history.plan
+        label = f"loss {last['loss']:.3f} "
+        rows.append(Text.assemble(label, (sparkline(history.losses(width - len(label)), width - len(label)), "cyan")))
+        memory = f"memory {last['rss_mb']:.0f} MB"
+        if plan and plan["known"]:
+            memory += f" of {max(plan[f'{phase}_mb'] for phase in ('train', 'generate')):.0f} planned"
+            memory += f"; {plan['changed']}" if plan["changed"] else ""
+        rows.append(Text(memory))
+    if history.rounds:
+        decisions = Text("decided  ")
+        for state, count in history.rounds[-1]["states"].items():
+            decisions.append(f"{count} {state}  ", style={"satisfied": "green", "neither": "dim"}.get(state, ""))
+        rows.append(decisions)
+    if "flagged" in shown.progress:
+        rewrites = f"rewrites {shown.progress['done']}/{shown.progress['flagged']}"
+        rows.append(Text(rewrites, style=COLOURS["symbolic"]))
+    if shown.state in ENDED or shown.state in {State.PAUSED, State.PARKED}:
+        rows.append(Text(shown.reason or "", overflow="fold"))
+    elif history.notes:
+        rows.append(Text(history.notes[-1], style="dim", overflow="ellipsis", no_wrap=True))
+    return Group(*rows)
 
 
-def _phase(told: Job, followed: Following) -> RenderableType:
-    name = str(told.progress.get("phase", ""))
-    current = followed.rounds[-1] if followed.rounds else None
-    text = Text(PHASES.get(name, "starting") if told.state is State.RUNNING else told.state.value)
+def _phase(shown: Job, history: RunHistory) -> RenderableType:
+    name = str(shown.progress.get("phase", ""))
+    current = history.rounds[-1] if history.rounds else None
+    text = Text(PHASES.get(name, "starting") if shown.state is State.RUNNING else shown.state.value)
     text.stylize(COLOURS.get(name, ""))
-    if current is not None and told.state is State.RUNNING:
+    if current is not None and shown.state is State.RUNNING:
         text = Text.assemble((f"round {current['round']} ", COLOURS.get(current["phase"], "")), text)
     return text
 
 
-def _why(followed: Following) -> RenderableType | None:
-    return Text(followed.rounds[-1]["why"], style="dim", overflow="fold") if followed.rounds else None
-
-
-def _bar(told: Job, followed: Following, width: int) -> RenderableType | None:
-    if not followed.steps:
-        return None
-    last, left = followed.steps[-1], followed.seconds_left if told.progress.get("phase") == "train" else None
+def _bar(shown: Job, history: RunHistory, width: int) -> RenderableType:
+    last, left = history.steps[-1], history.seconds_left if shown.progress.get("phase") == "train" else None
     label = f" step {last['step']}/{last['steps']}  {last['tokens_per_s']:.0f} tokens/s"
     label += f"  {age(left)} left" if left is not None else ""
     table = Table.grid(padding=0)
     table.add_row(ProgressBar(last["steps"], last["step"], width=max(8, width - len(label) - 1)), Text(label))
     return table
-
-
-def _loss(followed: Following, width: int) -> RenderableType | None:
-    if not followed.steps:
-        return None
-    label = f"loss {followed.steps[-1]['loss']:.3f} "
-    return Text.assemble(label, (sparkline(followed.losses(width - len(label)), width - len(label)), "cyan"))
-
-
-def _memory(followed: Following) -> RenderableType | None:
-    if not followed.steps:
-        return None
-    text = f"memory {followed.steps[-1]['rss_mb']:.0f} MB"
-    if followed.plan and followed.plan["known"]:
-        text += f" of {max(followed.plan[f'{phase}_mb'] for phase in ('train', 'generate')):.0f} planned"
-        text += f"; {followed.plan['changed']}" if followed.plan["changed"] else ""
-    return Text(text)
-
-
-def _decisions(followed: Following) -> RenderableType | None:
-    if not followed.rounds:
-        return None
-    states = followed.rounds[-1]["states"]
-    text = Text("decided  ")
-    for state, count in states.items():
-        text.append(f"{count} {state}  ", style={"satisfied": "green", "neither": "dim"}.get(state, ""))
-    return text
-
-
-def _remote_work(told: Job) -> RenderableType | None:
-    done = told.progress
-    if "flagged" not in done:
-        return None
-    return Text(f"rewrites {done['done']}/{done['flagged']}", style=COLOURS["symbolic"])
 
 
 def queue(view: View, width: int) -> RenderableType:

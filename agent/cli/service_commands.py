@@ -29,7 +29,7 @@ def install(arguments: argparse.Namespace, home: Home) -> int:
     """Write the units for this machine and, where systemd runs, start the service."""
     home.create()
     user = arguments.user or pwd.getpwuid(home.path.stat().st_uid).pw_name
-    units = _rendered(home, user, offload=arguments.offload)
+    units = _render_units(home, user, offload=arguments.offload)
     written = []
     for name, text in units:
         path = arguments.to / name
@@ -40,7 +40,10 @@ def install(arguments: argparse.Namespace, home: Home) -> int:
         except OSError as fault:
             raise os_fault(path, fault, "run it with sudo, or give --to DIR") from fault
         written.append(str(path))
-    started = _is_systemd_here(arguments.to) and _started(offload=arguments.offload)
+    started = _is_systemd_here(arguments.to)
+    if started:
+        _systemctl("daemon-reload")
+        _systemctl("enable", "--now", SERVICE, *([SOCKET] if arguments.offload else []))
     if arguments.json:
         print_json({"written": written, "user": user, "state": str(home.path), "started": started})
         return 0
@@ -51,7 +54,7 @@ def install(arguments: argparse.Namespace, home: Home) -> int:
     return 0
 
 
-def _rendered(home: Home, user: str, *, offload: bool) -> Iterator[tuple[str, str]]:
+def _render_units(home: Home, user: str, *, offload: bool) -> Iterator[tuple[str, str]]:
     """Names and texts of the units; raises ConfigError for what no unit can hold, or an unknown user."""
     try:
         pwd.getpwnam(user)
@@ -74,12 +77,6 @@ def _is_systemd_here(target: Path) -> bool:
     return Path("/run/systemd/system").is_dir() and target == DEFAULT_TARGET and shutil.which("systemctl") is not None
 
 
-def _started(*, offload: bool) -> bool:
-    _systemctl("daemon-reload")
-    _systemctl("enable", "--now", SERVICE, *([SOCKET] if offload else []))
-    return True
-
-
 def _systemctl(*arguments: str) -> str:
     """Run systemctl and return its output; raises StateError with its complaint."""
     import subprocess  # noqa: PLC0415  10 ms that no other command need pay
@@ -93,17 +90,20 @@ def _systemctl(*arguments: str) -> str:
 def status(arguments: argparse.Namespace, _: Home) -> int:
     """Show what systemd says of the service; exit code 1 if it does not run."""
     there = [name for name in ALL if (arguments.to / name).exists()]
-    told: dict[str, str] = {}
+    properties: dict[str, str] = {}
     if _is_systemd_here(arguments.to):
         lines = _systemctl("show", SERVICE, *(f"--property={name}" for name in SHOWN)).splitlines()
-        told = dict(line.split("=", 1) for line in lines)
-    runs = told.get("ActiveState") == "active"
+        properties = dict(line.split("=", 1) for line in lines)
+    runs = properties.get("ActiveState") == "active"
     if arguments.json:
-        print_json({"units": there, "runs": runs, **told})
+        print_json({"units": there, "runs": runs, **properties})
     else:
-        facts = [("units", ", ".join(there) or f"none in {arguments.to}: nslora-agent service install"), *told.items()]
+        facts = [
+            ("units", ", ".join(there) or f"none in {arguments.to}: nslora-agent service install"),
+            *properties.items(),
+        ]
         print_table(("", ""), [(name, value) for name, value in facts if value])
-        if not told:
+        if not properties:
             hint("systemd does not run here")
     return 0 if runs else 1
 

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from agent.cli.progress_bar import working
+from agent.cli.progress_bar import show_progress
 from agent.contract.atomic_io import TEMPORARY, fsync_path, hold_lock
 from agent.contract.errors import BaseModelError
 from agent.queue.store import Store
@@ -20,7 +20,12 @@ from agent.system.paths import Home, is_local, resolve
 def init(arguments: argparse.Namespace, home: Home) -> int:
     """Write config.toml and prepare the base model once."""
     home.create()
-    base = _named(arguments.base) if arguments.base else read_config(home.config).base
+    if arguments.base:
+        # What exists here is a path, also without a slash in its name.
+        here = Path(arguments.base).exists() and not is_local(arguments.base)
+        base = resolve(f"./{arguments.base}" if here else arguments.base, Path.cwd())
+    else:
+        base = read_config(home.config).base
     with Store(home.database):
         pass
     target = home.model(base)
@@ -37,12 +42,6 @@ def init(arguments: argparse.Namespace, home: Home) -> int:
     return 0
 
 
-def _named(base: str) -> str:
-    """A base model's name as config.toml keeps it; what exists here is a path, also without a slash in it."""
-    here = Path(base).exists() and not is_local(base)
-    return resolve(f"./{base}" if here else base, Path.cwd())
-
-
 def prepare_base(home: Home, base: str, *, again: bool, as_json: bool) -> dict[str, Any]:
     """Fetch and quantise the base model unless it is there; returns what was made, empty if nothing."""
     from agent.contract.protocol import Fetch, Fetched, Prepare, Prepared  # noqa: PLC0415
@@ -57,16 +56,16 @@ def prepare_base(home: Home, base: str, *, again: bool, as_json: bool) -> dict[s
     ):
         log = Path(work) / "log"
         with (
-            working(f"fetching {base}", as_json=as_json) as told,
+            show_progress(f"fetching {base}", as_json=as_json) as on_event,
             Worker("agent.versions.fetch", log, more=NETWORK) as fetcher,
         ):
-            fetched = fetcher.ask(Fetch(base, work), told)
+            fetched = fetcher.ask(Fetch(base, work), on_event)
         if not isinstance(fetched, Fetched):
             raise BaseModelError(f"cannot fetch {base}")
         what = "quantising to 4 bits (NF4, once)"
-        with working(what, as_json=as_json) as told, Worker("quant.worker", log) as worker:
+        with show_progress(what, as_json=as_json) as on_event, Worker("quant.worker", log) as worker:
             fresh = Path(work) / target.name
-            prepared = worker.ask(Prepare(fetched.path, str(fresh)), told)
+            prepared = worker.ask(Prepare(fetched.path, str(fresh)), on_event)
         if target.exists():
             target.rename(Path(work) / "old")
         fresh.rename(target)

@@ -10,16 +10,16 @@ from unicodedata import category
 TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Characters that change the direction of what follows."""
 Show = Callable[[int, str], None]
-"""Takes who says something, by place, and what is new of it; nothing new means that it begins."""
+"""Called with (speaker index, new text); empty text starts that speaker's answer."""
 
 
 @contextmanager
-def shown(names: Sequence[str], *, quiet: bool) -> Iterator[Show]:
+def show_answers(names: Sequence[str], *, quiet: bool) -> Iterator[Show]:
     """Show what each of some versions says while the block runs, one after the other."""
     if quiet:
         yield lambda _place, _text: None
     elif len(names) > 1 and sys.stdout.isatty():
-        with _columns(names) as show:
+        with _show_columns(names) as show:
             yield show
     else:
         yield _Plain(names).show
@@ -38,16 +38,16 @@ class _Plain:
         if place not in self._heard and len(self._names) > 1:
             print(f"{chr(10) * 2 if self._heard else ''}{self._names[place]}:")
         self._heard.add(place)
-        print(harmless(text) if sys.stdout.isatty() else text, end="", flush=True)
+        print(without_controls(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
-def harmless(text: str) -> str:
+def without_controls(text: str) -> str:
     """The text without characters with which an answer could do things to a terminal, or turn a line around."""
     return "".join(each for each in text if each in "\n\t" or not (category(each) == "Cc" or each in TURNING))
 
 
 @contextmanager
-def _columns(names: Sequence[str]) -> Iterator[Show]:
+def _show_columns(names: Sequence[str]) -> Iterator[Show]:
     from rich import box  # noqa: PLC0415  rich costs 80 ms, and only a terminal needs it
     from rich.live import Live  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
@@ -65,7 +65,7 @@ def _columns(names: Sequence[str]) -> Iterator[Show]:
     with Live(table(), refresh_per_second=8, vertical_overflow="visible") as live:
 
         def show(place: int, text: str) -> None:
-            said[place] += harmless(text)
+            said[place] += without_controls(text)
             live.update(table())
 
         yield show

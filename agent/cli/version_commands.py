@@ -42,15 +42,15 @@ def _change(before: float | None, after: float | None) -> str:
 def promote(arguments: argparse.Namespace, home: Home) -> int:
     """Make a version active."""
     api.promote(arguments.version, state=home.path)
-    return _tell_active(arguments, arguments.version)
+    return _print_active(arguments, arguments.version)
 
 
 def rollback(arguments: argparse.Namespace, home: Home) -> int:
     """Make active what was active before."""
-    return _tell_active(arguments, api.rollback(state=home.path))
+    return _print_active(arguments, api.rollback(state=home.path))
 
 
-def _tell_active(arguments: argparse.Namespace, version: int) -> int:
+def _print_active(arguments: argparse.Namespace, version: int) -> int:
     name = f"version {version}" if version else "the base model"
     print_json({"active": version}) if arguments.json else say(f"{name} is active")
     return 0

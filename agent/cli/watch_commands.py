@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from agent.cli.run_history import Following
+from agent.cli.run_history import RunHistory
 from agent.queue.jobs import ENDED, Job, State, describe
 from agent.queue.store import open_existing
 from agent.system import sensors
@@ -30,8 +30,8 @@ LISTED = 8
 def watch(arguments: argparse.Namespace, home: Home) -> int:
     """Until the job ends, `q` or Ctrl-C; the box is watched until then."""
     if arguments.json or not sys.stdout.isatty():
-        return _lines(arguments, home)
-    return _screen(arguments, home)
+        return _print_lines(arguments, home)
+    return _show_screen(arguments, home)
 
 
 def _foremost(jobs: list[Job]) -> Job | None:
@@ -41,7 +41,7 @@ def _foremost(jobs: list[Job]) -> Job | None:
     return found[0] if found else None
 
 
-def _lines(arguments: argparse.Namespace, home: Home) -> int:
+def _print_lines(arguments: argparse.Namespace, home: Home) -> int:
     """One line whenever something has changed; without a job, for every job."""
     said = ""
     while True:
@@ -59,27 +59,27 @@ def _lines(arguments: argparse.Namespace, home: Home) -> int:
         time.sleep(EVERY_LINE)
 
 
-def _screen(arguments: argparse.Namespace, home: Home) -> int:
+def _show_screen(arguments: argparse.Namespace, home: Home) -> int:
     from rich.console import Console  # noqa: PLC0415  rich costs 80 ms, and only a terminal needs it
     from rich.live import Live  # noqa: PLC0415
 
     from agent.cli import screen  # noqa: PLC0415
 
     console = Console()
-    followed: dict[int, Following] = {}
+    histories: dict[int, RunHistory] = {}
     whole = arguments.job is None
-    with _keys() as pressed, Live(console=console, screen=whole, auto_refresh=False) as live:
+    with _keyboard() as wait_for_key, Live(console=console, screen=whole, auto_refresh=False) as live:
         while True:
-            seen = view(home, arguments.job, followed)
+            seen = view(home, arguments.job, histories)
             width = console.width
             live.update(screen.box(seen, width) if whole else screen.one(seen, width), refresh=True)
             ended = seen.job is not None and seen.job.state in ENDED
-            if pressed("q", EVERY) or (ended and not whole):
+            if wait_for_key("q", EVERY) or (ended and not whole):
                 return 0
 
 
-def view(home: Home, number: int | None, followed: dict[int, Following]) -> View:
-    """The present view of a job, or of the one that matters most; pass the same `followed` each time."""
+def view(home: Home, number: int | None, histories: dict[int, RunHistory]) -> View:
+    """The present view of a job, or of the one that matters most; pass the same `histories` each time."""
     from agent.cli.screen import View  # noqa: PLC0415
 
     with open_existing(home.database) as store:
@@ -87,13 +87,13 @@ def view(home: Home, number: int | None, followed: dict[int, Following]) -> View
         job = store.get(number) if number is not None else _foremost(jobs)
     events = None
     if job is not None:
-        events = followed.setdefault(job.id, Following(home.run(job.id) / "events.jsonl")).refresh()
+        events = histories.setdefault(job.id, RunHistory(home.run(job.id) / "events.jsonl")).refresh()
     free = shutil.disk_usage(home.path).free
     return View(jobs, events, job, sensors.read(), sensors.free_memory() / 1e6, free, remote, time.time())
 
 
 @contextmanager
-def _keys() -> Iterator[Any]:
+def _keyboard() -> Iterator[Any]:
     """A function that waits for a key on the terminal, which shows none meanwhile; False without a keyboard."""
     import select  # noqa: PLC0415
     import termios  # noqa: PLC0415
@@ -104,11 +104,11 @@ def _keys() -> Iterator[Any]:
         return
     before = termios.tcgetattr(sys.stdin)
 
-    def pressed(key: str, seconds: float) -> bool:
+    def wait_for_key(key: str, seconds: float) -> bool:
         return bool(select.select([sys.stdin], [], [], seconds)[0]) and sys.stdin.read(1) == key
 
     try:
         tty.setcbreak(sys.stdin)
-        yield pressed
+        yield wait_for_key
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)

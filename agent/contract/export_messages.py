@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agent.contract.requests import Request
+
 SYSTEM, QUESTION, ANSWER, SECOND = "(SYSTEM)", "(QUESTION)", "(ANSWER)", "(SECOND)"
 """Marks in the conversations of `Templated`."""
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Request["Saved"]):
     """Write the adapter in folder `adapter` on the prepared base in folder `model` in a form that others serve.
 
     `form` is merged (into the existing folder `target`) or gguf (into the new file `target`).
@@ -22,7 +24,7 @@ class Export:
 
 
 @dataclass(frozen=True)
-class Template:
+class Template(Request["Templated"]):
     """Tell how the prepared base in folder `model` writes conversations."""
 
     model: str
@@ -42,3 +44,10 @@ class Templated:
     answered: str
     stops: tuple[str, ...]
     bos: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The adapter is in its folder (not yet flushed: whoever publishes the folder does that)."""
+
+    bytes: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agent.contract.requests import Request
 from agent.contract.settings import Offload
 
 LONGEST = 20_000
@@ -14,7 +15,7 @@ model's while, and would not fit into a line of the protocol."""
 
 
 @dataclass(frozen=True)
-class Open:
+class Open(Request["Opened"]):
     """Use the database at `cache` and these settings; the first request."""
 
     cache: str
@@ -22,7 +23,7 @@ class Open:
 
 
 @dataclass(frozen=True)
-class RewriteExample:
+class RewriteExample(Request["Rewritten"]):
     """One TextGrad step on one text of an example.
 
     `part` is "reference" (then `context` is its question) or "prompt" (then `context` is its reference). `wanted` are
@@ -43,7 +44,7 @@ class RewriteExample:
 
 
 @dataclass(frozen=True)
-class ImprovePrompt:
+class ImprovePrompt(Request["Rewritten"]):
     """One TextGrad step on the system prompt `text`; `failing`: prompts, each with what was wrong with its answer."""
 
     job: int
@@ -53,19 +54,19 @@ class ImprovePrompt:
 
 
 @dataclass(frozen=True)
-class Preview:
+class Preview(Request["Previewed"]):
     """Show what would be sent first for this rewrite, and send nothing."""
 
     request: RewriteExample
 
 
 @dataclass(frozen=True)
-class Ping:
+class Ping(Request["Ponged"]):
     """One tiny round trip to the remote LLM, outside of the cache."""
 
 
 @dataclass(frozen=True)
-class ReadLog:
+class ReadLog(Request["Listed"]):
     """Write the newest `last` rows of the audit log to the file `out`, oldest first, as JSON lines."""
 
     out: str
@@ -73,26 +74,26 @@ class ReadLog:
 
 
 @dataclass(frozen=True)
-class CacheStats:
+class CacheStats(Request["CacheFigures"]):
     """Count what the cache holds."""
 
 
 @dataclass(frozen=True)
-class CacheExport:
+class CacheExport(Request["Listed"]):
     """Write every recorded answer to the file `out` as JSON lines."""
 
     out: str
 
 
 @dataclass(frozen=True)
-class CacheImport:
+class CacheImport(Request["Listed"]):
     """Take over the recorded answers in a file that `CacheExport` wrote."""
 
     path: str
 
 
 @dataclass(frozen=True)
-class CachePrune:
+class CachePrune(Request["Pruned"]):
     """Forget answers that were not used for this many seconds."""
 
     older_than: float

@@ -22,27 +22,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.contract import errors
-from agent.contract.export_messages import Export, Template, Templated
+from agent.contract.export_messages import Saved, Templated
 from agent.contract.offload_messages import (
-    CacheExport,
     CacheFigures,
-    CacheImport,
-    CachePrune,
-    CacheStats,
-    ImprovePrompt,
     Listed,
-    Open,
     Opened,
-    Ping,
     Ponged,
-    Preview,
     Previewed,
     Pruned,
-    ReadLog,
-    RewriteExample,
     Rewritten,
 )
-from agent.contract.reply_messages import Replied, Reply, Said
+from agent.contract.reply_messages import Replied, Said
+from agent.contract.requests import Request
 from agent.contract.settings import Training
 
 VERSION = 1
@@ -58,7 +49,7 @@ class ProtocolError(errors.WorkerDied):
 
 
 @dataclass(frozen=True)
-class Fetch:
+class Fetch(Request["Fetched"]):
     """Bring the base model `source` to this machine, into the existing folder `target` if it has to be downloaded."""
 
     source: str
@@ -77,7 +68,7 @@ class Fetched:
 
 
 @dataclass(frozen=True)
-class Prepare:
+class Prepare(Request["Prepared"]):
     """Quantise the model at `source` (a Hugging Face folder or a .gguf file) to NF4 into the new folder `target`."""
 
     source: str
@@ -85,7 +76,7 @@ class Prepare:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Request["Peaks"]):
     """Predict the memory of a job with these settings on the prepared base in folder `model`, every file of it read.
 
     With `whole=False` its files are only looked at.
@@ -97,7 +88,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Load:
+class Load(Request["Loaded"]):
     """Load the prepared base in folder `model` and, if given, the PEFT adapter in folder `adapter`."""
 
     model: str
@@ -107,7 +98,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(Request["Written"]):
     """Write the loss of every example in `data` to `out`: {"id", "loss", "value_loss" (nats/token), "tokens"}.
 
     Lines of `data` are {"id", "messages"} and may name a "value": `value_loss` is the mean over its tokens in the last
@@ -120,7 +111,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Generate:
+class Generate(Request["Written"]):
     """Answer every prompt in `data` (lines of {"id", "messages"}) greedily into `out`: {"id", "text", "tokens"}.
 
     `memory_budget` is in MB, 0 for half of what is free.
@@ -133,7 +124,7 @@ class Generate:
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Request["Trained"]):
     """Train the adapter on `data`, checkpoints into the folder `checkpoints`, going on from `resume` if given.
 
     `first` is the step after which this data took over: its order counts from there. `until` is the step to stop at,
@@ -149,14 +140,14 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Save:
+class Save(Request["Saved"]):
     """Write the adapter in PEFT's format into the existing folder `target`."""
 
     target: str
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Request["Checked"]):
     """Try a 4-bit quantise, matmul and backward on the device."""
 
     device: str = "auto"
@@ -293,13 +284,6 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Saved:
-    """The adapter is in its folder (not yet flushed: whoever publishes the folder does that)."""
-
-    bytes: int
-
-
-@dataclass(frozen=True)
 class Checked:
     """The result of `Check`: `ok` if a 4-bit backward pass gave the right gradient; `confined`: without network."""
 
@@ -311,18 +295,15 @@ class Checked:
     confined: bool = False
 
 
-Request = (
-    Fetch | Prepare | Plan | Load | Score | Generate | Reply | Train | Save | Export | Template | Check
-    | Open | RewriteExample | ImprovePrompt | Preview | Ping
-    | ReadLog | CacheStats | CacheExport | CacheImport | CachePrune
-)  # fmt: skip
 Event = Alive | Share | Note | Said | Step | Checkpointed
 Answer = (
     Fetched | Prepared | Peaks | Loaded | Written | Replied | Trained | Saved | Templated | Checked
     | Opened | Rewritten | Previewed | Ponged | Listed | CacheFigures | Pruned
 )  # fmt: skip
-Message = Request | Event | Answer
-MESSAGES: dict[str, type[Any]] = {cls.__name__: cls for cls in typing.get_args(Message)}
+Message = Request[Any] | Event | Answer
+MESSAGES: dict[str, type[Any]] = {
+    cls.__name__: cls for cls in (*Request.__subclasses__(), *typing.get_args(Event), *typing.get_args(Answer))
+}
 
 
 @dataclass(frozen=True)
@@ -343,7 +324,7 @@ def encode(envelope: Envelope) -> bytes:
         name = next((ancestor for ancestor in ancestors if ancestor in errors.BY_NAME), "WorkerDied")
         body: Any = str(message)
     else:
-        name, body = type(message).__name__, dataclasses.asdict(message)
+        name, body = type(message).__name__, dataclasses.asdict(typing.cast("Any", message))
     record = {"v": VERSION, "id": envelope.id, envelope.kind: name, "body": body}
     return json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 

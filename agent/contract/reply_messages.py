@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agent.contract.requests import Request
+
 ANSWER_TOKENS = 512
 """Longest answer in tokens where nobody says otherwise."""
 Message = dict[str, str]
@@ -11,7 +13,7 @@ Message = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Reply:
+class Reply(Request["Replied"]):
     """Answer a conversation, text told as it comes; SIGUSR1 breaks the answer off.
 
     `temperature` 0 takes the likeliest token each time, above it tokens are drawn, the same for the same `seed`. An

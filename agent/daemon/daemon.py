@@ -20,7 +20,7 @@ from agent.contract.atomic_io import hold_lock, sweep_temporaries
 from agent.contract.errors import AgentError, Busy, StaleAttempt, StateError
 from agent.contract.os_errors import os_fault
 from agent.daemon import metrics
-from agent.daemon.throttle import Governed
+from agent.daemon.throttle import Throttle
 from agent.daemon.throttle_rules import Hold
 from agent.data.spool import sweep_orphans
 from agent.queue.jobs import Job, State
@@ -69,7 +69,7 @@ class Running:
 class Daemon:
     """`initialize`, then `tick(now)` as often as wanted, then `shutdown`; `now` is a monotonic clock in seconds.
 
-    `governed` says what holds training back; `textfile` is where metrics go, if anywhere.
+    `throttle` says what holds training back; `textfile` is where metrics go, if anywhere.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class Daemon:
         home: Home,
         store: Store,
         report: Report,
-        governed: Callable[[float], Hold | None],
+        throttle: Callable[[float], Hold | None],
         textfile: Path | None = None,
     ) -> None:
-        self._home, self._store, self._report, self._governed = home, store, report, governed
-        self._textfile, self._measured = textfile, -math.inf
+        self._home, self._store, self._report, self._throttle = home, store, report, throttle
+        self._textfile, self._written = textfile, -math.inf
         self._running: Running | None = None
         self._hold: Hold | None = None
         self._sensed = -math.inf
@@ -96,9 +96,16 @@ class Daemon:
         """Put right what a crash or power cut left: orphaned jobs, half-written files, the promotion rows."""
         Registry(self._home.path, self._store).reconcile()
         sweep_orphans(self._home.spool, self._store.spools())
-        self._sweep_models()
+        try:
+            with hold_lock(self._home.models_lock, "init"):
+                sweep_temporaries(self._home.models)
+        except Busy:  # an `init` is at work, and what lies there is its own
+            pass
         for job in self._store.orphans():
-            self._take_back(job)
+            # A reboot or power cut is not the job's fault and counts no death.
+            same_boot = job.boot_id == boot_id()
+            reason = "the daemon died" if same_boot else "the box restarted"
+            self._report("taken back", self._store.record_death(job.id, str(job.token), reason, counts=same_boot))
         self._store.resume()
         systemd.notify("READY=1")
 
@@ -110,13 +117,23 @@ class Daemon:
             self._watch(self._running, now)
         if now - self._sensed >= SENSE_EVERY:
             self._sensed = now
-            self._govern(now)
+            self._hold = self._throttle(now)
+            if self._hold is None:
+                for job in self._store.resume():
+                    self._report("resumed", job)
+            elif self._running:  # it checkpoints, and waits until the box has room
+                self._running.process.terminate()
         if not self._running:
             self._claim(now)
-        self._tell_systemd()
-        if self._textfile and now - self._measured >= metrics.EVERY:
-            self._measured = now
-            self._measure(self._textfile)
+        running = self._running
+        status = f"job {running.job.id}: {running.job.file}" if running else "idle"
+        status = f"paused: {self._hold.reason}" if self._hold else status
+        if status != self._status:
+            systemd.notify(f"STATUS={status}")
+            self._status = status
+        if self._textfile and now - self._written >= metrics.EVERY:
+            self._written = now
+            self._write_metrics(self._textfile)
 
     def shutdown(self) -> None:
         """Let the running job checkpoint and go back into the queue; however it ends, that counts as no death."""
@@ -127,36 +144,17 @@ class Daemon:
         running.process.terminate()
         for _ in range(STOP_TIMEOUT):
             systemd.notify("WATCHDOG=1")
-            if _ended(running.process, within=1.0):
+            try:
+                running.process.wait(1.0)
                 break
+            except subprocess.TimeoutExpired:
+                continue
         else:
             running.process.kill()
         self._reap(running, counts=False)
 
-    def _sweep_models(self) -> None:
-        """Delete what a killed `init` left, unless one is at work: that is its own."""
-        try:
-            with hold_lock(self._home.models_lock, "init"):
-                sweep_temporaries(self._home.models)
-        except Busy:
-            pass
-
-    def _take_back(self, job: Job) -> None:
-        """Queue a job whose daemon is gone. A reboot or power cut is not the job's fault and counts no death."""
-        same_boot = job.boot_id == boot_id()
-        reason = "the daemon died" if same_boot else "the box restarted"
-        self._report("taken back", self._store.record_death(job.id, str(job.token), reason, counts=same_boot))
-
-    def _govern(self, now: float) -> None:
-        """Let the running job checkpoint and wait, or the waiting ones go on."""
-        self._hold = self._governed(now)
-        if self._hold is None:
-            for job in self._store.resume():
-                self._report("resumed", job)
-        elif self._running:
-            self._running.process.terminate()
-
     def _claim(self, now: float) -> None:
+        """Start the next job, or, while training is held back, have it wait."""
         if self._hold:
             for paused in self._store.pause(self._hold.reason):
                 self._report("paused", paused)
@@ -175,6 +173,7 @@ class Daemon:
         self._report("started", job)
 
     def _watch(self, running: Running, now: float) -> None:
+        """Reap the job's process if it has ended; kill it if it is frozen, or its job cancelled."""
         if running.process.poll() is not None:
             self._reap(running)
             return
@@ -201,47 +200,34 @@ class Daemon:
         if died:
             ended = running.killed_because or f"{how_it_ended(status)}{last_words(running.log)}"
             reason = f"the job's process {ended}"
-            job = self._died_unless_cancelled(job, running.token, reason, counts=counts)
+            try:
+                job = self._store.record_death(job.id, running.token, reason, counts=counts)
+            except StaleAttempt:  # it was cancelled meanwhile
+                job = self._store.get(job.id)
         self._running = None
         self._report("ended", job)
         if died:  # it may have been about to publish a version
             Registry(self._home.path, self._store).reconcile()
 
-    def _died_unless_cancelled(self, job: Job, token: str, reason: str, *, counts: bool) -> Job:
-        try:
-            return self._store.record_death(job.id, token, reason, counts=counts)
-        except StaleAttempt:
-            return self._store.get(job.id)
-
-    def _measure(self, path: Path) -> None:
+    def _write_metrics(self, path: Path) -> None:
         running = self._store.get(self._running.job.id) if self._running else None
-        told = metrics.samples(
+        try:
+            active = Registry(self._home.path, self._store).active()
+        except StateError:  # a link that leads nowhere: `versions` tells
+            active = None
+        samples = metrics.samples(
             self._store.counts(),
             running,
             self._store.remote(),
             paused=self._hold is not None,
-            active=self._active(),
+            active=active,
             now=time.time(),
         )
         try:
-            metrics.write(path, metrics.exposition(told))
+            metrics.write(path, metrics.exposition(samples))
         except OSError as fault:
             self._textfile = None
             hint(f"nslora-agent: no metrics are written any more: {os_fault(path, fault)}")
-
-    def _active(self) -> int | None:
-        try:
-            return Registry(self._home.path, self._store).active()
-        except StateError:  # a link that leads nowhere: `versions` tells
-            return None
-
-    def _tell_systemd(self) -> None:
-        running = self._running
-        status = f"job {running.job.id}: {running.job.file}" if running else "idle"
-        status = f"paused: {self._hold.reason}" if self._hold else status
-        if status != self._status:
-            systemd.notify(f"STATUS={status}")
-            self._status = status
 
 
 def _kill_if_frozen(running: Running, now: float) -> None:
@@ -252,14 +238,6 @@ def _kill_if_frozen(running: Running, now: float) -> None:
 def _kill(running: Running, because: str) -> None:
     running.killed_because = because
     running.process.kill()
-
-
-def _ended(process: subprocess.Popen[bytes], within: float) -> bool:
-    try:
-        process.wait(within)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
 
 
 def boot_id() -> str:
@@ -278,23 +256,18 @@ def serve(home: Home, store: Store, report: Report, *, drain: bool) -> None:
         signal.signal(number, lambda caught, _: stopping.append(caught))
     signal.signal(signal.SIGCHLD, lambda *_: None)
     textfile = read_config(home.config).metrics.textfile
-    daemon = Daemon(home, store, report, Governed(home.config), Path(textfile) if textfile else None)
+    daemon = Daemon(home, store, report, Throttle(home.config), Path(textfile) if textfile else None)
     daemon.initialize()
     while not stopping:
-        if _tick(daemon) and drain and daemon.idle:
-            break
+        try:
+            daemon.tick(time.monotonic())
+        except AgentError as fault:  # a full disk or a locked database is said and tried again, not died of
+            if not fault.retryable:
+                raise
+            hint(f"nslora-agent: {fault}; trying again")
+        else:
+            if drain and daemon.idle:
+                break
         if select.select([wake], [], [], POLL)[0]:
             os.read(wake, 4096)
     daemon.shutdown()
-
-
-def _tick(daemon: Daemon) -> bool:
-    """One turn; a full disk or a locked database is said and tried again, not died of: False then."""
-    try:
-        daemon.tick(time.monotonic())
-    except AgentError as fault:
-        if not fault.retryable:
-            raise
-        hint(f"nslora-agent: {fault}; trying again")
-        return False
-    return True

@@ -44,7 +44,16 @@ def samples(
     """Everything there is to tell of a box at one moment."""
     for state, count in counts.items():
         yield "nslora_jobs", {"state": state.value}, count
-    yield from _of_job(running) if running else ()
+    if running:
+        labels, progress = {"job": str(running.id), "mode": running.mode}, running.progress
+        names = {"step": "step", "steps": "steps", "loss": "loss", "tokens_per_s": "tokens_per_second"}
+        for field, name in names.items():
+            if field in progress:
+                yield f"nslora_job_{name}", labels, progress[field]
+        if "rss_mb" in progress:
+            yield "nslora_job_memory_bytes", labels, progress["rss_mb"] * 1e6
+        if running.heartbeat is not None:
+            yield "nslora_job_heartbeat_timestamp_seconds", labels, round(running.heartbeat, 3)
     yield "nslora_paused", {}, paused
     if active is not None:
         yield "nslora_active_version", {}, active
@@ -55,37 +64,25 @@ def samples(
     yield "nslora_updated_timestamp_seconds", {}, round(now, 3)
 
 
-def _of_job(job: Job) -> Iterator[Sample]:
-    labels = {"job": str(job.id), "mode": job.mode}
-    names = {"step": "step", "steps": "steps", "loss": "loss", "tokens_per_s": "tokens_per_second"}
-    for field, name in names.items():
-        if field in job.progress:
-            yield f"nslora_job_{name}", labels, job.progress[field]
-    if "rss_mb" in job.progress:
-        yield "nslora_job_memory_bytes", labels, job.progress["rss_mb"] * 1e6
-    if job.heartbeat is not None:
-        yield "nslora_job_heartbeat_timestamp_seconds", labels, round(job.heartbeat, 3)
-
-
-def exposition(told: Iterator[Sample]) -> str:
+def exposition(samples: Iterator[Sample]) -> str:
     """Samples in Prometheus's text format, each metric with its meaning once."""
     lines, last = [], ""
-    for name, labels, value in told:
+    for name, labels, value in samples:
         if name != last:
             lines += [f"# HELP {name} {MEANINGS[name]}", f"# TYPE {name} gauge"]
             last = name
-        pairs = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+        pairs = ",".join(f'{key}="{_escape(text)}"' for key, text in labels.items())
         shown = f"{{{pairs}}}" if pairs else ""
-        lines.append(f"{name}{shown} {_exact(value)}")
+        lines.append(f"{name}{shown} {_number(value)}")
     return "\n".join(lines) + "\n"
 
 
-def _exact(value: float) -> str:
+def _number(value: float) -> str:
     """The shortest text that reads back as the same number: a timestamp in six digits would be hours off."""
     return str(int(value)) if isinstance(value, int) else repr(value).removesuffix(".0")
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 

@@ -15,7 +15,7 @@ from agent.system.config import read_config
 from agent.system.output import hint
 
 
-class Governed:
+class Throttle:
     """Called with a monotonic clock in seconds, says what holds training back, or None.
 
     A config.toml that was changed counts from the next call on; one with a fault in it is told and changes nothing.
@@ -34,16 +34,12 @@ class Governed:
 
     def __call__(self, now: float) -> Hold | None:
         """Look at everything once."""
-        self._refresh()
+        changed = self._config.stat().st_mtime if self._config.exists() else 0.0
+        if changed != self._read_at:
+            self._read_at = changed
+            try:
+                self._settings = read_config(self._config).governor
+            except ConfigError as fault:
+                hint(f"nslora-agent: {fault}; the governor's settings stay as they were")
         self._hold = throttle_rules.step(self._hold, sensors.read(self._root), self._settings, now, self._wall().time())
         return self._hold
-
-    def _refresh(self) -> None:
-        changed = self._config.stat().st_mtime if self._config.exists() else 0.0
-        if changed == self._read_at:
-            return
-        self._read_at = changed
-        try:
-            self._settings = read_config(self._config).governor
-        except ConfigError as fault:
-            hint(f"nslora-agent: {fault}; the governor's settings stay as they were")

@@ -51,17 +51,14 @@ def reasons(reading: Reading, settings: Settings, wall: dt.time, *, is_held: boo
         yield f"power mode {reading.power_mode} is not one of {', '.join(settings.power_modes)}"
     if reading.hottest and reading.hottest.celsius >= (settings.hottest or math.inf) - COOLER * is_held:
         yield f"{reading.hottest.name} is at {reading.hottest.celsius:.0f} °C, the limit is {settings.hottest:g}"
-    if reading.battery is not None and reading.discharging and reading.battery < _charge(settings, is_held=is_held):
+    least = settings.battery + FULLER * is_held if settings.battery else -1.0
+    if reading.battery is not None and reading.discharging and reading.battery < least:
         yield f"the battery is at {reading.battery:.0f} % and discharging, the limit is {settings.battery:g}"
     calm = CALMER if is_held else 1.0
     if (reading.memory_pressure or 0) > calm * (settings.memory_pressure or math.inf):
         yield f"programs wait {reading.memory_pressure:.0f} % of the time for memory"
     if (reading.load or 0) > calm * (settings.load or math.inf):
         yield f"the load is {reading.load:.1f} for each core, the limit is {settings.load:g}"
-
-
-def _charge(settings: Settings, *, is_held: bool) -> float:
-    return settings.battery + FULLER * is_held if settings.battery else -1.0
 
 
 def is_within(wall: dt.time, span: str) -> bool:

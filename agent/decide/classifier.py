@@ -128,7 +128,7 @@ class Belief:
     covariance: tuple[Vector, ...]
     noise: float
 
-    def expected(self, x: Vector) -> float:
+    def expectation(self, x: Vector) -> float:
         """The predicted gain."""
         return sum(w * v for w, v in zip(self.mean, x, strict=True))
 
@@ -136,11 +136,11 @@ class Belief:
         """Standard deviation of the predicted gain, the noise of a single outcome left out."""
         return math.sqrt(max(0.0, sum(v * s for v, s in zip(x, self._spread(x), strict=True))))
 
-    def updated(self, x: Vector, gain: float) -> Belief:
+    def update(self, x: Vector, gain: float) -> Belief:
         """The belief after one outcome, by the Sherman-Morrison formula."""
         spread = self._spread(x)
         scale = self.noise + sum(v * s for v, s in zip(x, spread, strict=True))
-        surprise = (gain - self.expected(x)) / scale
+        surprise = (gain - self.expectation(x)) / scale
         return Belief(
             tuple(w + s * surprise for w, s in zip(self.mean, spread, strict=True)),
             tuple(
@@ -193,12 +193,12 @@ class Choice:
     rewrite: Gains
 
     @property
-    def tune(self) -> bool:
+    def wants_tuning(self) -> bool:
         """True if the weights should be tuned on the example."""
         return self.state in {"weights", "both"}
 
     @property
-    def remake(self) -> bool:
+    def wants_rewrite(self) -> bool:
         """True if the example should be rewritten."""
         return self.state in {"rewrite", "both"}
 
@@ -228,14 +228,14 @@ class Classifier:
 
     @staticmethod
     def _gains(belief: Belief, x: Vector, cost: float, explore: float) -> Gains:
-        expected = belief.expected(x)
+        expected = belief.expectation(x)
         return Gains(expected, expected + explore * belief.doubt(x), cost)
 
-    def learned_weights(self, x: Vector, gain: float) -> Classifier:
+    def learn_from_tuning(self, x: Vector, gain: float) -> Classifier:
         """After an example's reward rose by `gain` (or fell) in a numeric phase."""
-        return Classifier(self.weights.updated(x, gain), self.rewrite, self.tallies)
+        return Classifier(self.weights.update(x, gain), self.rewrite, self.tallies)
 
-    def learned_rewrite(self, x: Vector, kinds: Sequence[str], gain: float) -> Classifier:
+    def learn_from_rewrite(self, x: Vector, kinds: Sequence[str], gain: float) -> Classifier:
         """After a rewrite raised the example's reference by `gain` (or lowered it), 0 if it was refused."""
         gap = x[FEATURES.index("reference_gap")]
         share = max(0.0, min(1.0, gain / gap)) if gap > 0 else 0.0
@@ -243,7 +243,7 @@ class Classifier:
         for kind in kinds:
             old = tallies.get(kind, Tally())
             tallies[kind] = Tally(old.offered + 1, old.gained + share)
-        return Classifier(self.weights, self.rewrite.updated(x, gain), tallies)
+        return Classifier(self.weights, self.rewrite.update(x, gain), tallies)
 
     def to_json(self) -> dict[str, Any]:
         """The classifier as `from_json` takes it."""

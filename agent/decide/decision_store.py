@@ -33,11 +33,11 @@ class Outcome:
     gain: float
     told: str
 
-    def taught(self, classifier: Classifier) -> Classifier:
+    def teach(self, classifier: Classifier) -> Classifier:
         """The classifier after this outcome."""
         if self.action == "weights":
-            return classifier.learned_weights(self.features, self.gain)
-        return classifier.learned_rewrite(self.features, self.kinds, self.gain)
+            return classifier.learn_from_tuning(self.features, self.gain)
+        return classifier.learn_from_rewrite(self.features, self.kinds, self.gain)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class DecisionStore:
         rows = self._store.execute(sql, (self._job, *more))
         return [{**row, **{key: json.loads(row[key]) for key in ("features", "kinds")}} for row in rows]
 
-    def learned_before(self) -> list[Outcome]:
+    def earlier_outcomes(self) -> list[Outcome]:
         """The newest outcomes of the jobs before this one, oldest first: what the box has taught so far."""
         sql = (
             "SELECT example, action, features, kinds, expected, gain, told FROM outcomes WHERE job < ?"

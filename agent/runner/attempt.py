@@ -13,14 +13,15 @@ from typing import Any
 from agent.contract import protocol
 from agent.contract.atomic_io import hold_lock
 from agent.contract.errors import Busy, OutOfMemory, StaleAttempt, WorkerDied
-from agent.contract.offload_messages import ImprovePrompt, Remote, RewriteExample, Rewritten
-from agent.contract.protocol import Answer, Checkpointed, Note, Request, Step, Train
+from agent.contract.offload_messages import Remote, Rewritten
+from agent.contract.protocol import Checkpointed, Note, Step, Train
+from agent.contract.requests import AnswerT, Request
 from agent.queue.jobs import Job
 from agent.queue.store import Store
 from agent.system.events import MOST_BYTES, EventLog
 from agent.system.offload_client import offload_worker
 from agent.system.paths import Home
-from agent.system.sensors import killed_for_memory
+from agent.system.sensors import memory_kills
 from agent.system.worker_client import Connection, Worker
 
 BEAT_EVERY = 5.0
@@ -80,7 +81,7 @@ class Attempt:
         self._offloading.close()
         self._workers.close()
 
-    def ask(self, request: Request, steps: list[Step] | None = None) -> Answer:
+    def ask(self, request: Request[AnswerT], steps: list[Step] | None = None) -> AnswerT:
         """Put a request to the training worker, recording its events, steps also in `steps`; Stopped after SIGTERM.
 
         Training is stopped by the worker itself, which checkpoints first and then answers; everything else is
@@ -102,24 +103,22 @@ class Attempt:
         try:
             return worker.ask(request, record, idle)
         except WorkerDied as fault:
-            if killed_for_memory() > self._killed_before:
+            if memory_kills() > self._killed_before:
                 raise OutOfMemory("the training worker was killed because memory ran out") from fault
             raise
 
-    def ask_remote(self, request: RewriteExample | ImprovePrompt) -> Rewritten:
+    def ask_remote(self, request: Request[Rewritten]) -> Rewritten:
         """Put a request to the offload worker; raises Stopped after SIGTERM, and ConfigError for a bad config.toml."""
         if self._offload is None:
             self._offload = self._offloading.enter_context(offload_worker(self.home, self.run / "offload.log"))
         answer = self._offload.ask(request, self._record, self._break_off)
-        if not isinstance(answer, Rewritten):
-            raise TypeError(answer)
         if answer.remote != self.remote:  # each note is a synchronous write, and a recorded answer changes nothing
             self.remote = answer.remote
             self.store.note_remote(dataclasses.asdict(answer.remote))
         return answer
 
     @property
-    def spent(self) -> dict[str, Any]:
+    def remote_usage(self) -> dict[str, Any]:
         """Requests, tokens and money that all attempts at this job took from the remote LLM."""
         names = ("requests", "tokens", "money")
         return {f"rewrite_{name}": getattr(self.remote, f"{name}_job") if self.remote else 0 for name in names}
@@ -142,7 +141,7 @@ class Attempt:
     def _start_trainer(self) -> Worker:
         device = self._workers.enter_context(self.lock(self.home.device_lock))
         log = self.run / "worker.log"
-        self._killed_before = killed_for_memory()
+        self._killed_before = memory_kills()
         return self._workers.enter_context(Worker("quant.worker", log, keep=(*self._kept, device)))
 
     @contextmanager

@@ -56,7 +56,7 @@ class Explanation:
     outcomes: Rows
 
 
-def explained(store: Store, job_id: int, example: str | None = None) -> Explanation:
+def explain_job(store: Store, job_id: int, example: str | None = None) -> Explanation:
     """Why a job did what it did, or one example of it. Raises NotFound where nothing was decided."""
     job = store.get(job_id)
     decisions = DecisionStore(store, job_id)
@@ -81,7 +81,7 @@ def _unknown_example(name: str, decisions: DecisionStore, job: Job) -> str:
     return f"job {job.id} has decided nothing about {shorten(name, LONGEST_ID)!r}: {like}"
 
 
-def chosen(row: Row, choice: Choice, *, waits: bool, flagged: bool) -> Chosen:
+def record(row: Row, choice: Choice, *, waits: bool, flagged: bool) -> Chosen:
     """A choice as it is stored, with its reason; `flagged` is whether the row, as it came, asks for a rewrite."""
     answer = row.answered.text if row.answered else None
     standing = asdict(row.standing) | {"answer": answer, "source": row.source, "flagged": flagged}
@@ -97,9 +97,9 @@ def _reason(row: Row, choice: Choice, *, waits: bool, flagged: bool) -> str:
     parts = [_in_words("tuning", choice.weights), _in_words("rewriting", choice.rewrite)]
     if row.waits:
         parts.append("the remote is to be asked again later")
-    elif waits and choice.tune:
+    elif waits and choice.wants_tuning:
         parts.append("rewritten first, tuned on afterwards")
-    elif choice.remake and not flagged:
+    elif choice.wants_rewrite and not flagged:
         parts.append("no check finds fault with its reference, so it is not rewritten")
     return "; ".join(parts)
 
@@ -109,7 +109,7 @@ def _in_words(action: str, gains: Gains) -> str:
     return f"{action} {pays}: it may gain {gains.hoped:.2f} (expected {gains.expected:.2f}) and costs {gains.cost:.2f}"
 
 
-def wrapped(text: str, label: str = "", *, indent: int = 0, labels: int = 0) -> str:
+def wrap(text: str, label: str = "", *, indent: int = 0, labels: int = 0) -> str:
     """A text on lines of at most WIDTH columns, its label, `labels` columns wide, before the first of them."""
     first = " " * indent + label.ljust(labels)
     lines = textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=" " * (indent + labels))

@@ -23,7 +23,7 @@ from agent.queue.store import Store
 from agent.runner import neurosymbolic_job, numeric_job, symbolic_job
 from agent.runner.attempt import Attempt, Stopped, Stopping
 from agent.runner.job_context import Ended, JobContext
-from agent.runner.learning import alternating, monitored
+from agent.runner.learning import alternating_learning, monitored_learning
 from agent.runner.memory_plan import fall_back
 from agent.runner.parking import Parked
 from agent.runner.retention import prune
@@ -34,10 +34,10 @@ from agent.system.events import EventLog
 from agent.system.paths import Home
 
 MODES: dict[str, Callable[[JobContext], Ended]] = {
-    "neurosymbolic": lambda job: neurosymbolic_job.run(monitored(job)),
+    "neurosymbolic": lambda job: neurosymbolic_job.run(monitored_learning(job)),
     "numeric": numeric_job.run,
     "symbolic": symbolic_job.run,
-    "alternate": lambda job: neurosymbolic_job.run(alternating(job)),
+    "alternate": lambda job: neurosymbolic_job.run(alternating_learning(job)),
 }
 """What each mode of a job runs."""
 KEPT = {"events.jsonl", "worker.log", "offload.log", "loop.log", "lock", REMADE, REWRITES}
@@ -65,25 +65,25 @@ def run_job(home: Home, store: Store, job: Job, stopping: Stopping) -> int:
         store.park(job.id, token, str(pause), pause.wake)
         return 0
     except OutOfMemory as fault:
-        return _with_less_memory(home, store, job, fault)
+        return _retry_with_less_memory(home, store, job, fault)
     except (WorkerDied, StaleAttempt) as fault:
         print(fault, file=sys.stderr)  # noqa: T201  the daemon reads the last line of our log
         return fault.exit_code
     except (AgentError, OSError) as fault:
-        return _failed(home, store, job, fault)
+        return _fail(home, store, job, fault)
 
 
-def _with_less_memory(home: Home, store: Store, job: Job, fault: OutOfMemory) -> int:
+def _retry_with_less_memory(home: Home, store: Store, job: Job, fault: OutOfMemory) -> int:
     """Queue the job again, one rung lower, or let it fail where there is none left."""
     try:
         changed = fall_back(home.run(job.id), part_of(Training, job.settings), fault)
     except OutOfMemory as last:
-        return _failed(home, store, job, last)
+        return _fail(home, store, job, last)
     store.requeue(job.id, str(job.token), f"{fault}; goes on with {changed}")
     return 0
 
 
-def _failed(home: Home, store: Store, job: Job, fault: AgentError | OSError) -> int:
+def _fail(home: Home, store: Store, job: Job, fault: AgentError | OSError) -> int:
     reason = str(fault if isinstance(fault, AgentError) else os_fault(home.run(job.id), fault))
     EventLog(home.run(job.id) / "events.jsonl").add("ended", state=State.FAILED, reason=reason)
     store.finish(job.id, str(job.token), State.FAILED, reason)

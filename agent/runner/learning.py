@@ -93,7 +93,7 @@ class Learning:
         return progress
 
 
-def monitored(job: JobContext) -> Learning:
+def monitored_learning(job: JobContext) -> Learning:
     """The classifier routes, the monitoring signal says when to change sides."""
     decision = part_of(Decision, job.attempt.job.settings)
     # Which part of a row is rewritten is a setting of symbolic jobs: what is learned here are references.
@@ -104,9 +104,9 @@ def monitored(job: JobContext) -> Learning:
     return Learning(job, decision, offload, decisions, router, Monitored(), job.attempt.ask_remote)
 
 
-def alternating(job: JobContext) -> Learning:
+def alternating_learning(job: JobContext) -> Learning:
     """The same with phases of fixed length in turns, whatever the monitoring signal says."""
-    learning = monitored(job)
+    learning = monitored_learning(job)
     turns = max(1, learning.decision.rounds // 2)
     requests = -(-2 * len(learning.flagged) // turns)
     return replace(learning, schedule=Alternating(steps=-(-learning.total_steps // turns), requests=requests))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.contract.lines import read_json_lines
-from agent.contract.protocol import Generate, Load, Loaded, Peaks, Plan, Save, Score, Step, Train, Trained
+from agent.contract.protocol import Generate, Load, Peaks, Plan, Save, Score, Step, Train, Trained
 from agent.contract.settings import Training, part_of
 from agent.data.formats import Example
 from agent.runner.attempt import Attempt, Stopped
@@ -54,22 +54,17 @@ class ModelSession:
         self._attempt.events.add("plan", changed=differences(self.given, self.settings), **dataclasses.asdict(peaks))
 
     def _peaks(self, settings: Training) -> Peaks:
-        answer = self._attempt.ask(Plan(str(self._base()), settings))
-        if not isinstance(answer, Peaks):
-            raise TypeError(answer)
-        return answer
+        return self._attempt.ask(Plan(str(self._base()), settings))
 
     def _base(self) -> Path:
         """The prepared base model's folder. Raises BaseModelError if there is none."""
-        return self._attempt.home.prepared(self._attempt.job.base)
+        return self._attempt.home.require_model(self._attempt.job.base)
 
     def load(self, version: int, adapter: Path | None) -> None:
         """Load the base model with the adapter of a version, if that has one."""
         settings = self.settings
         request = Load(str(self._base()), str(adapter) if adapter else None, settings.device, settings.dtype)
-        answer = self._attempt.ask(request)
-        if isinstance(answer, Loaded):
-            self._attempt.events.add("loaded", version=version, **dataclasses.asdict(answer))
+        self._attempt.events.add("loaded", version=version, **dataclasses.asdict(self._attempt.ask(request)))
 
     def load_for_training(self, parent: int, adapter: Path | None) -> None:
         """Load what training starts from: the parent's adapter if it has the shape that the settings ask for."""
@@ -104,7 +99,7 @@ class ModelSession:
     def train(self, request: Train, steps: list[Step] | None = None) -> Trained:
         """Train as far as the request says, recording the steps also in `steps`. Raises Stopped after SIGTERM."""
         answer = self._attempt.ask(request, steps)
-        if not isinstance(answer, Trained) or not answer.finished:
+        if not answer.finished:
             raise Stopped
         return answer
 

@@ -31,7 +31,7 @@ from agent.runner.learning import Learning
 from agent.runner.model_session import training_figures
 from agent.runner.parking import park
 from agent.runner.progress import PROGRESS, Progress
-from agent.runner.rewritten_data import REMADE, Remade, lineage, write_remade
+from agent.runner.rewritten_data import REMADE, Rewrite, lineage, write_rewritten_rows
 from agent.runner.rows import OWN_ANSWER, Row
 from agent.scoring.evaluation import Evaluation
 from agent.scoring.gate import judge
@@ -40,7 +40,7 @@ from agent.scoring.gate import judge
 def run(learning: Learning) -> Ended:
     """Do what is left of the job; returns how it ended, and the version that was made, if any. Raises Parked."""
     job, publisher = learning.job, learning.job.publisher
-    made = publisher.made
+    made = publisher.published
     if made is None:
         job.start()
         job.model.plan()
@@ -68,8 +68,8 @@ def learn(learning: Learning) -> Progress:
 def begin(learning: Learning) -> Progress:
     """Every row as the model does on it before anything is done, and what earlier jobs have taught."""
     classifier = prior()
-    for outcome in learning.decisions.learned_before():
-        classifier = outcome.taught(classifier)
+    for outcome in learning.decisions.earlier_outcomes():
+        classifier = outcome.teach(classifier)
     rows = {example.id: Row(example, example.reference) for example in learning.job.data.train}
     learning.job.publisher.load_for_training()
     return learning.save(numeric_phase.probe(learning, Progress(rows=rows, classifier=classifier), set()))
@@ -81,7 +81,7 @@ def resume(learning: Learning) -> Progress | None:
     path = attempt.run / PROGRESS
     if not path.exists():
         return None
-    progress = woken(Progress.load(path, learning.job.data.train))
+    progress = wake(Progress.load(path, learning.job.data.train))
     fault = folder_fault(attempt.run / progress.checkpoint) if progress.checkpoint else None
     if fault:
         attempt.events.add("note", text=f"starting over: the checkpoint is damaged ({fault})")
@@ -90,7 +90,7 @@ def resume(learning: Learning) -> Progress | None:
     return progress
 
 
-def woken(progress: Progress) -> Progress:
+def wake(progress: Progress) -> Progress:
     """A job that was parked, free to ask the remote again; a round in which that answered nothing does not count."""
     if not progress.finished or not any(row.waits for row in progress.rows.values()):
         return progress
@@ -106,16 +106,18 @@ def next_round(learning: Learning, progress: Progress) -> Progress:
     """Choose for every row, then what to do in the next round. Raises Parked if only the remote can go on."""
     attempt, rows, number = learning.job.attempt, progress.rows, progress.round + 1
     choices = {name: learning.router.choose(row, progress.classifier) for name, row in rows.items()}
-    flagged = [name for name, choice in choices.items() if choice.remake and learning.may_rewrite(rows[name])]
+    flagged = [name for name, choice in choices.items() if choice.wants_rewrite and learning.may_rewrite(rows[name])]
     flagged = [] if progress.spent else flagged
     rewrites = [name for name in flagged if not rows[name].waits]
     # What a row's reference teaches before it is rewritten would have to be unlearned.
     waiting = set(flagged) if Phase.SYMBOLIC not in progress.flat else set()
     tunes = [
-        name for name, choice in choices.items() if choice.tune and name not in waiting and rows[name].is_learnable
+        name
+        for name, choice in choices.items()
+        if choice.wants_tuning and name not in waiting and rows[name].is_learnable
     ]
     chosen = (
-        explain.chosen(row, choices[name], waits=name in waiting, flagged=name in learning.flagged)
+        explain.record(row, choices[name], waits=name in waiting, flagged=name in learning.flagged)
         for name, row in rows.items()
     )
     learning.decisions.choose(attempt.token, number, chosen)
@@ -128,7 +130,7 @@ def next_round(learning: Learning, progress: Progress) -> Progress:
     if phase is Phase.STOP:
         still_waiting = sum(rows[name].waits for name in flagged)
         back = Work(still_waiting, float(still_waiting))
-        if progress.deferred and next_phase(learning, woken(progress), Work(0, 0.0), back)[0] is Phase.SYMBOLIC:
+        if progress.deferred and next_phase(learning, wake(progress), Work(0, 0.0), back)[0] is Phase.SYMBOLIC:
             park(progress.deferred, still_waiting)
         learning.decisions.finish(attempt.token, Round(number, phase.value, why, "", {}), ())
     by_gain = sorted(rewrites, key=lambda name: -choices[name].rewrite.hoped)
@@ -176,7 +178,7 @@ def finish_round(learning: Learning, progress: Progress) -> Progress:
     numeric = progress.phase is Phase.NUMERIC
     classifier = progress.classifier
     for outcome in progress.outcomes if numeric else ():
-        classifier = outcome.taught(classifier)
+        classifier = outcome.teach(classifier)
     # What rewriting gained is in the references; of tuning in the answers, what was unlearned off.
     gained = (
         (progress.reward - progress.reward_before) * len(progress.rows)
@@ -221,16 +223,16 @@ def write_rewritten(learning: Learning, progress: Progress) -> None:
     """Write remade.jsonl: every row with the reference that it has now, and where that comes from."""
     data, attempt = learning.job.data, learning.job.attempt
     changed = {name: _lineage(attempt.job, row) for name, row in progress.rows.items() if row.source}
-    write_remade(attempt.run, data.train, data.held_out, changed)
+    write_rewritten_rows(attempt.run, data.train, data.held_out, changed)
 
 
-def _lineage(job: Job, row: Row) -> Remade:
+def _lineage(job: Job, row: Row) -> Rewrite:
     reward = {"reward_before": row.reward_of(row.origin.reference), "reward_after": row.reward_of(row.reference)}
     if row.source == OWN_ANSWER or row.rewrite is None:
         told = {"job": job.id, "file": job.file, "model": OWN_ANSWER, "calls": 0, "cost": 0.0}
     else:
         told = lineage(job, row.source, row.rewrite)
-    return Remade(row.reference, "reference", {**told, **reward})
+    return Rewrite(row.reference, "reference", {**told, **reward})
 
 
 def publish(learning: Learning, before: Evaluation, progress: Progress) -> int:
@@ -251,7 +253,7 @@ def best_prompt(learning: Learning, progress: Progress) -> tuple[Evaluation, str
     proposed = propose_prompt(learning, progress) if learning.proposes_prompt else ""
     for candidate in dict.fromkeys(filter(None, (publisher.parent_prompt, proposed))):
         tried = publisher.measure("after with prompt", candidate)
-        verdict = judge(best.measured, tried.measured, learning.decision.max_slice_drop)
+        verdict = judge(best.measurement, tried.measurement, learning.decision.max_slice_drop)
         learning.job.attempt.events.add("prompt", pays=verdict.promote, gain=verdict.gain)
         if verdict.promote:
             best, prompt = tried, candidate
@@ -294,5 +296,5 @@ def _figures(learning: Learning, progress: Progress, prompt: str) -> dict[str, A
         "remade": remade,
         "own_answers": own,
         "rewrites": f"{offered} offered for a rewrite, {remade} remade; {own} mended by the model itself.",
-        **learning.job.attempt.spent,
+        **learning.job.attempt.remote_usage,
     }

@@ -13,7 +13,7 @@ from agent.runner.model_session import training_figures
 def run(job: JobContext) -> Ended:
     """Do what is left of the job; returns the gate's reason and the version that was made."""
     publisher = job.publisher
-    made = publisher.made
+    made = publisher.published
     if made is None:
         job.start()
         job.model.plan()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from agent.runner.rewriting import Outcome
+from agent.runner.rewriting import RewriteOutcome
 
 TRY_AGAIN = 300.0
 """Seconds after which a parked job is tried again where the remote did not say when."""
@@ -20,7 +20,7 @@ class Parked(Exception):
         self.wake = wake
 
 
-def park_if_deferred(outcomes: Sequence[Outcome]) -> None:
+def park_if_deferred(outcomes: Sequence[RewriteOutcome]) -> None:
     """Raise Parked if some rewrites wait for the remote."""
     deferred = [outcome for outcome in outcomes if outcome.state == "deferred"]
     if deferred:
@@ -28,7 +28,7 @@ def park_if_deferred(outcomes: Sequence[Outcome]) -> None:
         park(replace(deferred[-1], retry_at=wake), len(deferred), f" of {len(outcomes)}")
 
 
-def park(deferred: Outcome, waiting: int, of: str = "") -> None:
+def park(deferred: RewriteOutcome, waiting: int, of: str = "") -> None:
     """Raise Parked for so many rewrites, `deferred` being one of them."""
     wake = deferred.retry_at or 0.0
     reason = f"{waiting}{of} rewrites wait for the remote: {deferred.reasons[0]}"

@@ -67,7 +67,7 @@ class Progress:
     """Mean reward when this phase began."""
     cut: str = ""
     """Why this symbolic phase could not go on, where that is not its own doing."""
-    deferred: rewriting.Outcome | None = None
+    deferred: rewriting.RewriteOutcome | None = None
     """The last rewrite that the remote did not serve, if rows wait for it."""
     spent: bool = False
     """Whether the job's budget for the remote LLM is used up."""
@@ -110,7 +110,7 @@ class Progress:
                 "members": tuple(kept["members"]),
                 "flat": tuple(map(Phase, kept["flat"])),
                 "outcomes": tuple(Outcome(**each) for each in outcomes),
-                "deferred": rewriting.Outcome.from_json(deferred) if deferred else None,
+                "deferred": rewriting.RewriteOutcome.from_json(deferred) if deferred else None,
             }
         )
         # 0.1.0 did not write it down; while a phase goes on, the rows are as they were when it began.

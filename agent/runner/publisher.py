@@ -120,13 +120,13 @@ class Publisher:
             except AgentError as fault:
                 self._attempt.events.add("note", text=f"earlier jobs than that of version {version}: {fault}")
                 break
-            rows = self._held_out_of(about["job"])
+            rows = self._held_out_rows(about["job"])
             if rows:
                 found[f"held-out rows of job {about['job']}"] = rows
             version = about["parent"]
         return found
 
-    def _held_out_of(self, number: int) -> list[Example]:
+    def _held_out_rows(self, number: int) -> list[Example]:
         """Some held-out rows of an earlier job, the same ones each time; none if its data is gone."""
         home, job = self._attempt.home, self._attempt.store.get(number)
         if number == self._attempt.job.id or not (home.spool / f"{job.spool}.jsonl").exists():
@@ -137,14 +137,14 @@ class Publisher:
     def judge(self, before: Evaluation, after: Evaluation) -> Verdict:
         """The gate's verdict, recorded."""
         max_slice_drop = part_of(Decision, self._attempt.job.settings).max_slice_drop
-        verdict = judge(before.measured, after.measured, max_slice_drop)
+        verdict = judge(before.measurement, after.measurement, max_slice_drop)
         self._attempt.events.add("verdict", **dataclasses.asdict(verdict))
         return verdict
 
     @contextmanager
     def draft(self, before: Evaluation, after: Evaluation, figures: dict[str, Any]) -> Iterator[Draft]:
         """Judge, and publish what the block writes as a version, with its model card and every held-out answer."""
-        about = self._about(self.judge(before, after), before, after, figures)
+        about = self._manifest(self.judge(before, after), before, after, figures)
         self._attempt.phase("publish")
         with self.registry.draft(about) as draft:
             yield draft
@@ -152,7 +152,7 @@ class Publisher:
             answers = {"before": before.answers, "after": after.answers}
             (draft.folder / "answers.json").write_text(json.dumps(answers, indent=1))
 
-    def _about(
+    def _manifest(
         self, verdict: Verdict, before: Evaluation, after: Evaluation, figures: dict[str, Any]
     ) -> dict[str, Any]:
         """Everything a version's manifest and model card say; `figures` are those of this kind of job."""
@@ -183,6 +183,6 @@ class Publisher:
         return verdict.reason
 
     @property
-    def made(self) -> int | None:
+    def published(self) -> int | None:
         """The version that an earlier attempt at this job made, None if there is none."""
         return self.registry.find_by_job(self._attempt.job.id)

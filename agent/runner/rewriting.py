@@ -17,7 +17,7 @@ from agent.constraints import verify
 from agent.contract.offload_messages import LONGEST, ImprovePrompt, RewriteExample, Rewritten
 from agent.contract.settings import Offload
 from agent.data.formats import TRAIN, Example, Message
-from agent.scoring.acceptance import objections, smuggled
+from agent.scoring.acceptance import injections, objections
 
 MAX_CALLS = 3
 """Calls to the remote LLM for one example, the critique included."""
@@ -47,7 +47,7 @@ class Flag:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RewriteOutcome:
     """The end of one flagged example; sums over all its calls, money in the currency of the price settings.
 
     `state` is remade, satisfied (a critique found nothing), rejected, deferred (the remote may answer later) or spent
@@ -69,7 +69,7 @@ class Outcome:
     critique: str = ""
     """What the last step was told to mend."""
 
-    def plus(self, answer: Rewritten) -> Outcome:
+    def plus(self, answer: Rewritten) -> RewriteOutcome:
         """This outcome after one more step."""
         return replace(
             self,
@@ -88,7 +88,7 @@ class Outcome:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Outcome:
+    def from_json(cls, record: dict[str, Any]) -> RewriteOutcome:
         """The outcome that `to_json` wrote."""
         return cls(**{**record, "reasons": tuple(record["reasons"]), "why": tuple(record["why"])})
 
@@ -130,9 +130,9 @@ def first_request(job: int, example: Example, flag: Flag, part: str) -> RewriteE
     )
 
 
-def rewrite(example: Example, flag: Flag, request: RewriteExample, ask: Ask) -> Outcome:
+def rewrite(example: Example, flag: Flag, request: RewriteExample, ask: Ask) -> RewriteOutcome:
     """Ask for rewrites of a flagged example until one passes every check, at most as often as MAX_CALLS allows."""
-    outcome = Outcome(example.id, "rejected", "", (), flag.why)
+    outcome = RewriteOutcome(example.id, "rejected", "", (), flag.why)
     if len(request.text) + len(request.context) > LONGEST:
         return replace(outcome, reasons=(f"the example is longer than the {LONGEST} characters that are sent",))
     for _ in range(MAX_CALLS - (not flag.faults)):
@@ -150,7 +150,7 @@ def rewrite(example: Example, flag: Flag, request: RewriteExample, ask: Ask) -> 
     return outcome
 
 
-def requests(flag: Flag, outcome: Outcome) -> int:
+def requests(flag: Flag, outcome: RewriteOutcome) -> int:
     """Requests that a rewrite took, recorded answers included: without a named fault a critique came first."""
     return outcome.steps + (not flag.faults and outcome.state != "satisfied")
 
@@ -169,7 +169,7 @@ def refusals(example: Example, request: RewriteExample, answer: Rewritten) -> tu
     return (*unmet, *lost)
 
 
-def remade(example: Example, part: str, text: str) -> Example:
+def replace_text(example: Example, part: str, text: str) -> Example:
     """The example with its reference or its prompt replaced; id, split, answer and constraints stay as they are."""
     place = -1 if part == "reference" else -2
     messages = list(example.messages)
@@ -187,11 +187,11 @@ def failing_cases(flagged: Iterable[tuple[Example, Flag]]) -> dict[str, str]:
     return cases
 
 
-def improve_prompt(job: int, prompt: str, cases: dict[str, str], ask: Ask) -> Outcome:
+def improve_prompt(job: int, prompt: str, cases: dict[str, str], ask: Ask) -> RewriteOutcome:
     """One step on the system prompt; rejected if it is too long, holds a case's number or smuggles tokens in."""
     start = prompt or DEFAULT_PROMPT
     answer = ask(ImprovePrompt(job, start, list(cases.values()), list(cases)))
-    outcome = Outcome("system prompt", "rejected", "", (), tuple(cases)).plus(answer)
+    outcome = RewriteOutcome("system prompt", "rejected", "", (), tuple(cases)).plus(answer)
     if answer.outcome in ENDS:
         return replace(outcome, state=ENDS[answer.outcome], reasons=(answer.reason,))
     reasons = (answer.reason,) if answer.outcome == "rejected" else _prompt_refusals(start, answer.text, cases)
@@ -205,4 +205,4 @@ def _prompt_refusals(old: str, new: str, cases: dict[str, str]) -> tuple[str, ..
     known = set(ARGUMENT.findall(old))
     shown = set(ARGUMENT.findall("\n".join(cases.values()))) - known
     taken = [part for part in dict.fromkeys(ARGUMENT.findall(new)) if part in shown]
-    return (*(f"the system prompt makes {part} of one case a rule for all" for part in taken), *smuggled(old, new))
+    return (*(f"the system prompt makes {part} of one case a rule for all" for part in taken), *injections(old, new))

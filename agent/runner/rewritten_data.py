@@ -1,4 +1,4 @@
-"""Remade data: all rows of a job with the accepted rewrites in place, each with where it comes from."""
+"""Rewritten rows: all rows of a job with the accepted rewrites in place, each with where it comes from."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from agent.contract.atomic_io import write_file
 from agent.contract.lines import json_line
 from agent.data.formats import HELD_OUT, TRAIN, Example
 from agent.queue.jobs import Job
-from agent.runner.rewriting import Outcome, remade
+from agent.runner.rewriting import RewriteOutcome, replace_text
 
 REMADE = "remade.jsonl"
 
 
 @dataclass(frozen=True)
-class Remade:
+class Rewrite:
     """A row's new text, which part of it that replaces ("reference" or "prompt"), and its lineage."""
 
     text: str
@@ -26,14 +26,14 @@ class Remade:
     lineage: dict[str, Any]
 
 
-def lineage(job: Job, model: str, outcome: Outcome) -> dict[str, Any]:
+def lineage(job: Job, model: str, outcome: RewriteOutcome) -> dict[str, Any]:
     """Where the text of an accepted rewrite comes from and what it took; the source line is the row's own `line`."""
     names = ("critique", "calls", "prompt_tokens", "completion_tokens", "cost")
     return {"job": job.id, "file": job.file, "model": model, **{name: getattr(outcome, name) for name in names}}
 
 
-def write_remade(
-    run: Path, train: Sequence[Example], held_out: Sequence[Example], changed: Mapping[str, Remade]
+def write_rewritten_rows(
+    run: Path, train: Sequence[Example], held_out: Sequence[Example], changed: Mapping[str, Rewrite]
 ) -> None:
     """Write remade.jsonl into a run's folder: every row, ready for `enqueue`, with `remade` where it changed."""
     rows = [_row(example, changed.get(example.id), TRAIN) for example in train]
@@ -41,7 +41,7 @@ def write_remade(
     write_file(run / REMADE, b"".join(map(json_line, rows)))
 
 
-def _row(example: Example, new: Remade | None, split: str) -> dict[str, Any]:
-    now = remade(example, new.part, new.text) if new else example
+def _row(example: Example, new: Rewrite | None, split: str) -> dict[str, Any]:
+    now = replace_text(example, new.part, new.text) if new else example
     more = {"remade": {"part": new.part, **new.lineage}} if new else {}
     return {**json.loads(now.to_json()), "split": split, **more}

@@ -11,7 +11,7 @@ from typing import Any
 from agent.constraints import verify
 from agent.data.formats import Example
 from agent.decide.classifier import Standing
-from agent.runner.rewriting import Outcome, remade
+from agent.runner.rewriting import RewriteOutcome, replace_text
 from agent.scoring.acceptance import objections
 from agent.scoring.reward import content_reward, joint, style_reward, words
 from agent.scoring.stylometry import Stylometry
@@ -52,14 +52,16 @@ class Row:
     tried: int = 0
     waits: bool = False
     """Whether its rewrite waits for the remote."""
-    rewrite: Outcome | None = None
+    rewrite: RewriteOutcome | None = None
     """What became of the last rewrite that was offered."""
 
     @cached_property
     def example(self) -> Example:
         """The row with its present reference."""
         return (
-            self.origin if self.reference == self.origin.reference else remade(self.origin, "reference", self.reference)
+            self.origin
+            if self.reference == self.origin.reference
+            else replace_text(self.origin, "reference", self.reference)
         )
 
     @cached_property
@@ -117,7 +119,7 @@ class Row:
             return self
         return self.with_reference(self.answered.text, OWN_ANSWER)
 
-    def after_rewrite(self, told: Outcome, model: str) -> Row:
+    def after_rewrite(self, told: RewriteOutcome, model: str) -> Row:
         """The row after a rewrite by the remote's `model` was accepted or refused."""
         tried = replace(self, rewrite=told, waits=False, tried=self.tried + 1)
         return tried.with_reference(told.text, model) if told.state == "remade" else tried
@@ -155,7 +157,7 @@ class Row:
     def from_json(cls, origin: Example, kept: Mapping[str, Any]) -> Row:
         """The row that `to_json` wrote down."""
         answered = Answered(**kept["answered"]) if kept["answered"] else None
-        rewrite = Outcome.from_json(kept["rewrite"]) if kept["rewrite"] else None
+        rewrite = RewriteOutcome.from_json(kept["rewrite"]) if kept["rewrite"] else None
         return cls(origin, **{**kept, "answered": answered, "rewrite": rewrite})
 
 

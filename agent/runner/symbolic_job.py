@@ -17,8 +17,8 @@ from agent.data.formats import Example
 from agent.runner import rewriting
 from agent.runner.job_context import Ended, JobContext
 from agent.runner.parking import park_if_deferred
-from agent.runner.rewriting import Flag, Outcome
-from agent.runner.rewritten_data import REMADE, Remade, lineage, write_remade
+from agent.runner.rewriting import Flag, RewriteOutcome
+from agent.runner.rewritten_data import REMADE, Rewrite, lineage, write_rewritten_rows
 from agent.system.config import read_config
 
 REWRITES = "rewrites.jsonl"
@@ -27,7 +27,7 @@ REWRITES = "rewrites.jsonl"
 def run(job: JobContext) -> Ended:
     """Do what is left of the job. Raises Parked while rewrites wait for the remote."""
     publisher = job.publisher
-    made = publisher.made
+    made = publisher.published
     if made is not None:
         return f"{publisher.registry.get(made).about['figures']['rewrites']} {publisher.promote(made)}", made
     job.start()
@@ -41,12 +41,12 @@ def run(job: JobContext) -> Ended:
     return f"{said} {publisher.promote(made)}", made
 
 
-def rewrite_all(job: JobContext, offload: Offload) -> tuple[list[Outcome], Outcome]:
+def rewrite_all(job: JobContext, offload: Offload) -> tuple[list[RewriteOutcome], RewriteOutcome]:
     """Offer every flagged example for a rewrite, then the system prompt. Raises Parked if some have to wait."""
     attempt = job.attempt
     flagged = flag_all(job.data.train, offload)
     attempt.phase("rewrite")
-    outcomes: list[Outcome] = []
+    outcomes: list[RewriteOutcome] = []
     for example, flag in flagged:
         attempt.beat(done=len(outcomes), flagged=len(flagged))
         request = rewriting.first_request(attempt.job.id, example, flag, offload.rewrite)
@@ -54,7 +54,7 @@ def rewrite_all(job: JobContext, offload: Offload) -> tuple[list[Outcome], Outco
         attempt.events.add("rewrite", **outcomes[-1].to_json())
     write_outcomes(job, offload, outcomes)
     park_if_deferred(outcomes)
-    prompt = Outcome("system prompt", "satisfied", "", (), ())
+    prompt = RewriteOutcome("system prompt", "satisfied", "", (), ())
     if cases := rewriting.failing_cases(flagged):
         prompt = rewriting.improve_prompt(attempt.job.id, job.publisher.parent_prompt, cases, attempt.ask_remote)
         attempt.events.add("rewrite", **prompt.to_json())
@@ -72,19 +72,19 @@ def flag_all(examples: list[Example], offload: Offload) -> list[tuple[Example, F
     return [(example, flag) for example, flag in found if flag is not None]
 
 
-def write_outcomes(job: JobContext, offload: Offload, outcomes: list[Outcome]) -> None:
+def write_outcomes(job: JobContext, offload: Offload, outcomes: list[RewriteOutcome]) -> None:
     """Write down the outcomes, and all rows with the accepted rewrites in place."""
     remade = {
-        outcome.id: Remade(outcome.text, offload.rewrite, lineage(job.attempt.job, offload.model, outcome))
+        outcome.id: Rewrite(outcome.text, offload.rewrite, lineage(job.attempt.job, offload.model, outcome))
         for outcome in outcomes
         if outcome.state == "remade"
     }
     run = job.attempt.run
-    write_remade(run, job.data.train, job.data.held_out, remade)
+    write_rewritten_rows(run, job.data.train, job.data.held_out, remade)
     write_file(run / REWRITES, b"".join(json_line(outcome.to_json()) for outcome in outcomes))
 
 
-def publish_prompt(job: JobContext, said: str, outcomes: list[Outcome], prompt: str) -> int:
+def publish_prompt(job: JobContext, said: str, outcomes: list[RewriteOutcome], prompt: str) -> int:
     """Make a version with the new system prompt and the parent's adapter."""
     publisher = job.publisher
     job.model.plan()
@@ -92,7 +92,7 @@ def publish_prompt(job: JobContext, said: str, outcomes: list[Outcome], prompt: 
     publisher.load_parent()
     after = publisher.measure("after", prompt)
     adapter = publisher.parent_adapter
-    figures = {"rewrites": said, "adapter": adapter is not None, **job.attempt.spent}
+    figures = {"rewrites": said, "adapter": adapter is not None, **job.attempt.remote_usage}
     with publisher.draft(before, after, figures) as draft:
         for path in adapter.glob("adapter_*") if adapter else ():
             shutil.copyfile(path, draft.folder / path.name)
@@ -102,7 +102,7 @@ def publish_prompt(job: JobContext, said: str, outcomes: list[Outcome], prompt: 
     return draft.number
 
 
-def _in_words(outcomes: list[Outcome]) -> str:
+def _in_words(outcomes: list[RewriteOutcome]) -> str:
     """The outcomes of the rewrites, in a sentence for people."""
     if not outcomes:
         return "No example lacks style or constraint."

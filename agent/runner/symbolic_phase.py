@@ -43,7 +43,7 @@ def offer_first(learning: Learning, progress: Progress) -> Progress:
     progress = replace(progress, members=tuple(left))
     row = progress.rows[name]
     choice, flag = learning.router.choose(row, progress.classifier), learning.router.flag(row)
-    if not choice.remake or flag is None:
+    if not choice.wants_rewrite or flag is None:
         return progress
     request = rewriting.first_request(learning.job.attempt.job.id, row.example, flag, "reference")
     told = rewriting.rewrite(row.example, flag, request, learning.ask)
@@ -51,15 +51,15 @@ def offer_first(learning: Learning, progress: Progress) -> Progress:
     progress = replace(progress, requests=progress.requests + rewriting.requests(flag, told))
     if told.state in {"deferred", "spent"}:
         # The same would happen to the other rows, and each try of them costs seconds.
-        return _put_off(progress, (name, *left), told)
+        return _postpone(progress, (name, *left), told)
     now = row.after_rewrite(told, learning.offload.model)
     outcome = _outcome(row, now, choice, told)
-    classifier = outcome.taught(progress.classifier)
+    classifier = outcome.teach(progress.classifier)
     rows, outcomes = {**progress.rows, name: now}, (*progress.outcomes, outcome)
     return replace(progress, rows=rows, outcomes=outcomes, classifier=classifier)
 
 
-def _put_off(progress: Progress, names: tuple[str, ...], told: rewriting.Outcome) -> Progress:
+def _postpone(progress: Progress, names: tuple[str, ...], told: rewriting.RewriteOutcome) -> Progress:
     """After a rewrite that the remote or the budget did not allow: what is left waits, or is given up."""
     progress = replace(progress, members=(), cut="; ".join(told.reasons))
     if told.state == "spent":
@@ -68,7 +68,7 @@ def _put_off(progress: Progress, names: tuple[str, ...], told: rewriting.Outcome
     return replace(progress, rows={**progress.rows, **waiting}, deferred=told)
 
 
-def _outcome(old: Row, now: Row, choice: Choice, told: rewriting.Outcome) -> Outcome:
+def _outcome(old: Row, now: Row, choice: Choice, told: rewriting.RewriteOutcome) -> Outcome:
     """The gain of a rewrite: a better reference than the row had, and than the model's own answer."""
     gain = now.standing.reference_reward - max(old.standing.reward, old.standing.reference_reward)
     accepted = told.state == "remade"

@@ -101,19 +101,25 @@ def objections(
     """
     if not rewritten.strip():
         return ("the text is blank",)
-    if out_of_bounds := tuple(_wrong_length(original, rewritten, constraints)):
-        return out_of_bounds
+    low, high = SHORTEST * len(original) - ALLOWANCE, LONGEST * len(original) + ALLOWANCE
+    condenses = any(map(_condenses, constraints))
+    if condenses:
+        low = 0
+    if any(_id(each).startswith(LENGTHENING) and not _at_most(each) for each in constraints):
+        high = max(high, HARD_CAP)
+    if not low <= len(rewritten) <= high:
+        return (f"the text has {len(rewritten)} characters, the original {len(original)}",)
     fold = any(_id(each).startswith("change_case:") for each in constraints)
     old, new = (_comparable(text, fold=fold) for text in (original, _with_json_strings(rewritten)))
-    excused = _comparable(prompt, fold=True) if any(map(_condenses, constraints)) else ""
+    excused = _comparable(prompt, fold=True) if condenses else ""
     known = f"{prompt}\n{_arguments(constraints)}"
     found = [
-        *_gone(old, new, excused),
-        *_swapped_names(original, rewritten, known, excused, fold=fold),
-        *_added(new, f"{old}\n{_comparable(known, fold=fold)}", constraints),
-        *_stuck(original, rewritten),
-        *_other_language(original, rewritten, constraints),
-        *_smuggled(original, rewritten),
+        *_check_kept(old, new, excused),
+        *_check_names(original, rewritten, known, excused, fold=fold),
+        *_check_new(new, f"{old}\n{_comparable(known, fold=fold)}", constraints),
+        *_check_repetition(original, rewritten),
+        *_check_language(original, rewritten, constraints),
+        *_check_injected(original, rewritten),
     ]
     # Whatever the row's own check is: a rewrite may say more than the answer, as its reference does.
     if answer is not None and words(answer) and not content_reward(new, "", _comparable(answer, fold=fold)):
@@ -124,9 +130,9 @@ def objections(
 # ---- what constraints excuse ----
 
 
-def smuggled(original: str, rewritten: str) -> tuple[str, ...]:
+def injections(original: str, rewritten: str) -> tuple[str, ...]:
     """Only the objections to template and role tokens and to chatter, for texts that are meant to say something new."""
-    return tuple(_smuggled(original, rewritten))
+    return tuple(_check_injected(original, rewritten))
 
 
 def _id(constraint: Constraint) -> str:
@@ -146,10 +152,6 @@ def _condenses(constraint: Constraint) -> bool:
 def _at_most(constraint: Constraint) -> bool:
     relation = str(_kwargs(constraint).get("relation"))
     return _id(constraint).startswith("length_constraints:") and relation in {"less than", "at most"}
-
-
-def _lengthens(constraint: Constraint) -> bool:
-    return _id(constraint).startswith(LENGTHENING) and not _at_most(constraint)
 
 
 def _arguments(constraints: Sequence[Constraint]) -> str:
@@ -193,16 +195,25 @@ def _strings(value: Any) -> Iterator[str]:
 # ---- what must survive ----
 
 
-def _gone(old: str, new: str, excused: str) -> Iterator[str]:
+def _check_kept(old: str, new: str, excused: str) -> Iterator[str]:
     numbers = {*_numbers(new), *_numbers(excused)}
     yield from (f"the number {number} is gone" for number in _numbers(old) if number not in numbers)
-    yield from (f"the {kind} {_short(part)} is gone" for kind, part in _verbatim(old) if part not in new)
+    for kind in _VERBATIM:
+        for match in kind.pattern.finditer(old):
+            part = match[match.lastindex or 0].strip()
+            # A text that is one quotation has no part that must be kept.
+            is_part = part and (kind.name != "quotation" or match[0] != old.strip())
+            if is_part and part not in new:
+                yield f"the {kind.name} {_short(part)} is gone"
 
 
-def _swapped_names(original: str, rewritten: str, known: str, excused: str, *, fold: bool) -> Iterator[str]:
+def _check_names(original: str, rewritten: str, known: str, excused: str, *, fold: bool) -> Iterator[str]:
     """Names that are gone; and new ones if so, even where a question's name may go: that is how a swap looks."""
     new = _comparable(_with_json_strings(rewritten), fold=fold)
-    gone = [name for name in _names(original, known) if not _holds(new, _comparable(name, fold=fold))]
+    # Words that are written like names inside a sentence of the text, or of what is known if the text has them too.
+    asked = set(_names_inside(known))
+    names = [*_names_inside(original), *(word for word in _WORD.findall(original) if word in asked)]
+    gone = [name for name in dict.fromkeys(names) if not _holds(new, _comparable(name, fold=fold))]
     yield from (f"the name {name} is gone" for name in gone if not _holds(excused, name.casefold()))
     if gone:
         known = f"{original}\n{known}".casefold()
@@ -216,37 +227,18 @@ def _numbers(text: str) -> list[str]:
     return [_THOUSANDS.sub("", number) for number in _NUMBER.findall(_LIST_ITEM.sub(" ", text))]
 
 
-def _names(text: str, prompt: str) -> list[str]:
-    """Words that are written like names inside a sentence of the text, or of the prompt if the text has them too."""
-    inside = dict.fromkeys(_names_inside(text))
-    asked = set(_names_inside(prompt))
-    return list(inside | dict.fromkeys(word for word in _WORD.findall(text) if word in asked))
-
-
 def _names_inside(text: str) -> Iterator[str]:
     shouted = text.isupper()
     for match in _WORD.finditer(text):
         word = match[0]
         capital = word[0].isupper() and not shouted and word not in _NO_NAMES
-        if _IDENTIFIER.search(word) or (capital and not _starts_sentence(text, match.start())):
+        start = match.start()
+        if _IDENTIFIER.search(word) or (capital and not _SENTENCE_START.search(text, max(0, start - 20), start)):
             yield word
-
-
-def _starts_sentence(text: str, place: int) -> bool:
-    return bool(_SENTENCE_START.search(text, max(0, place - 20), place))
 
 
 def _holds(text: str, name: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
-
-
-def _verbatim(text: str) -> Iterator[tuple[str, str]]:
-    """Parts of a text that must be kept as they are, as (kind, part); a text that is one quotation has no such part."""
-    for kind in _VERBATIM:
-        for match in kind.pattern.finditer(text):
-            part = match[match.lastindex or 0].strip()
-            if part and (kind.name != "quotation" or match[0] != text.strip()):
-                yield kind.name, part
 
 
 def _short(text: str) -> str:
@@ -256,21 +248,18 @@ def _short(text: str) -> str:
 # ---- what must not be new ----
 
 
-def _added(new: str, known: str, constraints: Sequence[Constraint]) -> Iterator[str]:
-    numbers = set(_numbers(known)) | set(map(str, range(1, _counted(new, constraints) + 1)))
+def _check_new(new: str, known: str, constraints: Sequence[Constraint]) -> Iterator[str]:
+    # A text may number its bullets or sections, or say how many they are.
+    asked = [_kwargs(each).get(name) for each in constraints for name in ("num_sections", "num_paragraphs")]
+    count = max([len(_LIST_ITEM.findall(new)), *(n for n in asked if isinstance(n, int) and n <= 100)])
+    numbers = set(_numbers(known)) | set(map(str, range(1, count + 1)))
     yield from (f"the number {number} is new" for number in _numbers(new) if number not in numbers)
     for kind in _VERBATIM[:2]:
         had = set(kind.pattern.findall(known))
         yield from (f"the {kind.name} {_short(part)} is new" for part in kind.pattern.findall(new) if part not in had)
 
 
-def _counted(text: str, constraints: Sequence[Constraint]) -> int:
-    """The numbers of bullets or sections: texts may number them or say how many they are."""
-    asked = [_kwargs(each).get(name) for each in constraints for name in ("num_sections", "num_paragraphs")]
-    return max([len(_LIST_ITEM.findall(text)), *(n for n in asked if isinstance(n, int) and n <= 100)])
-
-
-def _smuggled(original: str, rewritten: str) -> Iterator[str]:
+def _check_injected(original: str, rewritten: str) -> Iterator[str]:
     had = original.casefold()
     for match in _TOKEN.finditer(rewritten):
         if match[0].strip().casefold() not in had:
@@ -286,17 +275,7 @@ def _smuggled(original: str, rewritten: str) -> Iterator[str]:
 # ---- shape ----
 
 
-def _wrong_length(original: str, rewritten: str, constraints: Sequence[Constraint]) -> Iterator[str]:
-    low, high = SHORTEST * len(original) - ALLOWANCE, LONGEST * len(original) + ALLOWANCE
-    if any(map(_condenses, constraints)):
-        low = 0
-    if any(map(_lengthens, constraints)):
-        high = max(high, HARD_CAP)
-    if not low <= len(rewritten) <= high:
-        yield f"the text has {len(rewritten)} characters, the original {len(original)}"
-
-
-def _stuck(original: str, rewritten: str) -> Iterator[str]:
+def _check_repetition(original: str, rewritten: str) -> Iterator[str]:
     was, now = _runs(original), _runs(rewritten)
     if now:
         run, count = now.most_common(1)[0]
@@ -312,7 +291,7 @@ def _runs(text: str) -> Counter[tuple[str, ...]]:
 # ---- language ----
 
 
-def _other_language(original: str, rewritten: str, constraints: Sequence[Constraint]) -> Iterator[str]:
+def _check_language(original: str, rewritten: str, constraints: Sequence[Constraint]) -> Iterator[str]:
     if any(_id(each) == "language:response_language" for each in constraints):
         return
     was, now = _script(original), _script(rewritten)

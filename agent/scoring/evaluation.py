@@ -41,7 +41,7 @@ class Evaluation:
         return tuple(joint(content, style) for content, style in zip(self.content, self.style, strict=True))
 
     @property
-    def measured(self) -> Measured:
+    def measurement(self) -> Measured:
         """The gate's figures: content, or the mean of content and style where a row has constraints."""
         metric = "content reward" if all(style is None for style in self.style) else "mean of content and style reward"
         return Measured(self.rewards, tuple(self.losses), metric, self.slices)
@@ -79,7 +79,7 @@ def model_card(about: dict[str, Any]) -> str:
         f"| {label} | {_show(figures['before'][key])} | {_show(figures['after'][key])} |" for key, label in metrics
     )
     libraries = ", ".join(f"{name} {number}" for name, number in about["libraries"].items())
-    made = {"numeric": _numeric, "symbolic": _symbolic}.get(about["mode"], _neurosymbolic)
+    story = {"numeric": _numeric, "symbolic": _symbolic}.get(about["mode"], _neurosymbolic)
     return f"""---
 base_model: {about["base"]}
 library_name: peft
@@ -96,7 +96,7 @@ with {libraries}.
 | --- | --- | --- |
 {rows}
 
-{made(about)}
+{story(about)}
 All figures: `manifest.json`.
 """
 

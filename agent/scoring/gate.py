@@ -78,7 +78,7 @@ def judge(before: Measured, after: Measured, max_slice_drop: float = 1.0) -> Ver
 
     Raises ValueError if the two were not measured on the same number of rows.
     """
-    verdict = _judge(before, after)
+    verdict = _judge_rows(before, after)
     slices = tuple(
         Slice(name, round(fmean(old), 4), round(fmean(new), 4), len(new))
         for name, old in before.slices.items()
@@ -89,9 +89,9 @@ def judge(before: Measured, after: Measured, max_slice_drop: float = 1.0) -> Ver
     if not verdict.promote or not fallen:
         return verdict
     worst = min(fallen, key=lambda each: each.after - each.before)
-    told = f"{worst.name} fell from {worst.before:.3g} to {worst.after:.3g} on {quantity(worst.rows, 'row')}"
+    fall = f"{worst.name} fell from {worst.before:.3g} to {worst.after:.3g} on {quantity(worst.rows, 'row')}"
     gained = verdict.reason.removeprefix("Promoted: ")
-    return replace(verdict, promote=False, reason=f"Not promoted: {told}, although {gained}")
+    return replace(verdict, promote=False, reason=f"Not promoted: {fall}, although {gained}")
 
 
 def _falls(each: Slice, max_slice_drop: float) -> bool:
@@ -99,7 +99,7 @@ def _falls(each: Slice, max_slice_drop: float) -> bool:
     return each.before - each.after > max(max_slice_drop, 1 / each.rows) + 1e-4
 
 
-def _judge(before: Measured, after: Measured) -> Verdict:
+def _judge_rows(before: Measured, after: Measured) -> Verdict:
     rows = len(after.losses)
     by_reward = len(after.rewards) >= ENOUGH_ROWS
     metric = after.metric if by_reward else "loss"
@@ -124,7 +124,15 @@ def _compare(metric: str, before: Sequence[float], after: Sequence[float], bette
     noise = gain - lowest(differences)
     promote = gain > 0 and gain > noise
     old, new = fmean(before), fmean(after)
-    reason = _reason(metric, old, new, gain, noise, rows)
+    if gain <= 0:
+        outcome, comparison = "Not promoted", "which is no gain"
+    elif gain <= noise:
+        outcome, comparison = "Not promoted", f"a gain of {gain:.3g} that is within the noise of {noise:.3g}"
+    else:
+        outcome, comparison = "Promoted", f"a gain of {gain:.3g} that is more than the noise of {noise:.3g}"
+    few = f" (judged by loss, fewer than {ENOUGH_ROWS} rows)" if rows < ENOUGH_ROWS else ""
+    held_out = f"{rows} held-out row{'s' if rows > 1 else ''}"
+    reason = f"{outcome}: the {metric} on {held_out} went from {old:.3g} to {new:.3g}, {comparison}{few}."
     return Verdict(
         promote=promote, metric=metric, before=old, after=new, gain=gain, noise=noise, rows=rows, reason=reason
     )
@@ -135,18 +143,3 @@ def lowest(values: Sequence[float], seed: int = 0) -> float:
     draw = random.Random(seed)
     means = sorted(fmean(draw.choices(values, k=len(values))) for _ in range(RESAMPLES))
     return means[round((1 - CONFIDENCE) * RESAMPLES)]
-
-
-def _reason(metric: str, old: float, new: float, gain: float, noise: float, rows: int) -> str:
-    if gain <= 0:
-        outcome = "Not promoted"
-        comparison = "which is no gain"
-    elif gain <= noise:
-        outcome = "Not promoted"
-        comparison = f"a gain of {gain:.3g} that is within the noise of {noise:.3g}"
-    else:
-        outcome = "Promoted"
-        comparison = f"a gain of {gain:.3g} that is more than the noise of {noise:.3g}"
-    few = f" (judged by loss, fewer than {ENOUGH_ROWS} rows)" if rows < ENOUGH_ROWS else ""
-    held_out = f"{rows} held-out row{'s' if rows > 1 else ''}"
-    return f"{outcome}: the {metric} on {held_out} went from {old:.3g} to {new:.3g}, {comparison}{few}."

@@ -35,7 +35,9 @@ def content_reward(text: str, reference: str, answer: str | None, check: str = "
     and punctuation. More overlap never lowers it.
     """
     if answer is None:
-        return _overlap(words(text), words(reference))
+        found, expected = words(text), words(reference)
+        common = sum((Counter(found) & Counter(expected)).values())
+        return 2 * common / (len(found) + len(expected)) if common else float(not found and not expected)
     return float(ANSWER_CHECKS[check](text, answer))
 
 
@@ -67,11 +69,6 @@ def style_reward(unmet: int, constraints: int) -> float | None:
 
 def _contains(text: Sequence[str], part: Sequence[str]) -> bool:
     return bool(part) and any(text[i : i + len(part)] == part for i in range(len(text) - len(part) + 1))
-
-
-def _overlap(text: Sequence[str], reference: Sequence[str]) -> float:
-    common = sum((Counter(text) & Counter(reference)).values())
-    return 2 * common / (len(text) + len(reference)) if common else float(not text and not reference)
 
 
 def joint(content: float, style: float | None) -> float:

@@ -23,7 +23,7 @@ Body = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """A question, and how its answer is to come."""
 
     reply: Reply
@@ -32,7 +32,7 @@ class Asked:
     """At the end of a stream; a whole answer always has it."""
 
 
-def parsed(raw: bytes) -> Asked:
+def parse(raw: bytes) -> Question:
     """Parse the body of a request. Raises DataError for what is wrong or not served."""
     try:
         body = json.loads(raw)
@@ -43,30 +43,27 @@ def parsed(raw: bytes) -> Asked:
     for name, nothing in NOT_HERE.items():
         if body.get(name) not in (None, nothing):
             raise DataError(f"{name} other than {json.dumps(nothing)} is not served here")
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise DataError("messages must be a list with something in it")
     options = body.get("stream_options")
     reply = Reply(
-        messages=tuple(map(message, _list(body.get("messages"), "messages"))),
-        max_new_tokens=_longest(body),
+        messages=tuple(map(message, messages)),
+        max_new_tokens=_max_tokens(body),
         temperature=_temperature(body.get("temperature")),
         seed=_seed(body.get("seed")),
         stops=_stops(body.get("stop")),
     )
     with_usage = isinstance(options, dict) and options.get("include_usage") is True
-    return Asked(reply, stream=body.get("stream") is True, with_usage=with_usage)
+    return Question(reply, stream=body.get("stream") is True, with_usage=with_usage)
 
 
-def _list(value: Any, name: str) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{name} must be a list with something in it")
-    return value
-
-
-def message(told: Any) -> Message:
+def message(value: Any) -> Message:
     """A message for the chat template; content may be text or a list of parts that are. Raises DataError."""
-    role = told.get("role") if isinstance(told, dict) else None
+    role = value.get("role") if isinstance(value, dict) else None
     if not isinstance(role, str) or role not in ROLES:
         raise DataError(f"a message's role must be one of {', '.join(ROLES)}, not {role!r}")
-    content = told.get("content")
+    content = value.get("content")
     if isinstance(content, list):
         parts: list[Any] = [part.get("text") if isinstance(part, dict) else None for part in content]
         content = "\n".join(parts) if all(isinstance(part, str) for part in parts) else None
@@ -77,34 +74,34 @@ def message(told: Any) -> Message:
     return {"role": ROLES[role], "content": content}
 
 
-def _longest(body: Body) -> int:
+def _max_tokens(body: Body) -> int:
     given = [body[name] for name in ("max_completion_tokens", "max_tokens") if body.get(name) is not None]
-    told = given[0] if given else ANSWER_TOKENS
-    if not _is_whole(told) or told < 1:
+    value = given[0] if given else ANSWER_TOKENS
+    if not _is_whole(value) or value < 1:
         raise DataError("max_tokens must be a whole number above 0")
-    return int(told)
+    return int(value)
 
 
-def _temperature(told: Any) -> float:
-    if told is None:
+def _temperature(value: Any) -> float:
+    if value is None:
         return 0.0
-    if not (_is_whole(told) or isinstance(told, float)) or not 0 <= told <= HOTTEST:
+    if not (_is_whole(value) or isinstance(value, float)) or not 0 <= value <= HOTTEST:
         raise DataError(f"temperature must be a number from 0 to {HOTTEST:g}")
-    return float(told)
+    return float(value)
 
 
-def _seed(told: Any) -> int:
-    if told is not None and not _is_whole(told):
+def _seed(value: Any) -> int:
+    if value is not None and not _is_whole(value):
         raise DataError("seed must be a whole number")
-    return (told or 0) % MOST_SEEDS
+    return (value or 0) % MOST_SEEDS
 
 
-def _is_whole(told: Any) -> bool:
-    return isinstance(told, int) and not isinstance(told, bool)
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _stops(told: Any) -> tuple[str, ...]:
-    stops = [told] if isinstance(told, str) else told or []
+def _stops(value: Any) -> tuple[str, ...]:
+    stops = [value] if isinstance(value, str) else value or []
     if not isinstance(stops, list) or len(stops) > MOST_STOPS or not all(isinstance(s, str) and s for s in stops):
         raise DataError(f"stop must be a text, or a list of up to {MOST_STOPS}")
     return tuple(stops)

@@ -10,44 +10,44 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from agent.contract.errors import AgentError, Busy, OutOfMemory, StateError
 from agent.contract.reply_messages import Replied, Reply
-from agent.serve.inference import Answering, Version, active, chosen
+from agent.serve.inference import Answerer, active, find_version
 from agent.system.config import Config
 from agent.system.output import hint
 from agent.system.paths import Home
 
 LOOK = 1.0
 """Seconds between two looks whether a client that waits is still there."""
-Heard = str | Replied | AgentError
-"""What is new of an answer; last the whole answer, or why there is none."""
+Piece = str | Replied | AgentError
+"""A text chunk of an answer; last the whole answer, or why there is none."""
 
 
-class Voice:
+class ChatService:
     """The active version; what is said to happen in the thread is for tasks of `submit`.
 
     A version that was promoted meanwhile answers from the next question on. One that cannot be loaded does not take the
     place of one that can.
     """
 
-    def __init__(self, home: Home, config: Config, answering: Answering) -> None:
-        self._home, self._config, self._answering = home, config, answering
+    def __init__(self, home: Home, config: Config, answerer: Answerer) -> None:
+        self._home, self._config, self._answerer = home, config, answerer
         self._pool = ThreadPoolExecutor(1)
-        self._waiting: set[Future[None]] = set()
+        self._unfinished: set[Future[None]] = set()
         self._lock = threading.Lock()
-        self._talking: Turn | None = None
+        self._current: Turn | None = None
         self._refused: int | None = None
         self._used = time.monotonic()
-        self.version = chosen(None, home, config)
+        self.version = find_version(None, home, config)
 
     @property
-    def waiting(self) -> int:
+    def queue_length(self) -> int:
         """Tasks that are not done."""
-        return len(self._waiting)
+        return len(self._unfinished)
 
     def submit(self, task: Callable[[], None]) -> Future[None]:
         """Do something when everything asked before is done."""
         future = self._pool.submit(task)
-        self._waiting.add(future)
-        future.add_done_callback(self._waiting.discard)
+        self._unfinished.add(future)
+        future.add_done_callback(self._unfinished.discard)
         return future
 
     def reply(self, turn: Turn, request: Reply, hear: Callable[[str], None]) -> Replied:
@@ -55,12 +55,12 @@ class Voice:
         self.load()
         turn.version = self.version
         with self._lock:
-            self._talking = turn
+            self._current = turn
         try:
-            return self._answering.reply(request, hear)
+            return self._answerer.reply(request, hear)
         finally:
             with self._lock:
-                self._talking = None
+                self._current = None
             self._used = time.monotonic()
 
     def load(self) -> None:
@@ -68,31 +68,29 @@ class Voice:
         try:
             wanted = active(self._home)
             if wanted not in {self.version.number, self._refused}:
-                self._swap_to(chosen(str(wanted), self._home, self._config))
+                version = find_version(str(wanted), self._home, self._config)
+                try:
+                    self._answerer.load(version)
+                except (Busy, OutOfMemory):  # there may be room for it later
+                    raise
+                except AgentError:
+                    self._refused = version.number
+                    raise
+                self.version = version
         except AgentError as fault:
             hint(f"{self.version.name} goes on answering, because what is active now cannot be loaded: {fault}")
-        self._answering.load(self.version)
-
-    def _swap_to(self, version: Version) -> None:
-        try:
-            self._answering.load(version)
-        except (Busy, OutOfMemory):  # there may be room for it later
-            raise
-        except AgentError:
-            self._refused = version.number
-            raise
-        self.version = version
+        self._answerer.load(self.version)
 
     def drop(self, turn: Turn) -> None:
         """Break off an answer that nobody waits for any more."""
         with self._lock:
-            if self._talking is turn:
-                self._answering.break_off()
+            if self._current is turn:
+                self._answerer.break_off()
 
-    def rest_after(self, idle: float) -> None:
+    def unload_after(self, idle: float) -> None:
         """Give the model's memory back if nobody has asked for some seconds."""
-        if not self.waiting and time.monotonic() - self._used > idle:
-            self.submit(self._answering.end)
+        if not self.queue_length and time.monotonic() - self._used > idle:
+            self.submit(self._answerer.end)
 
     def close(self) -> None:
         """Wait for what is being done, forget what is not."""
@@ -100,32 +98,32 @@ class Voice:
 
 
 class Turn:
-    """One question on its way; what comes of it can be had from `heard`, by then `version` is who answers."""
+    """One question on its way; its answer comes through `pieces`, and by then `version` is who answers."""
 
-    def __init__(self, voice: Voice, request: Reply) -> None:
-        self._voice, self._request = voice, request
-        self.version = voice.version
+    def __init__(self, service: ChatService, request: Reply) -> None:
+        self._service, self._request = service, request
+        self.version = service.version
         self._is_over = False
         self._loop = asyncio.get_running_loop()
-        self.heard: asyncio.Queue[Heard] = asyncio.Queue()
-        self._task = voice.submit(self._work)
+        self.pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        self._task = service.submit(self._answer)
 
-    def _work(self) -> None:
+    def _answer(self) -> None:
         try:
-            self._put(self._voice.reply(self, self._request, self._put))
+            self._send(self._service.reply(self, self._request, self._send))
         except AgentError as fault:
-            self._put(fault)
+            self._send(fault)
         except Exception as fault:  # noqa: BLE001  whatever it is, somebody waits for an answer
-            self._put(StateError(f"{type(fault).__name__}: {fault}"))
+            self._send(StateError(f"{type(fault).__name__}: {fault}"))
 
-    def _put(self, what: Heard) -> None:
+    def _send(self, piece: Piece) -> None:
         if self._is_over:  # the client left before the answer had begun
-            self._voice.drop(self)
-        self._loop.call_soon_threadsafe(self.heard.put_nowait, what)
+            self._service.drop(self)
+        self._loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
 
-    async def next(self, is_gone: Callable[[], Awaitable[bool]]) -> Heard:
+    async def next(self, is_gone: Callable[[], Awaitable[bool]]) -> Piece:
         """The next piece; raises ConnectionResetError where `is_gone` says that nobody waits for it."""
-        getter = asyncio.ensure_future(self.heard.get())
+        getter = asyncio.ensure_future(self.pieces.get())
         try:
             while not (await asyncio.wait({getter}, timeout=LOOK))[0]:
                 if await is_gone():
@@ -140,4 +138,4 @@ class Turn:
         """Nobody waits any more, whether it was answered or not."""
         self._is_over = True
         if not self._task.cancel():
-            self._voice.drop(self)
+            self._service.drop(self)

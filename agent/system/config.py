@@ -69,13 +69,13 @@ def read_config(path: Path) -> Config:
 
 def _raise_all(path: Path, text: str, faults: Faults) -> None:
     """Raise ConfigError with all faults, each with its line, if there are any."""
-    lines = set_in(text)
-    told = [f"{path}{f', line {lines[name]}' if name in lines else ''}: {fault}" for name, fault in faults]
-    if told:
-        raise ConfigError("\n".join(told))
+    lines = setting_lines(text)
+    messages = [f"{path}{f', line {lines[name]}' if name in lines else ''}: {fault}" for name, fault in faults]
+    if messages:
+        raise ConfigError("\n".join(messages))
 
 
-def set_in(text: str) -> dict[str, int]:
+def setting_lines(text: str) -> dict[str, int]:
     """The line in which each setting of a config.toml stands, by its full name; a table by its heading."""
     found, prefix = {}, ""
     for number, line in enumerate(text.splitlines(), start=1):
@@ -100,11 +100,14 @@ def _build(cls: type[Any], table: dict[str, Any], prefix: str, faults: Faults) -
         elif known is None:
             faults.append((f"{prefix}{name}", _unknown(name, fields, prefix)))
         elif "help" not in known.metadata:
-            values[name] = _subtable(known, value, faults)
+            if isinstance(value, dict):
+                values[name] = _build(GROUPS[name], value, f"{name}.", faults)
+            else:
+                faults.append((name, f"{name} must be a table: [{name}]"))
         elif fault := value_fault(known, value):
             faults.append((f"{prefix}{name}", f"{prefix}{name} {fault}"))
         else:
-            values[name] = _typed(known, value)
+            values[name] = _convert(known, value)
     return cls(**values)
 
 
@@ -128,18 +131,11 @@ def _unknown(name: str, known: Iterable[str], prefix: str = "") -> str:
     return f"unknown setting {prefix}{name}" + (f"; did you mean {prefix}{near[0]}?" if near else "")
 
 
-def _subtable(known: dataclasses.Field[Any], value: object, faults: Faults) -> Any:
-    if isinstance(value, dict):
-        return _build(GROUPS[known.name], value, f"{known.name}.", faults)
-    faults.append((known.name, f"{known.name} must be a table: [{known.name}]"))
-    return None
-
-
 def _type_of(known: dataclasses.Field[Any]) -> type[Any]:
     return type(known.default)
 
 
-def _typed(known: dataclasses.Field[Any], value: Any) -> Any:
+def _convert(known: dataclasses.Field[Any], value: Any) -> Any:
     return _type_of(known)(value)
 
 
@@ -164,7 +160,7 @@ def value_fault(known: dataclasses.Field[Any], value: object) -> str | None:
 def default_toml(base: str) -> str:
     """A config.toml that names every setting, its default and its meaning; all but `base` commented out."""
     lines = ["# Settings of nslora-agent. A line without # overrides the default beside it.", ""]
-    lines += [f"# {_help(Config, 'base')}", f"base = {_toml(base)}"]
+    lines += [f"# {Config.__dataclass_fields__['base'].metadata['help']}", f"base = {_toml(base)}"]
     for group, cls in GROUPS.items():
         lines += ["", f"[{group}]"]
         for known in dataclasses.fields(cls):
@@ -204,10 +200,6 @@ def write_settings(path: Path, group: str, values: dict[str, Any]) -> None:
     _build(Config, tomllib.loads(changed), "", faults)
     _raise_all(path, changed, faults)
     write_file(path, changed.encode())
-
-
-def _help(cls: type[Any], name: str) -> str:
-    return str(cls.__dataclass_fields__[name].metadata["help"])
 
 
 def _bounds(known: dataclasses.Field[Any]) -> str:
@@ -257,7 +249,7 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def given_flags(arguments: argparse.Namespace, *groups: str) -> dict[str, Any]:
+def flag_settings(arguments: argparse.Namespace, *groups: str) -> dict[str, Any]:
     """The settings of some tables that flags were given for, by name; raises ConfigError with every fault."""
     fields = [(group, known) for group in groups for known in dataclasses.fields(GROUPS[group])]
     given = [(known, getattr(arguments, f"{group}.{known.name}", None)) for group, known in fields]
@@ -269,7 +261,7 @@ def given_flags(arguments: argparse.Namespace, *groups: str) -> dict[str, Any]:
     return {known.name: value for known, value in changes}
 
 
-def named_settings(values: Mapping[str, Any], *groups: str) -> dict[str, Any]:
+def keyword_settings(values: Mapping[str, Any], *groups: str) -> dict[str, Any]:
     """Settings of some tables as Python code names them; raises ConfigError with every fault."""
     fields = {known.name: known for group in groups for known in dataclasses.fields(GROUPS[group])}
     called = {_present_name(name, fields): value for name, value in values.items()}
@@ -279,7 +271,7 @@ def named_settings(values: Mapping[str, Any], *groups: str) -> dict[str, Any]:
     faults += [f"{name} {fault}" for name, fault in found.items() if fault]
     if faults:
         raise ConfigError("\n".join(faults))
-    return {name: _typed(fields[name], value) for name, value in called.items()}
+    return {name: _convert(fields[name], value) for name, value in called.items()}
 
 
 def job_settings(given: Mapping[str, Any], config: Config) -> dict[str, Any]:

@@ -60,14 +60,12 @@ class EventLog:
 
     def add(self, event: str, **values: Any) -> None:
         """Append one event with the time it happened; of steps only some, once there are very many."""
-        if event == "step" and self._is_left_out(values["step"]):
-            return
+        if event == "step":
+            size = self._path.stat().st_size if self._path.exists() else 0
+            if size > MOST_BYTES or (size > MOST_BYTES // 2 and values["step"] % EVERY > 0):
+                return
         record = {"at": round(time.time(), 3), "event": event, **values}
         self._append(json.dumps(record, allow_nan=False).encode() + b"\n")
-
-    def _is_left_out(self, step: int) -> bool:
-        size = self._path.stat().st_size if self._path.exists() else 0
-        return size > MOST_BYTES or (size > MOST_BYTES // 2 and step % EVERY > 0)
 
     def _append(self, line: bytes) -> None:
         with self._path.open("ab") as stream:
@@ -119,14 +117,11 @@ def _parts(event: dict[str, Any]) -> dict[str, Any]:
 def progress_in_words(done: dict[str, Any]) -> str:
     """Where a running job is, in a few words, from its progress."""
     in_round = "round" in done and done.get("phase") in {"train", "probe", "rewrite"}
-    return (f"round {done['round']}: " if in_round else "") + _phase_in_words(done)
-
-
-def _phase_in_words(done: dict[str, Any]) -> str:
     phase = PHASES.get(str(done.get("phase")), "starting")
+    words = (f"round {done['round']}: " if in_round else "") + phase
     if done.get("phase") == "rewrite" and "flagged" in done:
-        return f"{phase}, {done['done']}/{done['flagged']}"
+        return f"{words}, {done['done']}/{done['flagged']}"
     if done.get("phase") == "train" and "step" in done:
         speed = f"{done['tokens_per_s']:.0f} tokens/s"
-        return f"{phase}, step {done['step']}/{done['steps']}  loss {done['loss']:.3f}  {speed}"
-    return phase
+        return f"{words}, step {done['step']}/{done['steps']}  loss {done['loss']:.3f}  {speed}"
+    return words

@@ -34,13 +34,11 @@ def hint(text: str) -> None:
 def print_table(headers: Sequence[str], rows: Sequence[Row]) -> None:
     """A table; on a terminal cells whose whole text is a key of STYLES are coloured."""
     cells = [["" if value is None else str(value) for value in row] for row in rows]
-    if sys.stdout.isatty():
-        _rich_table(headers, cells)
-    else:
-        _plain_table(headers, cells)
-
-
-def _rich_table(headers: Sequence[str], cells: list[list[str]]) -> None:
+    if not sys.stdout.isatty():
+        widths = [max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))]
+        for row in [list(headers), *cells]:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        return
     from rich import box  # noqa: PLC0415  rich costs 80 ms, and only a terminal needs it
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
@@ -52,12 +50,6 @@ def _rich_table(headers: Sequence[str], cells: list[list[str]]) -> None:
     for row in cells:
         table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
     Console().print(table)
-
-
-def _plain_table(headers: Sequence[str], cells: list[list[str]]) -> None:
-    widths = [max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))]
-    for row in [list(headers), *cells]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def age(seconds: float) -> str:

@@ -91,7 +91,7 @@ class Home:
         """The prepared copy of the base model named `source` in config.toml."""
         return self.models / model_id(source)
 
-    def prepared(self, source: str) -> Path:
+    def require_model(self, source: str) -> Path:
         """The folder of `model`; raises BaseModelError if there is none."""
         model = self.model(source)
         if not model.exists():

@@ -78,7 +78,7 @@ def free_memory(root: Path = Path("/")) -> float:
     return 1024.0 * int(found[1]) if found else 0.0
 
 
-def killed_for_memory(root: Path = Path("/")) -> int:
+def memory_kills(root: Path = Path("/")) -> int:
     """The processes of this one's control group that the kernel killed because memory ran out, of it or of the box.
 
     Counted over the whole box where no group counts. A box-wide count rises for other people's processes too.

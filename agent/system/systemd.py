@@ -31,8 +31,8 @@ def journal(message: str, priority: int, **fields: object) -> bool:
     """Write an entry with fields of its own (names in capitals) where stdout is the journal; False elsewhere."""
     if "JOURNAL_STREAM" not in os.environ:
         return False
-    told = {"MESSAGE": message, "PRIORITY": priority, "SYSLOG_IDENTIFIER": "nslora-agent", **fields}
-    return _send(JOURNAL, "".join(f"{name}={' '.join(str(value).split())}\n" for name, value in told.items()))
+    entry = {"MESSAGE": message, "PRIORITY": priority, "SYSLOG_IDENTIFIER": "nslora-agent", **fields}
+    return _send(JOURNAL, "".join(f"{name}={' '.join(str(value).split())}\n" for name, value in entry.items()))
 
 
 def _send(address: str, text: str) -> bool:

@@ -14,11 +14,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from agent.contract import protocol
 from agent.contract.errors import AgentError, WorkerDied
-from agent.contract.protocol import Answer, Envelope, Event, Request
+from agent.contract.protocol import Envelope, Event
+from agent.contract.requests import AnswerT, Request, answer_name
 
 SILENCE = 50.0
 """Seconds without a line from a worker that serves a request until it counts as frozen (it beats every 5)."""
@@ -85,16 +86,19 @@ class Connection:
 
     def ask(
         self,
-        request: Request,
+        request: Request[AnswerT],
         on_event: Callable[[Event], None] = lambda _: None,
         idle: Callable[[], None] = lambda: None,
-    ) -> Answer:
+    ) -> AnswerT:
         """Send a request and wait for its answer; `idle` is called a few times a second meanwhile.
 
         Raises the worker's AgentError, or WorkerDied if it ends, falls silent or breaks the protocol.
         """
         number = next(self._ids)
-        self._send(Envelope("request", number, request))
+        try:
+            self._write(protocol.encode(Envelope("request", number, request)))
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._death() from None
         heard = time.monotonic()
         while True:
             idle()
@@ -110,14 +114,12 @@ class Connection:
                 continue
             if isinstance(message, protocol.Event):
                 on_event(message)
-            elif isinstance(message, protocol.Answer):
-                return message
-
-    def _send(self, envelope: Envelope) -> None:
-        try:
-            self._write(protocol.encode(envelope))
-        except (BrokenPipeError, ConnectionResetError):
-            raise self._death() from None
+            elif type(message).__name__ == answer_name(request):
+                return cast("AnswerT", message)
+            else:
+                raise protocol.ProtocolError(
+                    f"{self.module} answered {type(request).__name__} with {type(message).__name__}"
+                )
 
     def _receive(self, line: bytes, number: int) -> object:
         if not line:

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from agent.contract.settings import Training
 from quant.shared.chat import Encoder
 from quant.shared.flat_params import FlatParams
-from quant.shared.packing import Row
+from quant.shared.packing import PackedRow
 from quant.shared.sampling import Sampler
 from quant.shared.streaming import Tokens
 
@@ -35,19 +35,19 @@ class HfModel:
         self.trainable = _flatten(network, device) if isinstance(network, PeftModel) else None
 
     @torch.inference_mode()
-    def losses(self, row: Row) -> torch.Tensor:
+    def losses(self, row: PackedRow) -> torch.Tensor:
         """Loss of each target of a packed row in nats, (N,) float32."""
         self.network.eval()
         return self._losses(row)
 
-    def learn(self, row: Row, shares: torch.Tensor) -> torch.Tensor:
+    def learn(self, row: PackedRow, shares: torch.Tensor) -> torch.Tensor:
         """The same; adds the gradients of their sum, each times its share (N,), to those of the adapter."""
         self.network.train()
         losses = self._losses(row)
         (losses * shares).sum().backward()
         return losses.detach()
 
-    def _losses(self, row: Row) -> torch.Tensor:
+    def _losses(self, row: PackedRow) -> torch.Tensor:
         """Losses of a row; logits are made for the N predicting positions alone.
 
         Without an attention mask the model reads the restarts in `positions` as the borders between examples.

@@ -22,7 +22,7 @@ from quant.lean.memory import Plan
 from quant.lean.prefix import PrefixCache
 from quant.lean.store import Store
 from quant.shared import allocators
-from quant.shared.packing import Row
+from quant.shared.packing import PackedRow
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Decoder:
                 linear.keep_unpacked(keep=number >= len(self.blocks) - plan.unpacked)
 
     @torch.no_grad()
-    def losses(self, row: Row) -> torch.Tensor:
+    def losses(self, row: PackedRow) -> torch.Tensor:
         """Loss of each target of a packed row in nats, (N,) float32."""
         with self.arena.frame():
             hidden = self.embed(row.ids[0])
@@ -78,7 +78,7 @@ class Decoder:
                 block.forward(hidden, rows)
             return self.head.losses(hidden.index_select(0, row.predict_at), row.targets)
 
-    def learn(self, row: Row, shares: torch.Tensor) -> torch.Tensor:
+    def learn(self, row: PackedRow, shares: torch.Tensor) -> torch.Tensor:
         """The same; adds the gradients of their sum, each times its share (N,), to the adapter's."""
         if self.adapter is None:
             raise ValueError("there is no adapter to learn")
@@ -109,7 +109,7 @@ class Decoder:
                 allocators.trim()  # what autograd took for attention; takes a third of a millisecond
         return losses
 
-    def _below(self, row: Row, first: int) -> torch.Tensor:
+    def _below(self, row: PackedRow, first: int) -> torch.Tensor:
         """The input of block `first`, (T, width): embeddings, or what the frozen blocks make of them."""
         lengths, ids = list(row.lengths), row.ids[0]
         if not first or self.prefix is None:
@@ -143,7 +143,7 @@ class Decoder:
             rows.mul_(float(torch.tensor(self.arch.width**0.5, dtype=torch.bfloat16)))
         return rows
 
-    def rows(self, row: Row) -> list[Rows]:
+    def rows(self, row: PackedRow) -> list[Rows]:
         """The positions and masks of a packed row, for every block."""
         rotations = self.rotations(row.positions[0])
         return [Rows(row.lengths, rotation) for rotation in rotations]

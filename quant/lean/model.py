@@ -20,7 +20,7 @@ from quant.lean.prefix import PrefixCache
 from quant.lean.tokens import Tokenizer
 from quant.shared.chat import Encoder
 from quant.shared.flat_params import FlatParams
-from quant.shared.packing import Row
+from quant.shared.packing import PackedRow
 from quant.shared.sampling import Sampler
 from quant.shared.streaming import Tokens
 
@@ -44,11 +44,11 @@ class LeanModel:
         """The adapter's parameters and gradients."""
         return self.adapter.flat if self.adapter else None
 
-    def losses(self, row: Row) -> torch.Tensor:
+    def losses(self, row: PackedRow) -> torch.Tensor:
         """Loss of each target of a packed row in nats, (N,) float32."""
         return self.decoder.losses(row)
 
-    def learn(self, row: Row, shares: torch.Tensor) -> torch.Tensor:
+    def learn(self, row: PackedRow, shares: torch.Tensor) -> torch.Tensor:
         """The same; adds the gradients of their sum, each times its share (N,), to those of the adapter."""
         return self.decoder.learn(row, shares)
 

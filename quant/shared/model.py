@@ -14,7 +14,7 @@ from agent.contract.settings import Training
 from quant.shared.chat import Encoder
 from quant.shared.devices import is_out_of_memory
 from quant.shared.flat_params import FlatParams
-from quant.shared.packing import Row
+from quant.shared.packing import PackedRow
 from quant.shared.sampling import Sampler
 from quant.shared.streaming import Tokens
 
@@ -43,11 +43,11 @@ class Model(Protocol):
     trainable: FlatParams | None
     """The adapter's parameters and gradients; None without an adapter."""
 
-    def losses(self, row: Row) -> torch.Tensor:
+    def losses(self, row: PackedRow) -> torch.Tensor:
         """Loss of each target of a packed row in nats, (N,) float32."""
         ...
 
-    def learn(self, row: Row, shares: torch.Tensor) -> torch.Tensor:
+    def learn(self, row: PackedRow, shares: torch.Tensor) -> torch.Tensor:
         """The same; adds the gradients of their sum, each times its share (N,), to those of the adapter."""
         ...
 

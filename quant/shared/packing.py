@@ -13,7 +13,7 @@ from quant.shared.chat import Encoded
 
 
 @dataclass(frozen=True)
-class Row:
+class PackedRow:
     """Packed examples for one forward pass over a (1, T) batch; N tokens in it are to be predicted.
 
     Attributes:
@@ -35,7 +35,7 @@ class Row:
     lengths: tuple[int, ...]
 
 
-def pack(examples: Sequence[Encoded], device: torch.device) -> Row:
+def pack(examples: Sequence[Encoded], device: torch.device) -> PackedRow:
     """Lay examples end to end in one row."""
     ids: list[int] = []
     positions: list[int] = []
@@ -52,7 +52,7 @@ def pack(examples: Sequence[Encoded], device: torch.device) -> Row:
     columns = (ids, positions, predict_at, targets, is_value, owners)
     whole = [torch.tensor(values, device=device) for values in columns]
     lengths = tuple(len(each.ids) for each in examples)
-    return Row(whole[0][None], whole[1][None], whole[2], whole[3], whole[4], whole[5], lengths)
+    return PackedRow(whole[0][None], whole[1][None], whole[2], whole[3], whole[4], whole[5], lengths)
 
 
 def fill_rows(lengths: Sequence[int], most_examples: int, most_tokens: int) -> list[list[int]]:

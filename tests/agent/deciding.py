@@ -10,8 +10,8 @@ from agent.decide.classifier import Choice, Costs, prior
 from agent.decide.decision_store import Chosen, DecisionStore, Outcome, Round
 from agent.queue.jobs import Job
 from agent.queue.store import Store
-from agent.runner.explain import chosen
-from agent.runner.rewriting import Outcome as Rewrite
+from agent.runner.explain import record
+from agent.runner.rewriting import RewriteOutcome
 from agent.runner.rows import Answered, Row, rewards
 from agent.system.paths import Home
 
@@ -56,7 +56,7 @@ def choices(*rows: Row, waits: bool = False, **states: str) -> list[Chosen]:
 
 def _chosen(of: Row, state: str, *, waits: bool) -> Chosen:
     flagged = rewards(of.origin, of.origin.reference)[1] not in {None, 1.0}
-    return chosen(of, choice(of, state), waits=waits, flagged=flagged)
+    return record(of, choice(of, state), waits=waits, flagged=flagged)
 
 
 def tuned(name: str = "pump", gain: float = 0.75, told: str = "tuned on, reward 0.25 → 1.00") -> Outcome:
@@ -69,9 +69,11 @@ def offered(name: str = "pump", gain: float = 0.25, told: str = "remade after 1 
     return Outcome(name, "rewrite", choice(row(example())).features, ("punctuation:no_comma",), 0.125, gain, told)
 
 
-def rewritten(name: str = "pump") -> Rewrite:
+def rewritten(name: str = "pump") -> RewriteOutcome:
     """An accepted rewrite."""
-    return Rewrite(name, "remade", GOOD, (), ("punctuation:no_comma",), 2, 2, 310, 22, 0.0, 1.25, None, "1 comma found")
+    return RewriteOutcome(
+        name, "remade", GOOD, (), ("punctuation:no_comma",), 2, 2, 310, 22, 0.0, 1.25, None, "1 comma found"
+    )
 
 
 def numeric(number: int = 1, **figures: Any) -> Round:

@@ -15,13 +15,14 @@ import pytest
 from answering_box import SYSTEM, make_box
 from processes import AGENT, PATIENCE, agent, failed
 
-from agent.cli.stream_output import harmless
+from agent.cli.stream_output import without_controls
 from agent.contract.atomic_io import hold_lock
 from agent.contract.errors import Busy
-from agent.contract.protocol import Load, Request
+from agent.contract.protocol import Load
 from agent.contract.reply_messages import Replied, Reply, Said
+from agent.contract.requests import Request
 from agent.queue.store import Store
-from agent.serve.inference import Answering, chosen
+from agent.serve.inference import Answerer, find_version
 from agent.system.config import read_config
 from agent.system.paths import Home
 from agent.system.worker_client import Worker
@@ -76,8 +77,8 @@ def test_the_base_model_is_not_compared_with_itself(home: Home) -> None:
 
 def test_an_answer_can_do_nothing_to_a_terminal() -> None:
     """Control characters are left out; line ends stay, and so does what other languages write with."""
-    assert harmless("a\x1b]0;title\x07b\nc\td\x9b31m\u202e") == "a]0;titleb\nc\td31m"
-    assert harmless("12\u202f000 €, क\u200dष") == "12\u202f000 €, क\u200dष"
+    assert without_controls("a\x1b]0;title\x07b\nc\td\x9b31m\u202e") == "a]0;titleb\nc\td31m"
+    assert without_controls("12\u202f000 €, क\u200dष") == "12\u202f000 €, क\u200dष"
 
 
 @pytest.mark.process
@@ -144,8 +145,8 @@ def test_nobody_else_gets_the_device_while_a_model_is_loaded(
 
     monkeypatch.setattr(Worker, "ask", spy)
     config = read_config(box.config)
-    with Answering(box, config, tmp_path / "log") as answering:
-        answering.load(chosen(None, box, config))
+    with Answerer(box, config, tmp_path / "log") as answering:
+        answering.load(find_version(None, box, config))
         answering.reply(Reply(({"role": "user", "content": "port?"},), 2))
     assert free == [("Plan", False), ("Load", False), ("Reply", True)]
 

@@ -17,7 +17,7 @@ HI = {"messages": [{"role": "user", "content": "hi"}]}
 
 
 def parsed(**more: Any) -> Reply:
-    return chat_api.parsed(json.dumps(HI | more).encode()).reply
+    return chat_api.parse(json.dumps(HI | more).encode()).reply
 
 
 def test_a_plain_question_is_answered_with_the_likeliest_tokens() -> None:
@@ -84,7 +84,7 @@ NEARLY = st.fixed_dictionaries({"messages": MESSAGES}, optional=dict.fromkeys(NA
 def test_no_body_brings_anything_but_a_question_or_a_refusal(body: Any) -> None:
     """Whatever is sent; a question keeps what was said by whom, and asks for what the model can do."""
     try:
-        asked = chat_api.parsed(json.dumps(body).encode()).reply
+        asked = chat_api.parse(json.dumps(body).encode()).reply
     except DataError as fault:
         assert str(fault)  # noqa: PT017  a question is fine too
         return
@@ -103,7 +103,7 @@ def test_no_body_brings_anything_but_a_question_or_a_refusal(body: Any) -> None:
 def test_what_is_no_json_object_is_refused(raw: bytes) -> None:
     """However deep it goes."""
     with pytest.raises(DataError):
-        chat_api.parsed(raw)
+        chat_api.parse(raw)
 
 
 def test_a_stream_ends_as_clients_expect() -> None:

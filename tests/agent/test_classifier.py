@@ -203,7 +203,7 @@ def test_a_kind_of_few_outcomes_is_shrunk_to_the_average() -> None:
 def test_it_rises_with_what_is_gained_and_falls_with_what_is_refused() -> None:
     """Of its own kind most, of others a little."""
     x = features(UNSTYLED, {})
-    gained, refused = (UNTAUGHT.learned_rewrite(x, ("case",), gain).tallies for gain in (0.5, 0.0))
+    gained, refused = (UNTAUGHT.learn_from_rewrite(x, ("case",), gain).tallies for gain in (0.5, 0.0))
     for kind in ("case", "other"):
         assert likely_rewrite([kind], refused) < 0.5 < likely_rewrite([kind], gained)
     assert likely_rewrite(["case"], gained) > likely_rewrite(["other"], gained)
@@ -212,13 +212,13 @@ def test_it_rises_with_what_is_gained_and_falls_with_what_is_refused() -> None:
 @pytest.mark.parametrize(("gain", "share"), [(0.5, 1.0), (0.25, 0.5), (0.9, 1.0), (0.0, 0.0), (-0.3, 0.0)])
 def test_a_tally_counts_the_share_of_what_was_missing(gain: float, share: float) -> None:
     """Half a reward was missing; a rewrite that made it worse gained as little as a refused one."""
-    tallies = UNTAUGHT.learned_rewrite(features(UNSTYLED, {}), ("case", "title"), gain).tallies
+    tallies = UNTAUGHT.learn_from_rewrite(features(UNSTYLED, {}), ("case", "title"), gain).tallies
     assert tallies == {"case": Tally(1, share), "title": Tally(1, share)}
 
 
 def test_where_nothing_was_missing_nothing_was_gained() -> None:
     """A rewrite of a reference that is right."""
-    tallies = UNTAUGHT.learned_rewrite(features(RIGHT, {}), ("case",), 0.5).tallies
+    tallies = UNTAUGHT.learn_from_rewrite(features(RIGHT, {}), ("case",), 0.5).tallies
     assert tallies == {"case": Tally(1, 0.0)}
 
 
@@ -245,7 +245,7 @@ def outcomes(count: int, seed: int = 0) -> list[tuple[Vector, float]]:
 
 def taught(start: Belief, seen: list[tuple[Vector, float]]) -> Belief:
     for x, gain in seen:
-        start = start.updated(x, gain)
+        start = start.update(x, gain)
     return start
 
 
@@ -268,15 +268,15 @@ def test_many_outcomes_outvote_the_prior() -> None:
     """A prior that is quite sure of a gain of one yields to thirty losses."""
     x = features(WRONG, {})
     start = belief((1.0, *(0.0,) * (SIZE - 1)), variance=0.02)
-    assert start.expected(x) == pytest.approx(1.0)
+    assert start.expectation(x) == pytest.approx(1.0)
     after = taught(start, [(x, -0.5)] * 30)
-    assert after.expected(x) == pytest.approx(-0.5, abs=0.1)
+    assert after.expectation(x) == pytest.approx(-0.5, abs=0.1)
 
 
 def test_one_outcome_moves_a_belief_towards_it_and_not_past_it() -> None:
     """By less, the surer the belief was."""
     x = features(WRONG, {})
-    moved = [belief(variance=variance).updated(x, 1.0).expected(x) for variance in (0.001, 0.05, 0.25)]
+    moved = [belief(variance=variance).update(x, 1.0).expectation(x) for variance in (0.001, 0.05, 0.25)]
     assert 0 < moved[0] < moved[1] < moved[2] < 1
 
 
@@ -289,7 +289,7 @@ def test_doubt_never_rises(x: Vector, seen: list[tuple[Vector, float]]) -> None:
     """Whatever is learned, and however often."""
     now = belief()
     for each, gain in seen:
-        after = now.updated(each, gain)
+        after = now.update(each, gain)
         assert after.doubt(x) <= now.doubt(x) + 1e-9
         now = after
 
@@ -299,7 +299,7 @@ def test_doubt_shrinks_with_each_outcome_and_stays_where_nothing_was_seen() -> N
     x, other = (tuple(float(i == place) for i in range(SIZE)) for place in (1, 2))
     now, doubts = belief(), [belief().doubt(x)]
     for _ in range(10):
-        now = now.updated(x, 0.3)
+        now = now.update(x, 0.3)
         doubts.append(now.doubt(x))
     assert doubts[0] == pytest.approx(0.5)  # the square root of the variance
     assert doubts == sorted(set(doubts), reverse=True)
@@ -323,7 +323,7 @@ def test_each_bit_is_set_by_its_own_gain_and_cost(weights: float, rewrite: float
     """Costs are 0.02 and 0.08: two bits, and neither knows of the other."""
     choice = classifier(weights, rewrite).choose(LACKING, COSTS)
     assert choice.state == state
-    assert (choice.tune, choice.remake) == (weights > 0.02, rewrite > 0.08)
+    assert (choice.wants_tuning, choice.wants_rewrite) == (weights > 0.02, rewrite > 0.08)
     assert (choice.weights.expected, choice.rewrite.expected) == (pytest.approx(weights), pytest.approx(rewrite))
     assert (choice.weights.cost, choice.rewrite.cost) == (0.02, 0.08)
     assert choice.features == features(LACKING, {})
@@ -337,7 +337,7 @@ def test_a_gain_that_only_equals_its_cost_is_not_worth_it() -> None:
 def test_an_answer_that_is_right_needs_nothing() -> None:
     """However much is hoped for; what is nearly right does."""
     choice = classifier(1.0, 1.0).choose(RIGHT, COSTS)
-    assert (choice.state, choice.tune, choice.remake) == ("satisfied", False, False)
+    assert (choice.state, choice.wants_tuning, choice.wants_rewrite) == ("satisfied", False, False)
     for short in (changed(RIGHT, content=0.9), changed(RIGHT, style=0.9, reference_style=1.0)):
         assert classifier(1.0, 1.0).choose(short, COSTS).state == "weights"
 
@@ -357,8 +357,8 @@ def test_exploring_only_ever_adds(standing: Standing, less: float, more: float, 
     one = Classifier(taught(belief(), seen), taught(belief(), seen[::-1]), {})
     low, high = sorted((less, more))
     bold, shy = (one.choose(standing, dataclasses.replace(COSTS, explore=explore)) for explore in (high, low))
-    assert bold.tune >= shy.tune
-    assert bold.remake >= shy.remake
+    assert bold.wants_tuning >= shy.wants_tuning
+    assert bold.wants_rewrite >= shy.wants_rewrite
     for action in ("weights", "rewrite"):
         assert getattr(shy, action).hoped <= getattr(bold, action).hoped
         assert getattr(shy, action).expected == getattr(bold, action).expected <= getattr(shy, action).hoped
@@ -373,22 +373,22 @@ def test_what_is_not_known_is_tried() -> None:
 def test_a_kind_that_is_always_refused_is_given_up_and_another_is_not() -> None:
     """After a dozen rewrites of each, from no knowledge; the two differ in nothing but their constraint's kind."""
     now, bad, good = UNTAUGHT, changed(UNSTYLED, kinds=("bad",)), changed(UNSTYLED, kinds=("good",))
-    assert now.choose(bad, COSTS).remake
+    assert now.choose(bad, COSTS).wants_rewrite
     for _ in range(12):
-        now = now.learned_rewrite(now.choose(bad, COSTS).features, ("bad",), 0.0)
-        now = now.learned_rewrite(now.choose(good, COSTS).features, ("good",), 0.5)
-    assert not now.choose(bad, COSTS).remake
-    assert now.choose(good, COSTS).remake
+        now = now.learn_from_rewrite(now.choose(bad, COSTS).features, ("bad",), 0.0)
+        now = now.learn_from_rewrite(now.choose(good, COSTS).features, ("good",), 0.5)
+    assert not now.choose(bad, COSTS).wants_rewrite
+    assert now.choose(good, COSTS).wants_rewrite
 
 
 def test_an_outcome_teaches_its_own_action_only() -> None:
     """And the classifier it came from stays as it was."""
     x = features(UNSTYLED, {})
-    tuned = UNTAUGHT.learned_weights(x, 0.5)
-    assert tuned.weights == UNTAUGHT.weights.updated(x, 0.5) != UNTAUGHT.weights
+    tuned = UNTAUGHT.learn_from_tuning(x, 0.5)
+    assert tuned.weights == UNTAUGHT.weights.update(x, 0.5) != UNTAUGHT.weights
     assert (tuned.rewrite, tuned.tallies) == (UNTAUGHT.rewrite, {})
-    remade = tuned.learned_rewrite(x, ("case",), 0.25)
-    assert remade.rewrite == UNTAUGHT.rewrite.updated(x, 0.25) != UNTAUGHT.rewrite
+    remade = tuned.learn_from_rewrite(x, ("case",), 0.25)
+    assert remade.rewrite == UNTAUGHT.rewrite.update(x, 0.25) != UNTAUGHT.rewrite
     assert remade.weights == tuned.weights
     assert tuned.tallies == {}
 
@@ -398,7 +398,9 @@ def test_an_outcome_teaches_its_own_action_only() -> None:
 
 def test_a_classifier_survives_the_disk() -> None:
     """To the last digit, so that a job that is resumed chooses what it would have chosen."""
-    one = UNTAUGHT.learned_weights(features(WRONG, {}), 0.3).learned_rewrite(features(UNSTYLED, {}), ("case",), 0.1)
+    one = UNTAUGHT.learn_from_tuning(features(WRONG, {}), 0.3).learn_from_rewrite(
+        features(UNSTYLED, {}), ("case",), 0.1
+    )
     again = Classifier.from_json(json.loads(json.dumps(one.to_json(), allow_nan=False)))
     assert again == one
     assert again.choose(UNSTYLED, COSTS) == one.choose(UNSTYLED, COSTS)

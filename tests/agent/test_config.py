@@ -20,7 +20,7 @@ from agent.system.config import (
     Config,
     add_flags,
     default_toml,
-    given_flags,
+    flag_settings,
     job_settings,
     read_config,
     write_base,
@@ -129,7 +129,7 @@ def test_an_old_name_is_read_and_its_new_one_is_said_once(path: Path, capsys: py
     told = capsys.readouterr().err.splitlines()
     assert told[0] == "nslora-agent: clip is called max_grad_norm now; the old name still works"
     assert len(told) == len(RENAMED) == 4
-    assert config.set_in(path.read_text())["training.max_grad_norm"] == 2
+    assert config.setting_lines(path.read_text())["training.max_grad_norm"] == 2
 
 
 def test_a_setting_under_both_names_is_a_fault(path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_setting_under_both_names_is_a_fault(path: Path) -> None:
         "training.clip and training.max_grad_norm are one setting: delete one"
     ]
     with pytest.raises(ConfigError, match="clip and max_grad_norm are one setting: give one"):
-        config.named_settings({"clip": 0.5, "max_grad_norm": 1.0}, "training")
+        config.keyword_settings({"clip": 0.5, "max_grad_norm": 1.0}, "training")
 
 
 @pytest.mark.usefixtures("unsaid")
@@ -147,10 +147,10 @@ def test_old_flags_and_arguments_set_what_they_did(capsys: pytest.CaptureFixture
     parser = argparse.ArgumentParser()
     add_flags(parser, "training")
     arguments = parser.parse_args(["--clip", "0.5", "--accumulation", "4"])
-    assert given_flags(arguments, "training") == {"max_grad_norm": 0.5, "gradient_accumulation_steps": 4}
+    assert flag_settings(arguments, "training") == {"max_grad_norm": 0.5, "gradient_accumulation_steps": 4}
     assert "nslora-agent: --clip is called --max-grad-norm now" in capsys.readouterr().err
     assert "--clip" not in parser.format_help()
-    assert config.named_settings({"warmup": 0.5}, "training") == {"warmup_ratio": 0.5}
+    assert config.keyword_settings({"warmup": 0.5}, "training") == {"warmup_ratio": 0.5}
 
 
 def test_a_job_that_was_queued_with_old_names_keeps_its_settings() -> None:
@@ -233,7 +233,7 @@ def parse(*arguments: str) -> dict[str, Any]:
     parser = argparse.ArgumentParser(exit_on_error=False)
     add_flags(parser, "training")
     add_flags(parser, "decision")
-    return given_flags(parser.parse_args(arguments), "training", "decision")
+    return flag_settings(parser.parse_args(arguments), "training", "decision")
 
 
 def test_flags_override_the_file_and_leave_the_rest(path: Path) -> None:

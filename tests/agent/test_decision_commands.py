@@ -18,7 +18,7 @@ from agent.contract.errors import NotFound, StateError, StorageError
 from agent.data.formats import Example, Message
 from agent.decide.decision_store import DecisionStore, Round
 from agent.queue.jobs import Job, State
-from agent.runner.rewritten_data import REMADE, Remade, write_remade
+from agent.runner.rewritten_data import REMADE, Rewrite, write_rewritten_rows
 from agent.system.paths import Home
 
 LONG_ID = "Zug nach Köln 日本 " + "x" * 180
@@ -380,8 +380,8 @@ def kept(state: Path) -> Path:
     """The remade data of job 1: one of two training rows and the held-out one as it was."""
     fill(state, whole)
     path = Home(state).run(1)
-    changed = {"pump": Remade("Größe 日本\r\n4713", "reference", {"job": 1, "model": "qwen"})}
-    write_remade(path, [PUMP.origin, DONE.origin], [HELD_OUT], changed)
+    changed = {"pump": Rewrite("Größe 日本\r\n4713", "reference", {"job": 1, "model": "qwen"})}
+    write_rewritten_rows(path, [PUMP.origin, DONE.origin], [HELD_OUT], changed)
     return path / REMADE
 
 
@@ -477,7 +477,7 @@ def test_a_disk_that_is_full_keeps_the_file_as_it_was(
 def test_a_job_that_remade_nothing_says_so_and_succeeds(state: Path, run: Run) -> None:
     """An empty file is a result; the word goes to stderr."""
     fill(state, whole)
-    write_remade(Home(state).run(1), [PUMP.origin], [], {})
+    write_rewritten_rows(Home(state).run(1), [PUMP.origin], [], {})
     said = run("remade", 1)
     assert (said.code, said.out) == (0, "")
     assert "job 1 remade no row; --all gives all 1" in said.err

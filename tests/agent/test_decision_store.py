@@ -185,7 +185,7 @@ def test_a_job_learns_from_the_jobs_before_it_only(store: Store) -> None:
     jobs = [claimed(store) for _ in outcomes]
     for (job, decisions), outcome in zip(reversed(jobs), reversed(outcomes), strict=True):
         decisions.finish(token(job), numeric(), [outcome])
-    assert [decisions.learned_before() for _, decisions in jobs] == [[], outcomes[:1], outcomes[1::-1]]
+    assert [decisions.earlier_outcomes() for _, decisions in jobs] == [[], outcomes[:1], outcomes[1::-1]]
 
 
 def test_only_the_newest_outcomes_are_learned_oldest_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,15 +196,15 @@ def test_only_the_newest_outcomes_are_learned_oldest_first(store: Store, monkeyp
     decisions.finish(token(job), numeric(1), [tuned(name, 0.25) for name in "ab"])
     decisions.finish(token(job), numeric(2), [tuned(name, 0.5) for name in "ab"])
     later = DecisionStore(store, add(store).id)
-    assert [(each.example, each.gain) for each in later.learned_before()] == [("b", 0.25), ("a", 0.5), ("b", 0.5)]
+    assert [(each.example, each.gain) for each in later.earlier_outcomes()] == [("b", 0.25), ("a", 0.5), ("b", 0.5)]
 
 
 def test_what_tuning_gained_teaches_what_to_expect_of_tuning() -> None:
     """And nothing about rewriting."""
     outcome = tuned(gain=1.0)
     before = prior()
-    after = outcome.taught(before)
-    assert after.weights.expected(outcome.features) > before.weights.expected(outcome.features)
+    after = outcome.teach(before)
+    assert after.weights.expectation(outcome.features) > before.weights.expectation(outcome.features)
     assert (after.rewrite, after.tallies) == (before.rewrite, before.tallies)
 
 
@@ -212,8 +212,8 @@ def test_what_a_rewrite_gained_teaches_what_to_expect_of_rewrites() -> None:
     """And how often the kinds of its constraints were mended; nothing about tuning."""
     outcome = offered(gain=0.5)
     before = prior()
-    after = outcome.taught(before)
-    assert after.rewrite.expected(outcome.features) > before.rewrite.expected(outcome.features)
+    after = outcome.teach(before)
+    assert after.rewrite.expectation(outcome.features) > before.rewrite.expectation(outcome.features)
     old = before.tallies.get("punctuation:no_comma", Tally())
     assert after.tallies["punctuation:no_comma"].offered == old.offered + 1
     assert after.tallies["punctuation:no_comma"].gained > old.gained
@@ -227,9 +227,9 @@ def test_what_was_stored_teaches_the_same_as_what_was_measured(store: Store) -> 
     decisions.finish(token(job), numeric(), measured)
     told = one = prior()
     for outcome in measured:
-        told = outcome.taught(told)
-    for outcome in DecisionStore(store, add(store).id).learned_before():
-        one = outcome.taught(one)
+        told = outcome.teach(told)
+    for outcome in DecisionStore(store, add(store).id).earlier_outcomes():
+        one = outcome.teach(one)
     assert one == told
 
 

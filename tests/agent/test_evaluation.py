@@ -64,9 +64,9 @@ def test_with_constraints_a_reward_is_the_mean_of_content_and_style() -> None:
 
 def test_the_gate_gets_every_row_in_order() -> None:
     """Not the means: it compares row by row. The metric is named after what it is made of."""
-    plain = Evaluation([0.5, 1.0], [None, None], [2.0, 3.0], []).measured
+    plain = Evaluation([0.5, 1.0], [None, None], [2.0, 3.0], []).measurement
     assert plain == Measured((0.5, 1.0), (2.0, 3.0), "content reward", {"content": (0.5, 1.0)})
-    assert STYLED.measured == Measured(
+    assert STYLED.measurement == Measured(
         (0.5, 1.0, 0.75), (2.0, 3.0, 4.0, 5.0), "mean of content and style reward", STYLED.slices
     )
 
@@ -99,7 +99,7 @@ def test_an_evaluation_survives_the_disk() -> None:
     """A second attempt reads what the first one measured, and judges by the same."""
     again = Evaluation(**json.loads(json.dumps(dataclasses.asdict(STYLED), allow_nan=False)))
     assert again == STYLED
-    assert again.measured == STYLED.measured
+    assert again.measurement == STYLED.measurement
 
 
 def test_an_evaluation_of_an_older_version_can_be_read() -> None:
@@ -114,9 +114,9 @@ def test_two_evaluations_go_through_the_gate() -> None:
     kinds = [["case"] if place < 6 else ["title"] for place in range(20)]
     before = Evaluation([0.0] * 20, [1.0] * 6 + [0.0] * 14, [2.0] * 20, answers, kinds)
     after = Evaluation([0.0] * 6 + [1.0] * 14, [0.0] * 6 + [1.0] * 14, [2.0] * 20, answers, kinds)
-    verdict = judge(before.measured, after.measured, max_slice_drop=0.1)
+    verdict = judge(before.measurement, after.measurement, max_slice_drop=0.1)
     assert verdict.reason.startswith("Not promoted: case fell from 0.5 to 0 on 6 rows, although the mean of content")
-    assert judge(before.measured, after.measured).promote
+    assert judge(before.measurement, after.measurement).promote
 
 
 def test_the_model_card_tells_what_a_person_wants_to_know() -> None:

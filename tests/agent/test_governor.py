@@ -11,10 +11,10 @@ import pytest
 
 from agent.contract.errors import ConfigError
 from agent.contract.settings import Governor
-from agent.daemon.throttle import Governed
+from agent.daemon.throttle import Throttle
 from agent.daemon.throttle_rules import LEAST_PAUSE, Hold, is_within, step
 from agent.system.config import read_config
-from agent.system.sensors import Reading, Zone, killed_for_memory, read, zones
+from agent.system.sensors import Reading, Zone, memory_kills, read, zones
 
 NOON = dt.time(12)
 SETTINGS = Governor(hottest=80, battery=30, memory_pressure=20, load=2)
@@ -56,20 +56,20 @@ def test_a_board_is_read(board: Path) -> None:
 def test_a_box_without_sensors_reads_as_nothing(tmp_path: Path) -> None:
     """No file is no fault."""
     assert read(tmp_path) == Reading()
-    assert killed_for_memory(tmp_path) == 0
+    assert memory_kills(tmp_path) == 0
 
 
 def test_kills_for_memory_are_counted_in_the_processs_own_group(tmp_path: Path) -> None:
     """The box's count, which others raise too, stands in where no group counts; a container sees its own as the top."""
     write(tmp_path, "proc/vmstat", "nr_free_pages 5\noom_kill 16\nzone 1\n")
-    assert killed_for_memory(tmp_path) == 16
+    assert memory_kills(tmp_path) == 16
     write(tmp_path, "proc/self/cgroup", "5:cpu,cpuacct:/\n4:memory:/docker/abc\n0::/box.slice/agent.service\n")
-    assert killed_for_memory(tmp_path) == 16
+    assert memory_kills(tmp_path) == 16
     write(tmp_path, "sys/fs/cgroup/memory.events", "oom 9\noom_kill 9\n")
     write(tmp_path, "sys/fs/cgroup/box.slice/agent.service/memory.events", "high 0\noom 3\noom_kill 2\n")
-    assert killed_for_memory(tmp_path) == 2
+    assert memory_kills(tmp_path) == 2
     write(tmp_path, "sys/fs/cgroup/memory/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
-    assert killed_for_memory(tmp_path) == 1
+    assert memory_kills(tmp_path) == 1
 
 
 @pytest.mark.parametrize("text", ["", "-", "N/A", "\xff\xfe"])
@@ -206,17 +206,17 @@ def test_a_changed_config_counts_at_once_and_a_broken_one_changes_nothing(
 ) -> None:
     """The daemon need not be started again; a typing mistake must not overheat the box."""
     config = tmp_path / "config.toml"
-    governed = Governed(config, board, lambda: dt.datetime(2026, 11, 23, 12, tzinfo=dt.timezone.utc))
-    assert governed(0) is None
+    throttle = Throttle(config, board, lambda: dt.datetime(2026, 11, 23, 12, tzinfo=dt.timezone.utc))
+    assert throttle(0) is None
     config.write_text("[governor]\nhottest = 60\n")
-    assert governed(5) == Hold("GPU-therm is at 63 °C, the limit is 60", 5)
+    assert throttle(5) == Hold("GPU-therm is at 63 °C, the limit is 60", 5)
     config.write_text("[governor]\nhottest = very\n")
     os.utime(config, (1, 1))
-    assert governed(10) == Hold("GPU-therm is at 63 °C, the limit is 60", 5)
+    assert throttle(10) == Hold("GPU-therm is at 63 °C, the limit is 60", 5)
     assert "the governor's settings stay as they were" in capsys.readouterr().err
-    governed(15)
+    throttle(15)
     assert capsys.readouterr().err == ""
     (board / "sys/class/thermal/thermal_zone1/temp").write_text("40000")
     (board / "sys/class/thermal/thermal_zone0/temp").write_text("40000")
     (board / "sys/class/thermal/thermal_zone2/temp").write_text("40000")
-    assert governed(5 + LEAST_PAUSE) is None
+    assert throttle(5 + LEAST_PAUSE) is None

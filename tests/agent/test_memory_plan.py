@@ -28,7 +28,7 @@ from agent.runner import memory_fallbacks
 from agent.runner.memory_plan import PLAN, Rung, fall_back, fit_to_memory
 from agent.system.events import read_events
 from agent.system.paths import Home
-from agent.system.sensors import killed_for_memory
+from agent.system.sensors import memory_kills
 from benchmarks.watching import Group
 
 GIVEN = Training()
@@ -209,13 +209,13 @@ def limited_group(limit: int) -> Group:
 @pytest.mark.process
 def test_a_kill_elsewhere_on_the_box_is_not_counted_here() -> None:
     """A worker that somebody killed meanwhile would be taken for one that had too little memory."""
-    before = killed_for_memory()
+    before = memory_kills()
     with (
         closing(limited_group(64 << 20)) as group,
         subprocess.Popen([sys.executable, "-c", HOG], preexec_fn=lambda: group.add(os.getpid())) as hog,  # noqa: PLW1509
     ):
         assert hog.wait() == -signal.SIGKILL
-    assert killed_for_memory() == before
+    assert memory_kills() == before
 
 
 @pytest.mark.process

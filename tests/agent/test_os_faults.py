@@ -62,8 +62,8 @@ def test_an_export_tells_a_full_disk_from_a_folder_that_is_not_ours(
     def fill(_: object, folder: Path, *__: object) -> None:
         raise OSError(code, os.strerror(code), str(folder / "adapter.gguf"))
 
-    monkeypatch.setattr(export_commands, "Version", lambda *_: SimpleNamespace(number=1))
-    monkeypatch.setattr(export_commands, "_gguf", fill)
+    monkeypatch.setattr(export_commands, "ExportedVersion", lambda *_: SimpleNamespace(number=1))
+    monkeypatch.setattr(export_commands, "_fill", fill)
     arguments = argparse.Namespace(version=1, to="gguf", output=str(tmp_path / "out"), json=False)
     with pytest.raises(kind, match=f"^{tmp_path / 'out'}: {told}"):
         export_commands.export(arguments, Home(tmp_path))

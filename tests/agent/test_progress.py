@@ -28,7 +28,7 @@ ROWS = {
 }
 FULL = Progress(
     rows=ROWS,
-    classifier=offered().taught(tuned(gain=1 / 3).taught(prior())),
+    classifier=offered().teach(tuned(gain=1 / 3).teach(prior())),
     round=3,
     phase=Phase.SYMBOLIC,
     why="2 examples to rewrite, expected gain 0.4",
@@ -92,7 +92,7 @@ def test_what_is_read_chooses_and_teaches_as_before(path: Path) -> None:
     again = reloaded(FULL, path)
     for name in ("pump", "Köln 日本", "asked"):
         assert again.rows[name].standing == ROWS[name].standing
-    assert again.outcomes[0].taught(again.classifier) == FULL.outcomes[0].taught(FULL.classifier)
+    assert again.outcomes[0].teach(again.classifier) == FULL.outcomes[0].teach(FULL.classifier)
 
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)

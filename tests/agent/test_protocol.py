@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import math
 from typing import Any
@@ -19,12 +20,13 @@ from agent.contract.protocol import (
     Envelope,
     Event,
     ProtocolError,
-    Request,
     Train,
     decode,
     encode,
 )
+from agent.contract.requests import Request, answer_name
 from agent.contract.settings import Training
+from agent.system.worker_client import Connection
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 st.register_type_strategy(float, FINITE)
@@ -51,6 +53,20 @@ def test_requests_events_and_answers_are_told_apart() -> None:
     for cls in MESSAGES.values():
         kinds = [issubclass(cls, union) for union in (Request, Event, Answer)]
         assert sum(kinds) == 1, cls
+
+
+def test_every_request_names_the_class_of_its_answer() -> None:
+    """A name in the contract, or `ask` would wait for ever."""
+    for cls in Request.__subclasses__():
+        assert issubclass(MESSAGES[answer_name(object.__new__(cls))], Answer), cls
+
+
+def test_an_answer_to_another_question_breaks_the_protocol() -> None:
+    """Whoever asked gets what the contract says, or an error."""
+    line = encode(Envelope("answer", 1, MESSAGES["Saved"](3)))
+    connection = Connection("quant.worker", lambda _: None, io.BytesIO(line), 60.0)
+    with pytest.raises(ProtocolError, match=r"quant\.worker answered Check with Saved"):
+        connection.ask(MESSAGES["Check"]())
 
 
 @pytest.mark.parametrize("name", errors.BY_NAME)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agent.data.formats import Example, Message
-from agent.runner.rewriting import Outcome
+from agent.runner.rewriting import RewriteOutcome
 from agent.runner.rows import OWN_ANSWER, WORST_LOSS, Row, rewards
 from agent.scoring.stylometry import Stylometry
 
@@ -35,8 +35,8 @@ def changed(**fields: Any) -> Example:
     return dataclasses.replace(EXAMPLE, **fields)
 
 
-def told(state: str = "remade", text: str = GOOD) -> Outcome:
-    return Outcome("a", state, text, ("too long",), (NO_COMMA["id"],), steps=2, calls=2, cost=0.5, retry_at=3.0)
+def told(state: str = "remade", text: str = GOOD) -> RewriteOutcome:
+    return RewriteOutcome("a", state, text, ("too long",), (NO_COMMA["id"],), steps=2, calls=2, cost=0.5, retry_at=3.0)
 
 
 # ---- rewards ----

@@ -26,8 +26,8 @@ from agent.contract.atomic_io import hold_lock
 from agent.contract.errors import StateError
 from agent.contract.reply_messages import Replied, Reply
 from agent.queue.store import Store
-from agent.serve.chat_service import Turn, Voice
-from agent.serve.inference import Answering
+from agent.serve.chat_service import ChatService, Turn
+from agent.serve.inference import Answerer
 from agent.system.config import read_config
 from agent.system.paths import Home
 from agent.versions.registry import Registry
@@ -81,14 +81,14 @@ def said(home: Home, *flags: str) -> str:
     return str(json.loads(done.stdout)["text"])
 
 
-async def ask(voice: Voice) -> object:
+async def ask(service: ChatService) -> object:
     async def is_gone() -> bool:
         return False
 
-    turn = Turn(voice, Reply(tuple(QUESTION), 1))
-    while isinstance(heard := await turn.next(is_gone), str):
+    turn = Turn(service, Reply(tuple(QUESTION), 1))
+    while isinstance(piece := await turn.next(is_gone), str):
         pass
-    return heard
+    return piece
 
 
 # ---- what clients get ----
@@ -253,28 +253,30 @@ def test_a_job_that_trains_refuses_questions_that_do_not_fit_beside_it(
 def test_an_idle_model_is_given_back_and_comes_again(home: Home, tmp_path: Path) -> None:
     """Its process is gone; the next question starts another."""
     config = read_config(home.config)
-    with Answering(home, config, tmp_path / "log") as answering:
-        voice = Voice(home, config, answering)
-        first = asyncio.run(ask(voice))
+    with Answerer(home, config, tmp_path / "log") as answerer:
+        service = ChatService(home, config, answerer)
+        first = asyncio.run(ask(service))
         assert descendants(os.getpid())
 
         def is_given_back() -> bool:
-            voice.rest_after(0.0)  # again and again, as the server does: the first answer's task may not be over yet
-            return answering.loaded is None
+            service.unload_after(
+                0.0
+            )  # again and again, as the server does: the first answer's task may not be over yet
+            return answerer.loaded is None
 
         wait_until(is_given_back, "the model is given back")
-        again = asyncio.run(ask(voice))
-        voice.close()
+        again = asyncio.run(ask(service))
+        service.close()
     assert getattr(first, "text", first) == getattr(again, "text", again)
 
 
 def test_whatever_goes_wrong_somebody_is_told(home: Home, tmp_path: Path) -> None:
     """A folder that is gone is no error of ours by name, and no reason to wait for ever."""
     config = read_config(home.config)
-    with Answering(home, config, tmp_path / "gone" / "log") as answering:
-        voice = Voice(home, config, answering)
-        told = asyncio.run(ask(voice))
-        voice.close()
+    with Answerer(home, config, tmp_path / "gone" / "log") as answerer:
+        service = ChatService(home, config, answerer)
+        told = asyncio.run(ask(service))
+        service.close()
     assert isinstance(told, StateError)
     assert "FileNotFoundError" in str(told)
 
@@ -283,15 +285,15 @@ def test_whatever_goes_wrong_somebody_is_told(home: Home, tmp_path: Path) -> Non
 def test_a_worker_that_died_meanwhile_costs_no_question(home: Home, tmp_path: Path) -> None:
     """Another one is started."""
     config = read_config(home.config)
-    with Answering(home, config, tmp_path / "log") as answering:
-        voice = Voice(home, config, answering)
-        first = asyncio.run(ask(voice))
-        assert answering._worker
-        process = answering._worker.process
+    with Answerer(home, config, tmp_path / "log") as answerer:
+        service = ChatService(home, config, answerer)
+        first = asyncio.run(ask(service))
+        assert answerer._worker
+        process = answerer._worker.process
         process.kill()
         wait_until(process.poll, "dead")
-        again = asyncio.run(ask(voice))
-        voice.close()
+        again = asyncio.run(ask(service))
+        service.close()
     assert isinstance(first, Replied)
     assert isinstance(again, Replied)
     assert first.text == again.text

@@ -117,6 +117,6 @@ def test_a_jetson_gets_its_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert name == "NVIDIA Jetson Orin Nano Developer Kit"
     monkeypatch.setattr(service_commands, "board", lambda: name)
     home = service_commands.Home(tmp_path / "state").create()
-    texts = dict(service_commands._rendered(home, pwd.getpwuid(0).pw_name, offload=False))
+    texts = dict(service_commands._render_units(home, pwd.getpwuid(0).pw_name, offload=False))
     assert list(texts) == [MAIN, f"{MAIN}.d/jetson.conf"]
     assert "SupplementaryGroups=video" in texts[f"{MAIN}.d/jetson.conf"]

@@ -10,7 +10,7 @@ from agent.contract.offload_messages import ImprovePrompt, Remote, RewriteExampl
 from agent.contract.settings import Offload
 from agent.data.formats import Example, Message
 from agent.runner import rewriting
-from agent.runner.rewriting import MAX_CALLS, Flag, Outcome, flag, rewrite
+from agent.runner.rewriting import MAX_CALLS, Flag, RewriteOutcome, flag, rewrite
 
 NO_COMMA: dict[str, Any] = {"id": "punctuation:no_comma", "kwargs": {}}
 REMOTE = Remote("closed", 0, "", None, 1, 2, 0.5, 1, 2, 0.5)
@@ -42,7 +42,7 @@ def asking(*answers: Rewritten, seen: list[Any] | None = None) -> Ask:
     return ask
 
 
-def run(*answers: Rewritten, settings: Offload | None = None, seen: list[Any] | None = None) -> Outcome:
+def run(*answers: Rewritten, settings: Offload | None = None, seen: list[Any] | None = None) -> RewriteOutcome:
     """What becomes of the example with a comma."""
     row, settings = example(), settings or Offload()
     found = flag(row, settings)
@@ -164,7 +164,7 @@ def test_an_example_that_is_too_long_is_never_sent() -> None:
 def test_a_rewrite_touches_one_message_and_nothing_else(part: str, changed: int) -> None:
     """Ids, labels, splits and constraints are not the remote's business."""
     row = example()
-    new = rewriting.remade(row, part, "new")
+    new = rewriting.replace_text(row, part, "new")
     assert new.messages[changed].content == "new"
     assert replace(new, messages=row.messages) == row
     assert [m.role for m in new.messages] == [m.role for m in row.messages]
@@ -182,7 +182,7 @@ def test_the_cases_are_one_for_each_kind_of_constraint() -> None:
     assert cases == {"punctuation:no_comma": "Rule: Use no commas.\nBroken: 1 comma found: handbook,"}
 
 
-def improved(*answers: Rewritten) -> Outcome:
+def improved(*answers: Rewritten) -> RewriteOutcome:
     return rewriting.improve_prompt(1, "", {"punctuation:no_comma": "Rule: Use no commas."}, asking(*answers))
 
 

@@ -16,7 +16,7 @@ from processes import AGENT, PATIENCE, agent
 from rich.console import Console
 
 from agent.cli import screen
-from agent.cli.run_history import KEPT, Following
+from agent.cli.run_history import KEPT, RunHistory
 from agent.cli.screen import View, sparkline
 from agent.queue.jobs import Job, State
 from agent.queue.store import Store
@@ -60,14 +60,14 @@ def drawn(view: View, width: int) -> list[str]:
 
 
 def view(tmp_path: Path, job: Job) -> View:
-    followed = Following(tmp_path / "events.jsonl").refresh()
+    followed = RunHistory(tmp_path / "events.jsonl").refresh()
     reading = Reading(Zone(51.0, "cpu"), 80.0, load=0.5)
     return View([job], followed, job, reading, 2000.0, 5e9, None, job.created + 65)
 
 
 def test_a_run_is_put_together_from_its_events(tmp_path: Path, log: EventLog) -> None:
     """New events are added; steps that a later attempt does again count once."""
-    followed = Following(tmp_path / "events.jsonl").refresh()
+    followed = RunHistory(tmp_path / "events.jsonl").refresh()
     assert [step["step"] for step in followed.steps] == list(range(1, 21))
     assert followed.seconds_left == pytest.approx(40)
     for step in (16, 17):
@@ -84,7 +84,7 @@ def test_a_very_long_run_is_thinned(tmp_path: Path) -> None:
     """What is kept spans all of it."""
     lines = (json.dumps({"at": 0, "event": "step", "step": step, "loss": 1.0, **STEP}) for step in range(1, 3 * KEPT))
     (tmp_path / "events.jsonl").write_text("\n".join(lines) + "\n")
-    steps = [step["step"] for step in Following(tmp_path / "events.jsonl").refresh().steps]
+    steps = [step["step"] for step in RunHistory(tmp_path / "events.jsonl").refresh().steps]
     assert KEPT // 2 <= len(steps) <= KEPT
     assert steps[0] == 1
     assert steps[-1] > 3 * KEPT - 8

@@ -17,7 +17,7 @@ from agent.queue.jobs import Job
 from agent.queue.store import Store
 from agent.runner.attempt import Attempt, Stopping
 from agent.runner.job_context import JobContext
-from agent.runner.learning import monitored
+from agent.runner.learning import monitored_learning
 from agent.runner.neurosymbolic_job import learn
 from agent.runner.parking import Parked
 from agent.runner.progress import PROGRESS, Progress
@@ -69,7 +69,7 @@ def learned(store: Store, job: Job, *told: Rewritten) -> Progress:
         context = JobContext.of(attempt)
         context = replace(context, publisher=Unloaded(attempt, context.data, context.model))
         try:
-            return learn(replace(monitored(context), ask=ask))
+            return learn(replace(monitored_learning(context), ask=ask))
         finally:
             assert answers == []
 

@@ -10,7 +10,7 @@ from processes import agent
 from tiny import write_model
 
 from agent.cli import progress_bar as module
-from agent.cli.progress_bar import working
+from agent.cli.progress_bar import show_progress
 from agent.contract.protocol import Alive, Share
 
 
@@ -18,7 +18,7 @@ def test_off_a_terminal_there_is_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not one for each event."""
-    with working("quantising", as_json=False) as told:
+    with show_progress("quantising", as_json=False) as told:
         told(Share(0.1))
         told(Alive(1.0))
         monkeypatch.setattr(module, "EVERY", 0.0)
@@ -30,7 +30,7 @@ def test_off_a_terminal_there_is_a_line_now_and_then(
 
 def test_with_json_each_event_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     """On stderr: stdout has the result."""
-    with working("quantising", as_json=True) as told:
+    with show_progress("quantising", as_json=True) as told:
         told(Share(0.5))
     found = capsys.readouterr()
     line = json.loads(found.err)

@@ -128,11 +128,11 @@ def test_steps_that_were_undone_are_not_drawn() -> None:
     """Those of a phase that lost more than it gained, and those after a checkpoint that was gone back to."""
     numbers = [1, 2, 3, 4, 3, 4, 5, 2, 3]
     steps = [{"step": step, "at": at} for at, step in enumerate(numbers)]
-    kept = report_module._that_count(steps, [])
+    kept = report_module._valid_steps(steps, [])
     assert [(step["step"], step["at"]) for step in kept] == [(1, 0), (2, 7), (3, 8)]
     over = [Round(1, "numeric", "", "", {"steps": 2}), Round(2, "numeric", "", "undone", {"steps": 0})]
     stop = Round(3, "stop", "", "", {})
-    assert [step["step"] for step in report_module._that_count(steps, [*over, stop])] == [1, 2]
+    assert [step["step"] for step in report_module._valid_steps(steps, [*over, stop])] == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from agent.contract.offload_messages import (
     ReadLog,
 )
 from agent.contract.protocol import MAX_LINE, Envelope
-from agent.contract.protocol import Request as AnyRequest
+from agent.contract.requests import Request as AnyRequest
 
 pytestmark = pytest.mark.process
 

@@ -33,14 +33,14 @@ from quant.lean.store import Store
 from quant.lean.tokens import Tokenizer
 from quant.prepare import prepare
 from quant.shared.chat import Encoded
-from quant.shared.packing import Row, pack
+from quant.shared.packing import PackedRow, pack
 
 SETTINGS = Training(rank=4, alpha=8)
 CPU = torch.device("cpu")
 Base = Callable[[str], Path]
 
 
-def row() -> Row:
+def row() -> PackedRow:
     """Three examples in a row, one longer than the windows of 8, with questions that are not learned."""
     draw = torch.Generator().manual_seed(3)
 
@@ -51,7 +51,7 @@ def row() -> Row:
     return pack([example(21), example(5), example(12)], CPU)
 
 
-def shares(of: Row, mean: float) -> torch.Tensor:
+def shares(of: PackedRow, mean: float) -> torch.Tensor:
     """Every target counts differently."""
     return torch.linspace(0.5, 1.5, len(of.targets)) * mean
 

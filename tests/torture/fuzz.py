@@ -61,7 +61,7 @@ TARGETS: dict[str, Callable[[bytes], object]] = {
     "protocol": decode,
     "response": response,
     "manifest": manifest,
-    "chat": chat_api.parsed,
+    "chat": chat_api.parse,
 }
 
 
