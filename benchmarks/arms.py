@@ -1,4 +1,4 @@
-"""What neurosymbolic training is compared with: other ways to route the same rows, over the same loop and budget."""
+"""Arms of comparison for neurosymbolic training: other ways to route the same rows, over the same loop and budget."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from agent.runner.rows import Row
 Strategy = Callable[[JobContext], Learning]
 
 PLAIN_STYLE = "A direct answer to the question in one plain, short sentence."
-"""What rows are rewritten to where no constraint is broken, by those who rewrite everything."""
+"""The style that rows are rewritten to where no constraint is broken, by those who rewrite everything."""
 
 
 class Straight(Alternating):

@@ -1,4 +1,4 @@
-"""What the benchmarks must show, computed from what they found: each bar with its aim and the figure beside it.
+"""Bars that the benchmarks must reach, computed from their figures: each bar with its aim and the figure beside it.
 
 A figure that was not measured, or whose contender failed, leaves its bar "not measured". Like is compared with like:
 the bars of a training step are those of the rows in float32.
@@ -40,14 +40,14 @@ class Bar:
 
     @property
     def holds(self) -> bool:
-        """Whether the aim is reached."""
+        """True if the aim is reached."""
         if self.found is None:
             return False
         return self.found >= self.aim if self.at_least else self.found <= self.aim
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
-        """What stands in a table: name, aim, found, verdict."""
+        """A table's row: name, aim, found, verdict."""
         aim = f"{'≥' if self.at_least else '≤'} {self.aim:.3g} {self.unit}"
         if self.found is None:
             return self.name, aim, "not measured", ""
@@ -121,7 +121,7 @@ def of_step(name: str, model: Figures) -> list[Bar]:
 
 
 def first_load(model: Figures) -> float:
-    """What quantising or loading takes over imports, whichever is more, as a share of what is quantised."""
+    """Memory of quantising or loading over imports, whichever is more, as a share of what is quantised."""
     prepared, least = model["prepare"], model["runs"][LEAST]["phases"]
     made = prepared["phases"]["step"]["anonymous"] - prepared["phases"]["import"]["anonymous"]
     loaded = least["load"]["anonymous"] - least["import"]["anonymous"]
@@ -129,7 +129,7 @@ def first_load(model: Figures) -> float:
 
 
 def of_limits(model: Figures) -> list[Bar]:
-    """What was found beyond one step."""
+    """Bars beyond one step."""
     found = model["limits"]
 
     def grown(part: str) -> float:

@@ -44,7 +44,7 @@ SEQUENCE, STEPS = 128, WARM_UP + 4
 MOST_SECONDS = 150.0
 """After which a peer is ended: a step whose threads spin may take minutes."""
 SECONDS = {"ours": 10, "trainer": 20, "share": 10}
-"""What a part takes on two cores that are idle; beside n processes up to (t + n) / c times that."""
+"""Seconds of a part on two idle cores; beside n processes up to (t + n) / c times that."""
 Figures = dict[str, Any]
 
 
@@ -132,7 +132,7 @@ def parts(counts: list[int], ours: Figures) -> list[Part]:
 
 
 def name(who: str, count: int) -> str:
-    """What a part is called."""
+    """The name of a part."""
     return f"busy: {who}, {f'beside {count}' if count else 'alone'}"
 
 
@@ -155,7 +155,7 @@ def measure(session: Session, what: Case, folder: Path, counts: list[int], ours:
 
 
 def shares(count: int) -> Figures:
-    """What is left beside so many busy processes."""
+    """The share of the cores that is left beside so many busy processes."""
     phase("measuring what is left")
     left, by_count = left_as_measured(cores(), count), left_by_count(cores(), cores(), count)
     return {"left": round(left, 3), "by_count": round(by_count, 3)}

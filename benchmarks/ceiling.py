@@ -1,4 +1,4 @@
-"""How fast this machine multiplies large matrices, in the format that the probe chooses and in float32.
+"""Speed of this machine's products of large matrices, in the format that the probe chooses and in float32.
 
     python -m benchmarks.ceiling MODELS --parent PID --rows 512 --widths 576 896
 

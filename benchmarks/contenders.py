@@ -41,7 +41,7 @@ TUNED_MALLOC = {
 
 @dataclass(frozen=True)
 class Case:
-    """What all contenders are given: a model (its folder, and prepared for us), texts, lengths."""
+    """The task of all contenders: a model (its folder, and prepared for us), texts, lengths."""
 
     name: str
     plain: Path
@@ -53,13 +53,13 @@ class Case:
 
     @property
     def dtype(self) -> str:
-        """What all compute in, unless it is said otherwise."""
+        """The number format of all, unless another one is named."""
         return "float32" if self.device == "cpu" else "bfloat16"
 
 
 @dataclass
 class Run:
-    """What one contender took: by phase, and in tokens a second; `fault` is why there is no more."""
+    """Figures of one contender: by phase, and in tokens a second; `fault` is why there is no more."""
 
     phases: dict[str, dict[str, float | None]] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
@@ -72,12 +72,12 @@ class Run:
 
 
 def peer_name(kind: str, dtype: str, malloc: dict[str, str]) -> str:
-    """What the rows of tables call a peer."""
+    """A peer's name in tables."""
     return f"{kind}, {dtype}{', tuned malloc' if malloc else ''}"
 
 
 def our_name(budget: int, dtype: str) -> str:
-    """What the rows of tables call ours with a memory_budget in MB."""
+    """The name in tables of ours with a memory_budget in MB."""
     return f"ours, {({0: 'free', LEAST: 'least memory'}).get(budget, f'{budget} MB')}, {dtype}"
 
 
@@ -158,7 +158,7 @@ def watched(log: Path, limit: int = 0) -> Iterator[tuple[Worker, Watch]]:
 
 
 def settings(case: Case, budget: int, **changed: Any) -> Training:
-    """What ours is asked to train with."""
+    """Settings of our training."""
     return Training(**{
         "rank": 8, "alpha": 16, "learning_rate": 5e-5, "steps": case.steps, "micro_batch": 1,
         "sequence_length": case.sequence, "memory_budget": budget, "checkpoint_every": 1_000_000, "device": case.device,

@@ -1,4 +1,4 @@
-"""What the decision is worth: `python -m benchmarks.decision`.
+"""The worth of the decision: `python -m benchmarks.decision`.
 
 Runs every arm on the same rows, seeds and budget of steps, with the recorded answers of a real LLM, and prints content,
 style and joint reward (both right) by slice, remote requests, tokens trained, time and memory, with 95 % intervals.
@@ -87,7 +87,7 @@ class Setup:
 
     session: Session
     question: Figures
-    """What every arm depends on: machine, versions, code."""
+    """Conditions of every arm: machine, versions, code."""
     out: Path
     model: Path
     mix: str
@@ -101,7 +101,7 @@ class Setup:
     """By arm, the settings that its grid chose."""
 
     def settings_of(self, arm: str, seed: int) -> Figures:
-        """How an arm is trained."""
+        """Settings of an arm's training."""
         return {**self.settings, **self.tuned.get(arm, {}), "seed": seed}
 
     @property
@@ -150,7 +150,7 @@ def truth(setup: Setup) -> dict[str, Example]:
 
 
 def in_box(setup: Setup, name: str, question: Figures, work: Callable[[Home], Figures]) -> Figures:
-    """What work does in a box: one that was interrupted goes on, one for another question or that failed is new."""
+    """Work in a box: one that was interrupted goes on, one for another question or that failed is new."""
     folder = setup.folder(name)
     asked = json.loads(json.dumps(setup.question | question))
     kept = folder / "question.json"
@@ -203,7 +203,7 @@ def run_arm(setup: Setup, arm: str, seed: int, data: Path | None = None) -> Figu
 
 
 def question_of(setup: Setup, settings: Figures, data: Path | None = None) -> Figures:
-    """What an arm depends on besides what all do."""
+    """Conditions of one arm besides those of all."""
     return {"settings": settings, "data": sha256_file(data or setup.data)}
 
 
@@ -345,7 +345,7 @@ def parts(setup: Setup, arms: tuple[str, ...], seeds: list[int]) -> list[Part]:
 
 
 def options() -> argparse.Namespace:
-    """What the command line says."""
+    """The command line, parsed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_state_option(parser)
     parser.add_argument("--base", default=DEFAULT_BASE, help="name of the prepared base model")

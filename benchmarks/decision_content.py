@@ -1,4 +1,4 @@
-"""What the data of the decision benchmark says: facts, phrasings of questions, wordings of constraints; by hand.
+"""Content of the decision benchmark's data: facts, phrasings of questions, wordings of constraints; by hand.
 
 All ships and values are invented. The general knowledge was chosen by asking the base model (SmolLM2-135M-Instruct): it
 answers each of these questions right in every phrasing. Written before the first run of the benchmark, and not changed
@@ -157,7 +157,7 @@ KNOWN = (
         ),
     ),
 )
-"""What the base model knows: key, topic, value and phrasings, the last of which is held out."""
+"""Facts that the base model knows: key, topic, value and phrasings, the last of which is held out."""
 
 LOWERCASE, UPPERCASE = "change_case:english_lowercase", "change_case:english_capital"
 JSON, END = "format:json_schema", "startend:end_checker"

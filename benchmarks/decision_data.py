@@ -92,7 +92,7 @@ KEEP: dict[str, Callable[[Fact, str, Arguments], str]] = {
     content.UPPERCASE: lambda _fact, text, _: text.upper(),
     content.QUOTES: lambda _fact, text, _: f'"{text}"',
 }
-"""What makes a text keep each constraint, in the order in which several are applied."""
+"""Functions that make a text keep each constraint, in the order in which several are applied."""
 
 
 def obeying(fact: Fact, wanted: dict[str, Arguments]) -> str:

@@ -1,4 +1,4 @@
-"""How well rows were routed: against the truth, and in regret against the best action in hindsight.
+"""Quality of routing: against the truth, and in regret against the best action in hindsight.
 
 The truth is known by construction: an invented fact needs the weights, one that the base model knows and that is asked
 plainly does not; a reference that breaks its constraint needs a rewrite. In hindsight, the net value of an action on a
@@ -48,7 +48,7 @@ class Values:
 
 
 def first_choices(home: Home) -> dict[str, Row]:
-    """What the first round chose for each row."""
+    """The first round's choice for each row."""
     with open_existing(home.database) as store:
         rows = store.execute("SELECT example, state, standing, gains FROM choices WHERE round = 1 AND job = 1")
     return {row["example"]: {**row, "standing": json.loads(row["standing"])} for row in rows}

@@ -51,7 +51,7 @@ Answer = Callable[[list[dict[str, str]]], str]
 
 
 def exported(state: Path, version: int, form: str, folder: Path) -> Path:
-    """What `nslora-agent export` writes."""
+    """Files that `nslora-agent export` wrote."""
     target = folder / form
     command = [Path(sys.executable).with_name("nslora-agent"), "export", str(version), "--to", form, "-o", target]
     phase(f"export to {form}")
@@ -173,11 +173,11 @@ class Version:
         return cls(home, number, home.model(about["base"]), adapter, rows, prompts)
 
     def export(self, form: str, work: Path) -> Path:
-        """What `nslora-agent export` writes."""
+        """Files that `nslora-agent export` wrote."""
         return exported(self.home.path, self.number, form, work)
 
     def answers(self, answer: Answer) -> Figures:
-        """What somebody says to every prompt."""
+        """One program's answer to every prompt."""
         return {"answers": [answer(prompt) for prompt in self.prompts]}
 
 
@@ -209,7 +209,7 @@ def on_f16(version: Version, work: Path) -> Figures:
 
 
 def on_stock(version: Version, work: Path) -> Figures:
-    """What the Modelfile names, by llama.cpp's chat template and by ours."""
+    """The texts that the Modelfile names, by llama.cpp's chat template and by ours."""
     parts = modelfile(version.export("ollama", work))
     chat, complete = of_llama(parts["FROM"], parts["ADAPTER"], parts["stops"])
     encoder = open_model(version.base, version.adapter, CPU, torch.float32).encoder

@@ -34,8 +34,9 @@ STRENGTH = 60
 WIDE = 0.25
 """Variance of each coefficient before anything is known."""
 AGAIN = {"weights": "trained", "rewrite": "tried"}
-"""What says that the action was taken before in vain. Random routing hardly does it again, so that there is nothing to
-fit: it is believed to gain half of what it would the first time (coefficient -1), until a box sees otherwise."""
+"""The features that say that the action was taken before in vain. Random routing hardly does it again, so that
+there is nothing to fit: it is believed to gain half of what it would the first time (coefficient -1), until a
+box sees otherwise."""
 KINDS_COUNT = 3.0
 """Rewrites that the shipped tally of a kind of constraint counts for."""
 
@@ -71,7 +72,7 @@ def _after(belief: Belief, outcomes: Sequence[Outcome]) -> Belief:
 
 
 def tallies(outcomes: Sequence[Outcome]) -> dict[str, Tally]:
-    """How rewrites of each kind of constraint fared, weakened to a few rewrites each."""
+    """Success of rewrites by kind of constraint, weakened to a few rewrites each."""
     found: dict[str, list[float]] = {}
     for each in outcomes:
         gap = each.features[FEATURES.index("reference_gap")]

@@ -1,4 +1,4 @@
-"""What the agent costs a box that is not training, and how fast it answers while it is.
+"""Cost of the agent to a box that is not training, and its speed of answer while it is.
 
     python -m benchmarks.footprint            (after `make demo`, or with --state after `nslora-agent init`)
 
@@ -107,7 +107,7 @@ def daemon_in(models: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 
 
 def of_help(_: Path) -> Figures:
-    """What a command takes at the least."""
+    """The least time of a command."""
     phase("help")
     return {"help_s": seconds("--help")}
 

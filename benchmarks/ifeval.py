@@ -1,4 +1,4 @@
-"""How well the constraint checks agree with IFEval's reference checker.
+"""Agreement of the constraint checks with IFEval's reference checker.
 
     python -m benchmarks.ifeval FILE
 
@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Whether the reference says the same."""
+        """True if the reference says the same."""
         return (self.fault is None) == self.followed
 
 

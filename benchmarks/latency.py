@@ -1,4 +1,4 @@
-"""How fast the worker probes, trains the top layers, and works beside others: `python -m benchmarks.latency`.
+"""Speed of the worker: probing, training the top layers, working beside others: `python -m benchmarks.latency`.
 
     probe      64 prompts of 24 new tokens: ours in batches, transformers' generate one by one on the 4-bit model
     top        epochs after the first: all blocks, the top quarter, the top quarter over the cached prefix
@@ -116,7 +116,7 @@ def work(what: Case, folder: Path) -> Iterator[tuple[str, str, float, Callable[[
 
 
 def options() -> argparse.Namespace:
-    """What the command line says."""
+    """The command line, parsed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, "latency-run")
     parser.add_argument("--model", choices=(SMOLLM2, TINY), default=SMOLLM2, help="tiny: try the benchmark itself")

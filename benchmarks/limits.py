@@ -1,4 +1,4 @@
-"""What holds beyond one step, the further parts of `benchmarks.memory`: long sequences, little memory, long runs.
+"""Figures beyond one step, the further parts of `benchmarks.memory`: long sequences, little memory, long runs.
 
 growth    anonymous memory of a step by the tokens of its sequence, ours and Trainer's
 group     a control group of 0.4 times Trainer's peak: ours ends, Trainer is killed
@@ -63,7 +63,7 @@ def growth(case: Case, rows: dict[str, Any], folder: Path) -> dict[str, float]:
 
 
 def in_group(case: Case, rows: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """How both end in a control group that has too little for Trainer; told only where one can be made."""
+    """The end of both in a control group that has too little for Trainer; told only where one can be made."""
     needed(rows, TRAINER)
     peak = max(phase["cgroup"] or 0 for phase in rows[TRAINER]["phases"].values())
     limit, log = int(SHARE * peak * MIB), folder / "log"
@@ -125,7 +125,7 @@ def planned(case: Case, folder: Path, name: str) -> dict[str, Any]:
 
 
 def exported(case: Case, folder: Path, log: Path) -> dict[str, float | None]:
-    """What a process of its own takes to write the merged model."""
+    """Memory and time of a process of its own that writes the merged model."""
     target = clean(folder / "merged")
     with watched(log) as (worker, watch):
         watch.phase("export")

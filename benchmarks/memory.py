@@ -1,4 +1,4 @@
-"""What a training step takes, ours beside what people would use instead: `python -m benchmarks.memory`.
+"""Memory and time of a training step, ours beside what people would use instead: `python -m benchmarks.memory`.
 
 Trainer + peft + bitsandbytes and TRL's SFTTrainer (`pip install -e .[benchmarks]`), each in a process of its own, in
 turn, on the same texts: 4-bit base, LoRA r=8 on all linear layers, batch 1, gradient checkpointing. Ours twice: with as
@@ -55,11 +55,11 @@ RANK = 8
 COLUMNS = ("anonymous", "proportional", "resident", "cgroup", "seconds")
 DEFAULT_MODELS = (SMOLLM2, "Qwen2.5-0.5B", "Llama-3.2-1B")
 SECONDS = {SMOLLM2: 36, "Qwen2.5-0.5B": 90, "Llama-3.2-1B": 200, "Llama-3.1-8B": 1600, TINY: 6}
-"""What a contender takes on two cores."""
+"""Seconds of a contender on two cores."""
 PREPARING = {SMOLLM2: 25, "Qwen2.5-0.5B": 30, "Llama-3.2-1B": 60, "Llama-3.1-8B": 500, TINY: 6}
 WORDS = ("port", "pump", "lamp", "valve", "north", "seven", "blue", "is", "the", "of", "and", "set", "to", "crane")
 OURS = code("agent", "quant")
-"""What our rows depend on, and those of others do not."""
+"""Conditions of our rows alone."""
 
 
 def write_texts(path: Path, words: int) -> Path:
@@ -148,12 +148,12 @@ def contenders(given: argparse.Namespace, what: Case, chosen: str) -> Iterator[C
 
 
 def wanted(given: argparse.Namespace, name: str) -> bool:
-    """Whether --only lets a row or a part of this name be measured."""
+    """True if --only lets a row or a part of this name be measured."""
     return not given.only or any(text in name for text in given.only)
 
 
 def limits_of(given: argparse.Namespace, what: Case) -> list[Any]:
-    """What is measured beyond one step, for the default base model on a CPU."""
+    """The parts beyond one step, for the default base model on a CPU."""
     if given.quick or what.name != SMOLLM2 or what.device != "cpu":
         return []
     return [part for part in limit_parts() if wanted(given, part[0])]
@@ -286,7 +286,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser, out: str) -> None:
-    """What `case` needs to be given."""
+    """Arguments of `case`."""
     add_state_option(parser)
     parser.add_argument("--gguf", type=Path, help="the default base model's file, for the peers [fetched into --out]")
     add_run_options(parser, out)
@@ -296,7 +296,7 @@ def add_options(parser: argparse.ArgumentParser, out: str) -> None:
 
 
 def options() -> argparse.Namespace:
-    """What the command line says."""
+    """The command line, parsed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, "memory-run")
     parser.add_argument("--models", nargs="+", choices=list(CHECKED), default=None, help="default: the three smallest")
@@ -308,7 +308,7 @@ def options() -> argparse.Namespace:
 
 
 def asked(given: argparse.Namespace, *more: str) -> Figures:
-    """What every part depends on: settings, machine, versions."""
+    """Conditions of every part: settings, machine, versions."""
     return {"sequence": given.sequence, "steps": given.steps, "device": given.device, **machine(*more)}
 
 

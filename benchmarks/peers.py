@@ -1,4 +1,4 @@
-"""What people would use instead: transformers' Trainer with peft and bitsandbytes, TRL's SFTTrainer, and `generate`.
+"""The usual tools: transformers' Trainer with peft and bitsandbytes, TRL's SFTTrainer, and `generate`.
 
     python -m benchmarks.peers trainer|trl|generate MODEL DATA --prompts 1 --dtype float32|bfloat16 --sequence 512
 
@@ -40,7 +40,7 @@ def phase(name: str) -> None:
 
 
 def options() -> argparse.Namespace:
-    """What to run."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=("trainer", "trl", "generate"))
     parser.add_argument("model", help="Hugging Face folder")
@@ -110,7 +110,7 @@ def timed() -> tuple[Any, list[tuple[float, float]], list[dict[str, float]]]:
 
 
 def arguments(given: argparse.Namespace, folder: str) -> dict[str, Any]:
-    """What both trainers take."""
+    """Arguments of both trainers."""
     return {
         "output_dir": folder,
         "per_device_train_batch_size": 1,

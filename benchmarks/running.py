@@ -1,4 +1,4 @@
-"""What all benchmarks share: say what will be done, tell each phase, keep each result, go on after a fault.
+"""Common to all benchmarks: say what will be done, tell each phase, keep each result, go on after a fault.
 
 A benchmark is made of parts (a contender, an arm, a form), each measured and kept by itself: one JSON file in
 `OUT/kept`, with the question that it answers. The same command run again measures only what is missing, failed before
@@ -185,7 +185,7 @@ class Session:
         return result
 
     def is_kept(self, part: Part) -> bool:
-        """Whether the part need not be measured."""
+        """True if the part need not be measured."""
         return self._of(part) is not None
 
     def _of(self, part: Part) -> Figures | None:

@@ -54,7 +54,7 @@ FEWEST = 4
 AHEAD = 3
 """Jobs that wait at any time."""
 ALLOWED = {"memory_mib": 1.0, "files": 0.0, "disk_mib": 1.0}
-"""How much more the last quarter may have than the second."""
+"""Growth that is allowed from the second quarter to the last."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _fill(home: Home, data: Path, number: int) -> int:
 
 
 def grown(found: list[Sample]) -> dict[str, float]:
-    """How much more the last quarter has than the second, on average."""
+    """Mean growth from the second quarter to the last."""
     quarter = max(1, len(found) // 4)
     before, after = found[quarter : 2 * quarter], found[-quarter:]
     return {

@@ -67,7 +67,7 @@ def table(name: str, page: str) -> list[list[str]]:
 
 
 def values(action: argparse.Action) -> str:
-    """What follows a flag or stands for itself, in italics."""
+    """The values of a flag or an argument, in italics."""
     if action.nargs == 0:
         return ""
     choices = "{" + ",".join(action.choices) + "}" if action.choices and not action.metavar else ""
@@ -92,7 +92,7 @@ def is_shown(action: argparse.Action) -> bool:
 
 
 def command(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
-    """What is said of one command."""
+    """The entry of one command."""
     groups = [(group.title, group._group_actions) for group in parser._action_groups]  # noqa: SLF001  no public way
     told = [(title, [action for action in actions if is_shown(action)]) for title, actions in groups]
     arguments = [values(action) for _, actions in told for action in actions if not action.option_strings]
@@ -122,7 +122,7 @@ def exit_status() -> Iterator[str]:
 
 
 def examples() -> Iterator[str]:
-    """What docs/commands.md says to type for what."""
+    """The commands of docs/commands.md, by purpose."""
     yield from (item(rich(about), rich(typed)) for about, typed in table("Every day", COMMANDS))
 
 

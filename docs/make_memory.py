@@ -83,7 +83,7 @@ def where() -> str:
 
 
 def levers() -> str:
-    """What each setting buys."""
+    """Memory that each setting saves, and its price."""
     ways = {
         "as above": {},
         "`rank = 8`": {"rank": 8},
@@ -105,7 +105,7 @@ def levers() -> str:
 
 
 def boxes() -> str:
-    """What a box must have free, with everything computed again."""
+    """Memory that a box must have free, with everything computed again."""
     rows = [
         "| MiB | CPU: anonymous + mapped | GPU, bfloat16: its own memory | Jetson: shared memory |",
         "| --- | --- | --- | --- |",

@@ -41,7 +41,7 @@ def kept(name: str) -> Figures | None:
 
 
 def of_demo(found: Figures) -> Iterator[tuple[str, str]]:
-    """What `make demo` did."""
+    """Figures of `make demo`."""
     slices = {each["name"]: each for each in found["slices"]}
     content, style = slices["content"], slices["style"]
     yield f"content right on {content['rows']} held-out rows, before → after", _rise(content)
@@ -74,7 +74,7 @@ def _speed(row: Figures) -> str:
 
 
 def of_daemon(found: Figures) -> Iterator[tuple[str, str]]:
-    """What the agent costs a box that is not training."""
+    """Cost of the agent to a box that is not training."""
     yield "idle daemon, proportional memory", f"{found['daemon_idle_mib']['pss']} MiB"
     yield "`nslora-agent --help`; `ls` while a step is computed", f"{found['help_s']} s; {found['ls_training_s']} s"
 
@@ -151,7 +151,7 @@ def bars() -> str:
 
 
 def contenders() -> str:
-    """What each contender took."""
+    """Figures of each contender."""
     rows = [
         "| MiB | step over imports | peak resident | tokens/s | of the ceiling | s to the first step |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -181,7 +181,7 @@ def plans() -> str:
 
 
 def exports() -> str:
-    """How exported versions answer elsewhere."""
+    """Answers of exported versions elsewhere."""
     found = kept("exports")
     if found is None:
         return ""

@@ -1,4 +1,4 @@
-"""What the example files say: facts, phrasings of questions and wordings of constraints, written by hand.
+"""Content of the example files: facts, phrasings of questions and wordings of constraints, written by hand.
 
 All devices and values are invented, except the general knowledge at the end. Every kind has seven phrasings, of which
 a fact uses five; they rotate, so that what is held out for one device is trained on with another.

@@ -13,7 +13,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("agent", "quant", "offload")
-"""What is shipped."""
+"""Packages that are shipped."""
 
 
 def python_files(*folders: str) -> list[Path]:

@@ -109,7 +109,7 @@ def run(names: Sequence[str], children: int) -> None:
 
 
 def results(path: Path) -> dict[str, str]:
-    """What became of each mutant of a file."""
+    """The fate of each mutant of a file."""
     found = SourceFileMutationData(path=path)
     found.load()
     return {name: status_by_exit_code[code] for name, code in found.exit_code_by_key.items()}
@@ -129,7 +129,7 @@ def report(drawn: Mapping[Path, Sequence[str]]) -> float:
 
 
 def fate(name: str, path: Path, status: str, accepted: Mapping[Change, str]) -> str:
-    """Whether a mutant was noticed, is accepted, or lives; one that lives is printed."""
+    """The fate of a mutant: noticed, accepted or alive; one that lives is printed."""
     if status in NOTICED:
         return "noticed"
     diff = get_diff_for_mutant(name, path=path)
@@ -141,7 +141,7 @@ def fate(name: str, path: Path, status: str, accepted: Mapping[Change, str]) -> 
 
 
 def change(name: str, diff: str) -> Change:
-    """What a mutant changes, whatever file and line it is in."""
+    """The change of a mutant, whatever file and line it is in."""
     function, cls = function_of(name)
     lines = diff.splitlines()[2:]
     before, after = (" ".join(line[1:].strip() for line in lines if line[0] == sign) for sign in "-+")

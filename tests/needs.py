@@ -1,4 +1,4 @@
-"""What some tests need of the box: programs of the operating system, and rights."""
+"""Needs of some tests: programs of the operating system, and rights."""
 
 from __future__ import annotations
 

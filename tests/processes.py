@@ -107,7 +107,7 @@ def resident_mb(pid: int) -> float:
 
 
 def _target(descriptor: Path) -> str | None:
-    """What a descriptor in /proc points to, or None: the process may have closed it since it was listed."""
+    """The target of a descriptor in /proc, or None: the process may have closed it since it was listed."""
     try:
         return str(descriptor.readlink())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The commands on decisions: explain and remade."""
+"""The commands on decisions: explain and rewritten."""
 
 from __future__ import annotations
 
@@ -183,21 +183,21 @@ def _without(row: dict[str, Any], *names: str) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in names}
 
 
-# ---- remade ----
+# ---- rewritten ----
 
 
-def write_remade(arguments: argparse.Namespace, home: Home) -> int:
-    """Write out a job's remade rows, or with --all every row with the remade ones in place."""
+def write_rewritten(arguments: argparse.Namespace, home: Home) -> int:
+    """Write out a job's rewritten rows, or with --all every row with the rewritten ones in place."""
     with open_existing(home.database) as store:
         job = store.get(arguments.job)
     path = home.run(job.id) / REMADE
     if not path.exists():
-        yet = " yet; it is written when the job ends" if job.state not in ENDED and job.mode != "numeric" else ""
-        raise NotFound(f"job {job.id} ({job.mode}, {job.state}) has no remade data{yet}")
+        yet = " yet; they are written when the job ends" if job.state not in ENDED and job.mode != "numeric" else ""
+        raise NotFound(f"job {job.id} ({job.mode}, {job.state}) has no rewritten rows{yet}")
     rows = list(read_json_lines(path))
     chosen = [json_line(row) for row in rows if arguments.all or "remade" in row]
     if not chosen:
-        hint(f"job {job.id} remade no row; --all gives all {len(rows)} as they are")
+        hint(f"job {job.id} rewrote no row; --all gives all {len(rows)} as they are")
     if arguments.output == "-":
         sys.stdout.buffer.writelines(chosen)
         return 0

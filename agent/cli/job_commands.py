@@ -183,7 +183,7 @@ def show(arguments: argparse.Namespace, home: Home) -> int:
         ("doing", progress_in_words(job.progress) if job.state is State.RUNNING else None),
         ("reason", job.reason),
         ("version", job.version),
-        ("remade data", remade if (remade := home.run(job.id) / "remade.jsonl").exists() else None),
+        ("rewritten rows", rewritten if (rewritten := home.run(job.id) / "remade.jsonl").exists() else None),
         ("next try", output.clock(job.wake) if job.wake else None),
         ("attempts", f"{job.attempt}, of them {job.deaths} ended by a crash"),
         ("settings", ", ".join(f"{k}={v}" for k, v in job.settings.items())),

@@ -29,9 +29,12 @@ from agent.contract.os_errors import os_fault
 from agent.contract.reply_messages import ANSWER_TOKENS
 from agent.queue.jobs import MODES, State
 from agent.system.config import add_flags
+from agent.system.output import hint
 from agent.system.paths import Home
 
 Command = Callable[[argparse.Namespace, Home], int]
+RENAMED = {"remade": "rewritten"}
+"""Commands of version 0.1 that have another name now; the old one still works."""
 
 
 def _formatter(prog: str) -> argparse.RawDescriptionHelpFormatter:
@@ -154,12 +157,11 @@ def _add_decisions(add: _Adder) -> None:
     report = add("report", decision_commands.report, about, "nslora-agent report 1 -o report.html")
     report.add_argument("job", metavar="JOB", type=_count, help="the id that enqueue printed")
     report.add_argument("-o", "--output", metavar="FILE", help="file to write [report-JOB.html]")
-    remade = add(
-        "remade", decision_commands.write_remade, "Write out the rows that a job remade.", "nslora-agent remade 1"
-    )
-    remade.add_argument("job", metavar="JOB", type=_count, help="the id that enqueue printed")
-    remade.add_argument("-o", "--output", metavar="FILE", default="-", help='file to write, "-" for stdout [-]')
-    remade.add_argument("--all", action="store_true", help="all rows of the job, the remade ones in place")
+    about = "Write out the rows that a job rewrote."
+    rewritten = add("rewritten", decision_commands.write_rewritten, about, "nslora-agent rewritten 1")
+    rewritten.add_argument("job", metavar="JOB", type=_count, help="the id that enqueue printed")
+    rewritten.add_argument("-o", "--output", metavar="FILE", default="-", help='file to write, "-" for stdout [-]')
+    rewritten.add_argument("--all", action="store_true", help="all rows of the job, the rewritten ones in place")
 
 
 def _add_versions(add: _Adder) -> None:
@@ -272,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
             parser = build_parser()
             if completion.ASKED in os.environ:
                 completion.answer(parser)
-            arguments = parser.parse_args(argv)
+            arguments = parser.parse_args(_present_names(sys.argv[1:] if argv is None else argv))
             run: Command = arguments.run
             return run(arguments, Home.find(arguments.state))
         finally:
@@ -286,6 +288,14 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as fault:
         known = os_fault("standard output", fault)
         return _fail(str(known), type(known).__name__, known.exit_code, as_json=arguments.json)
+
+
+def _present_names(words: list[str]) -> list[str]:
+    """The words that were typed, with the name that their command has now."""
+    if not words or words[0] not in RENAMED:
+        return words
+    hint(f"nslora-agent: the command {words[0]} is called {RENAMED[words[0]]} now; the old name still works")
+    return [RENAMED[words[0]], *words[1:]]
 
 
 def _repair_streams() -> None:

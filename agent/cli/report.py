@@ -26,7 +26,7 @@ from agent.system.output import clock
 from agent.system.paths import Home
 
 SHOWN = 24
-"""Answers, and remade rows, that are shown."""
+"""Answers, and rewritten rows, that are shown."""
 Row = dict[str, Any]
 
 
@@ -42,7 +42,7 @@ class Report:
     answers: list[Row]
     gains: list[Row]
     left_alone: list[Row]
-    remade: list[Row]
+    rewritten: list[Row]
     history: RunHistory
 
     @property
@@ -117,7 +117,7 @@ def collect(home: Home, store: Store, number: int) -> Report:
         answers=_answers(version, examples),
         gains=list(_gains(outcomes, rounds, len(left))),
         left_alone=left[:SHOWN],
-        remade=list(_rewritten_rows(home, job, examples)),
+        rewritten=list(_rewritten_rows(home, job, examples)),
         history=history,
     )
 
@@ -210,7 +210,7 @@ def _gains(outcomes: list[Row], rounds: list[Round], left: int) -> Iterator[Row]
 
 
 def _rewritten_rows(home: Home, job: Job, examples: dict[str, Example]) -> Iterator[Row]:
-    """Remade rows with what they were."""
+    """Rewritten rows with what they were."""
     path = home.run(job.id) / REMADE
     rows = [row for row in read_json_lines(path) if "remade" in row] if path.exists() else []
     for row in rows[:SHOWN]:

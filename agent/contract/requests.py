@@ -9,7 +9,7 @@ AnswerT = TypeVar("AnswerT")
 
 
 class Request(Generic[AnswerT]):
-    """What a worker is asked for: `class Ping(Request["Ponged"])` is answered by a Ponged, or by an error."""
+    """A message to a worker: `class Ping(Request["Ponged"])` is answered by a Ponged, or by an error."""
 
 
 def answer_name(request: Request[AnswerT]) -> str:

@@ -280,7 +280,7 @@ def propose_prompt(learning: Learning, progress: Progress) -> str:
 
 def _figures(learning: Learning, progress: Progress, prompt: str) -> dict[str, Any]:
     own = sum(row.source == OWN_ANSWER for row in progress.rows.values())
-    remade = sum(bool(row.source) for row in progress.rows.values()) - own
+    rewritten = sum(bool(row.source) for row in progress.rows.values()) - own
     offered = quantity(sum(row.rewrite is not None for row in progress.rows.values()), "example")
     return {
         "rounds": progress.round - 1,
@@ -293,8 +293,8 @@ def _figures(learning: Learning, progress: Progress, prompt: str) -> dict[str, A
         ),
         "system_prompt": bool(prompt),
         "requests": progress.requests,
-        "remade": remade,
+        "remade": rewritten,
         "own_answers": own,
-        "rewrites": f"{offered} offered for a rewrite, {remade} remade; {own} mended by the model itself.",
+        "rewrites": f"{offered} offered for a rewrite, {rewritten} rewritten; {own} mended by the model itself.",
         **learning.job.attempt.remote_usage,
     }

@@ -69,6 +69,11 @@ class RewriteOutcome:
     critique: str = ""
     """What the last step was told to mend."""
 
+    @property
+    def word(self) -> str:
+        """The state as people are told it: files and events have kept the word of version 0.1."""
+        return "rewritten" if self.state == "remade" else self.state
+
     def plus(self, answer: Rewritten) -> RewriteOutcome:
         """This outcome after one more step."""
         return replace(

@@ -106,6 +106,6 @@ def _in_words(outcomes: list[RewriteOutcome]) -> str:
     """The outcomes of the rewrites, in a sentence for people."""
     if not outcomes:
         return "No example lacks style or constraint."
-    counts = Counter(outcome.state for outcome in outcomes)
-    told = ", ".join(f"{count} {state}" for state, count in counts.most_common())
+    counts = Counter(outcome.word for outcome in outcomes)
+    told = ", ".join(f"{count} {word}" for word, count in counts.most_common())
     return f"{quantity(len(outcomes), 'example')} flagged: {told}."

@@ -126,7 +126,7 @@ def _symbolic(about: dict[str, Any]) -> str:
     adapter = "The adapter is the parent's, unchanged." if figures["adapter"] else "There is no adapter."
     return f"""New is the system prompt, `system_prompt.txt`. {adapter}
 
-{figures["rewrites"]} The remade rows are in `remade.jsonl`, what became of each flagged one in `rewrites.json`:
+{figures["rewrites"]} The rewritten rows are in `remade.jsonl`, what became of each flagged one in `rewrites.json`:
 {figures["rewrite_requests"]} requests, {figures["rewrite_tokens"]} tokens, cost {figures["rewrite_money"]:g}.
 """
 

@@ -64,7 +64,7 @@ def tuned(name: str = "pump", gain: float = 0.75, told: str = "tuned on, reward 
     return Outcome(name, "weights", choice(row(example())).features, ("punctuation:no_comma",), 0.25, gain, told)
 
 
-def offered(name: str = "pump", gain: float = 0.25, told: str = "remade after 1 requests") -> Outcome:
+def offered(name: str = "pump", gain: float = 0.25, told: str = "rewritten after 1 request") -> Outcome:
     """What a rewrite gained."""
     return Outcome(name, "rewrite", choice(row(example())).features, ("punctuation:no_comma",), 0.125, gain, told)
 

@@ -248,7 +248,7 @@ def test_an_example_is_explained_in_reading_order(state: Path, run: Run) -> None
         "rewriting  ",
         "-9.00  yes",
         "choice   both, because tuning pays: it may gain",
-        "outcome  round 2: remade after 1 requests (expected +0.12, gained +0.25)",
+        "outcome  round 2: rewritten after 1 request (expected +0.12, gained +0.25)",
         "round 3",
         "reference (by qwen)  1.00     1.00   1.00",
         "choice   weights, because tuning pays",
@@ -332,7 +332,7 @@ def test_an_example_is_explained_to_machines(state: Path, run: Run) -> None:
 # ---- what cannot be explained ----
 
 
-@pytest.mark.parametrize("command", ["explain", "remade"])
+@pytest.mark.parametrize("command", ["explain", "rewritten"])
 def test_an_unknown_job_points_to_the_list(state: Path, run: Run, command: str) -> None:
     """As with every other command."""
     fill(state, whole)
@@ -370,7 +370,7 @@ def test_a_job_that_decided_nothing_says_so(state: Path, run: Run, mode: str, wo
     assert run("explain", 1, *of, "--json").code == NotFound.exit_code
 
 
-# ---- remade ----
+# ---- rewritten ----
 
 HELD_OUT = replace(example("held out", 9), split="held_out")
 
@@ -391,7 +391,7 @@ def parsed(text: str) -> list[dict[str, Any]]:
 
 def test_the_remade_rows_go_to_stdout(kept: Path, run: Run) -> None:
     """With where they come from, byte for byte as they are kept, and nothing else."""
-    said = run("remade", 1)
+    said = run("rewritten", 1)
     assert (said.code, said.err) == (0, "")
     (only,) = parsed(said.out)
     assert only["messages"][-1]["content"] == "Größe 日本\r\n4713"
@@ -401,7 +401,7 @@ def test_the_remade_rows_go_to_stdout(kept: Path, run: Run) -> None:
 
 def test_all_rows_can_be_queued_again(kept: Path, run: Run) -> None:
     """In the order of the file, each on its side of the split."""
-    said = run("remade", 1, "--all")
+    said = run("rewritten", 1, "--all")
     assert said.out.encode() == kept.read_bytes()
     assert [(each["id"], each["split"]) for each in parsed(said.out)] == [
         ("pump", "train"),
@@ -410,14 +410,22 @@ def test_all_rows_can_be_queued_again(kept: Path, run: Run) -> None:
     ]
 
 
+@pytest.mark.usefixtures("kept")
+def test_the_command_answers_to_its_old_name(run: Run) -> None:
+    """A script of version 0.1 gets the same rows, and its owner is told."""
+    old, new = run("remade", 1), run("rewritten", 1)
+    assert (old.code, old.out) == (new.code, new.out)
+    assert old.err == f"nslora-agent: the command remade is called rewritten now; the old name still works\n{new.err}"
+
+
 def test_remade_rows_go_to_a_file(kept: Path, run: Run, tmp_path: Path) -> None:
     """Which is replaced in one step; how many there are is said."""
     path = tmp_path / "new.jsonl"
     path.write_text("old")
-    said = run("remade", 1, "-o", path)
+    said = run("rewritten", 1, "-o", path)
     assert (said.code, said.out) == (0, f"{path}: 1 row\n")
     assert path.read_bytes() == kept.read_bytes().splitlines(keepends=True)[0]
-    assert run("remade", 1, "--all", "-o", path, "--json").json == {"job": 1, "file": str(path), "rows": 3}
+    assert run("rewritten", 1, "--all", "-o", path, "--json").json == {"job": 1, "file": str(path), "rows": 3}
     assert path.read_bytes() == kept.read_bytes()
 
 
@@ -426,13 +434,13 @@ def test_a_link_is_followed_and_a_device_is_written_to(run: Run, tmp_path: Path)
     """Neither is replaced by a file."""
     real, link, pipe = tmp_path / "real.jsonl", tmp_path / "link.jsonl", tmp_path / "pipe"
     link.symlink_to(real)
-    assert run("remade", 1, "-o", link).code == 0
+    assert run("rewritten", 1, "-o", link).code == 0
     assert link.is_symlink()
     assert len(parsed(real.read_text())) == 1
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        assert run("remade", 1, "-o", pipe).code == 0
+        assert run("rewritten", 1, "-o", pipe).code == 0
         assert os.read(reader, 1 << 16) == real.read_bytes()
     finally:
         os.close(reader)
@@ -446,7 +454,7 @@ def test_a_path_that_cannot_be_written_is_one_line_and_leaves_nothing(run: Run, 
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    said = run("remade", 1, "-o", tmp_path / place)
+    said = run("rewritten", 1, "-o", tmp_path / place)
     assert (said.code, said.out) == (StateError.exit_code, "")
     assert said.err.startswith(f"nslora-agent: {tmp_path / place}: ")
     assert said.err.endswith("; give another file with -o\n")
@@ -467,7 +475,7 @@ def test_a_disk_that_is_full_keeps_the_file_as_it_was(
         raise OSError(28, os.strerror(28), descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    said = run("remade", 1, "-o", path, "--json")
+    said = run("rewritten", 1, "-o", path, "--json")
     assert json.loads(said.err)["exit_code"] == said.code == StorageError.exit_code
     assert "No space left" in json.loads(said.err)["message"]
     assert [each.name for each in path.parent.iterdir()] == ["new.jsonl"]
@@ -478,18 +486,19 @@ def test_a_job_that_remade_nothing_says_so_and_succeeds(state: Path, run: Run) -
     """An empty file is a result; the word goes to stderr."""
     fill(state, whole)
     write_rewritten_rows(Home(state).run(1), [PUMP.origin], [], {})
-    said = run("remade", 1)
+    said = run("rewritten", 1)
     assert (said.code, said.out) == (0, "")
-    assert "job 1 remade no row; --all gives all 1" in said.err
+    assert "job 1 rewrote no row; --all gives all 1" in said.err
 
 
 @pytest.mark.parametrize(
-    ("mode", "words"), [("neurosymbolic", "no remade data yet; it is written"), ("numeric", "has no remade data\n")]
+    ("mode", "words"),
+    [("neurosymbolic", "no rewritten rows yet; they are written"), ("numeric", "has no rewritten rows\n")],
 )
 def test_a_job_without_remade_data_says_so(state: Path, run: Run, mode: str, words: str) -> None:
     """Not yet, or never."""
     with opened(state) as store:
         claimed(store, mode)
-    said = run("remade", 1)
+    said = run("rewritten", 1)
     assert (said.code, said.out) == (NotFound.exit_code, "")
     assert words in said.err

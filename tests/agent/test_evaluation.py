@@ -150,7 +150,7 @@ def test_the_model_card_shows_a_dash_for_what_was_not_measured(evaluation: Evalu
 def test_the_model_card_of_a_version_of_both_sides_tells_of_both(mode: str, system_prompt: bool, said: str) -> None:  # noqa: FBT001
     """Rounds, rewrites and the way to their reasons, then what was trained and how to load it."""
     told = about(STYLED, STYLED)
-    rewrites = "7 examples offered for a rewrite, 5 remade; 2 mended by the model itself."
+    rewrites = "7 examples offered for a rewrite, 5 rewritten; 2 mended by the model itself."
     figures = {**told["figures"], "rounds": 3, "system_prompt": system_prompt, "rewrites": rewrites}
     card = model_card({**told, "mode": mode, "figures": figures})
     for part in (

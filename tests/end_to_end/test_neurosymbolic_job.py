@@ -96,7 +96,7 @@ def test_an_example_s_story_can_be_read(uninterrupted: Home) -> None:
     assert {"expected", "hoped", "cost"} <= first["gains"]["rewrite"].keys()
     assert any(each["action"] == "rewrite" and each["gain"] == 0.5 for each in told["outcomes"])
     text = " ".join(agent("explain", "1", "pump-0", state=uninterrupted.path).stdout.split())
-    for word in ("line 1", "reference_gap", "rewriting pays", "remade after 1 step"):
+    for word in ("line 1", "reference_gap", "rewriting pays", "rewritten after 1 step"):
         assert word in text
 
 

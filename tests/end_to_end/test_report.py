@@ -66,7 +66,7 @@ def test_a_browser_shows_what_happened_and_why(report: Path) -> None:
     tree = in_browser(report)
     headings = re.findall(r"<h[12][^>]*>(.*?)</h[12]>", tree)
     assert headings[0].startswith("Version 1 ")
-    wanted = ["How it learned", "What it did, and why", "Where the gain came from", "Remade rows", "Memory"]
+    wanted = ["How it learned", "What it did, and why", "Where the gain came from", "Rewritten rows", "Memory"]
     assert [heading for heading in headings if heading in wanted] == wanted
     assert "Pump A uses port 4700." in tree
     assert "<polyline" in tree
@@ -100,7 +100,7 @@ def test_texts_of_strangers_are_shown_as_texts(uninterrupted: Home, tmp_path: Pa
 
     with Store(uninterrupted.database) as store:
         found = collect(uninterrupted, store, 1)
-    found.remade[0]["is"] = "<script>alert(1)</script>"
+    found.rewritten[0]["is"] = "<script>alert(1)</script>"
     assert "<script" not in page(found)
     del tmp_path
 

@@ -119,7 +119,7 @@ def test_flagged_rows_are_remade_and_the_system_prompt_becomes_a_version(home: H
     assert not (version / "adapter_config.json").exists()
     about = json.loads((version / "manifest.json").read_bytes())
     assert about["figures"]["rewrite_requests"] == len(server.requests) == 7
-    assert "6 examples flagged: 6 remade." in str(job.reason)
+    assert "6 examples flagged: 6 rewritten." in str(job.reason)
     assert agent("enqueue", home.run(1) / "remade.jsonl", state=home.path).returncode == 0
 
 
@@ -229,7 +229,7 @@ def test_a_job_whose_budget_is_spent_ends_with_what_it_has(home: Home) -> None:
         job = running.wait_for(1, "done")
     assert len(server.requests) == 4
     assert states(home) == ["remade"] * 4 + ["spent"] * 2
-    assert "4 remade, 2 spent" in str(job.reason)
+    assert "4 rewritten, 2 spent" in str(job.reason)
 
 
 def test_the_day_s_budget_parks_the_job_until_midnight(home: Home) -> None:
