@@ -90,7 +90,7 @@ class RewriteEverything(Routed):
 
     def flag(self, row: Row) -> Flag | None:
         """Something is to be mended in every row."""
-        wanted = map(verify.described, row.origin.constraints)
+        wanted = map(verify.describe, row.origin.constraints)
         return super().flag(row) or Flag((*wanted, PLAIN_STYLE), (), (STYLE,))
 
 

@@ -112,7 +112,7 @@ def _claimed(home: Home, store: Store, data: Path, mode: str, settings: dict[str
     elif jobs[0].state is State.DONE:
         return jobs[0]
     elif jobs[0].state is State.RUNNING:
-        store.died(jobs[0].id, str(jobs[0].token), "the benchmark was stopped", counts=False)
+        store.record_death(jobs[0].id, str(jobs[0].token), "the benchmark was stopped", counts=False)
     job = store.claim(boot_id(), os.getpid())
     if job is None:
         raise RuntimeError(f"{home.path}: the job is {store.list()[0].state}; delete the folder to start it again")

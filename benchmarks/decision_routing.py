@@ -50,7 +50,7 @@ class Values:
 def first_choices(home: Home) -> dict[str, Row]:
     """The first round's choice for each row."""
     with open_existing(home.database) as store:
-        rows = store.rows("SELECT example, state, standing, gains FROM choices WHERE round = 1 AND job = 1")
+        rows = store.execute("SELECT example, state, standing, gains FROM choices WHERE round = 1 AND job = 1")
     return {row["example"]: {**row, "standing": json.loads(row["standing"])} for row in rows}
 
 

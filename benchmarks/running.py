@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from agent.contract.atomic_io import locked, remove_tree, write_json
+from agent.contract.atomic_io import hold_lock, remove_tree, write_json
 from agent.contract.errors import AgentError, NotFound
 from agent.contract.lines import write_json_lines
 from agent.system.config import DEFAULT_BASE
@@ -137,7 +137,7 @@ class Session:
 
     def __enter__(self) -> Session:
         self.out.mkdir(parents=True, exist_ok=True)
-        self._stack.enter_context(locked(self.out / ".lock", f"another benchmark works in {self.out}"))
+        self._stack.enter_context(hold_lock(self.out / ".lock", f"another benchmark works in {self.out}"))
         before = signal.signal(signal.SIGTERM, _interrupt)
         self._stack.callback(signal.signal, signal.SIGTERM, before)
         return self

@@ -9,7 +9,7 @@ from typing import Any
 from agent.contract import offload_messages as m
 from agent.contract.atomic_io import write_file
 from agent.contract.errors import StateError
-from agent.contract.imports import pretending_absent
+from agent.contract.imports import hide_modules
 from agent.contract.lines import json_line
 from agent.contract.os_errors import disk_faults
 from agent.contract.protocol import Answer
@@ -98,7 +98,7 @@ class Commands:
 
 def _client(settings: Offload, on_try: OnTry) -> Any:
     # httpx is imported only to serve a miss, and without what it takes for a command line of its own.
-    with pretending_absent("rich"):
+    with hide_modules("rich"):
         from offload.client import Client  # noqa: PLC0415
         from offload.endpoint import Endpoint  # noqa: PLC0415
     from offload.keys import read_key  # noqa: PLC0415

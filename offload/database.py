@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from agent.contract.atomic_io import locked, make_private
-from agent.contract.imports import pretending_absent
+from agent.contract.atomic_io import hold_lock, make_private
+from agent.contract.imports import hide_modules
 from agent.contract.os_errors import disk_faults
 
-with pretending_absent("pandas", "numpy"):  # 86 MB that nothing here needs
+with hide_modules("pandas", "numpy"):  # 86 MB that nothing here needs
     import sqlite_utils
 
 BUSY_TIMEOUT = 10.0
@@ -121,7 +121,7 @@ def open_database(path: Path) -> sqlite_utils.Database:
             database = sqlite_utils.Database(connection, recursive_triggers=False, execute_plugins=False)
             if MIGRATIONS.pending(database):
                 lock = path.with_name(f"{path.name}.migrating")
-                with locked(lock, f"{path} is being prepared; try again", BUSY_TIMEOUT):
+                with hold_lock(lock, f"{path} is being prepared; try again", BUSY_TIMEOUT):
                     MIGRATIONS.apply(database)
         except BaseException:
             connection.close()

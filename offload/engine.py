@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from agent.contract.imports import pretending_absent
+from agent.contract.imports import hide_modules
 from offload import prompts
 from offload.cache import Messages
 
@@ -56,7 +56,7 @@ def _stand_in(name: str, *members: str) -> types.ModuleType:
 
 
 # httpx imports rich for a command line of its own.
-with pretending_absent("rich"), _without_side_effects():
+with hide_modules("rich"), _without_side_effects():
     import textgrad
 
 

@@ -15,7 +15,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from agent.contract import worker_server
-from agent.contract.confinement import without_network
+from agent.contract.confinement import forbid_network
 from quant.shared import allocators
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def main() -> None:
     allocators.configure()
     stdout = worker_server.claim_stdout()
     worker_server.die_with_parent(int(sys.argv[1]))
-    without_network()
+    forbid_network()
     signal.signal(signal.SIGTERM, lambda number, _: _stops.append(number))
     signal.signal(signal.SIGUSR1, lambda number, _: _breaks.append(number))
     worker_server.Server(lambda request, emit: _commands().handle(request, emit), stdout).serve()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from agent.contract.atomic_io import read_manifest
 from agent.queue.jobs import MOVES, RETRIABLE, State
-from agent.queue.store import glimpse
+from agent.queue.store import newest_jobs
 from agent.system.config import DEFAULT_BASE, GROUPS
 from agent.system.output import print_json, say
 from agent.system.paths import Home
@@ -80,7 +80,7 @@ def _bases(prefix: str, given: argparse.Namespace) -> Offers:
 
 def _jobs(_: str, given: argparse.Namespace) -> Offers:
     fitting = FITTING.get(given.command, set(State))
-    jobs = glimpse(Home.find(given.state).database, LISTED)
+    jobs = newest_jobs(Home.find(given.state).database, LISTED)
     return {str(number): f"{state}, {Path(file).name}" for number, state, file in jobs if state in fitting}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from agent import api
 from agent.contract.atomic_io import write_file
 from agent.contract.errors import NotFound
-from agent.contract.lines import counted, json_line, read_json_lines, shorten
+from agent.contract.lines import json_line, quantity, read_json_lines, shorten
 from agent.contract.os_errors import os_fault
 from agent.decide.decision_store import Round
 from agent.queue.jobs import ENDED, Job
@@ -58,13 +58,13 @@ def _say_rounds(job: Job, rounds: list[Round]) -> None:
         rows = []
         for each in done:
             figures, is_numeric = each.figures, each.phase == "numeric"
-            spent = counted(figures["steps"], "step") if is_numeric else counted(figures["requests_here"], "request")
+            spent = quantity(figures["steps"], "step") if is_numeric else quantity(figures["requests_here"], "request")
             gained, reward = f"{figures['gained']:+.2f}", f"{figures['reward']:.3f}"
             rows.append((each.number, each.phase, figures["examples"], gained, reward, spent))
         print_table(("round", "phase", "examples", "reward gained", "mean reward after", "spent"), rows)
         steps, last = sum(each.figures["steps"] for each in done), done[-1].figures
-        trained = f"{counted(steps, 'step')} ({counted(last['tokens'], 'token')})"
-        asked = f"{counted(last['requests'], 'request')} to the remote LLM (recorded answers included)"
+        trained = f"{quantity(steps, 'step')} ({quantity(last['tokens'], 'token')})"
+        asked = f"{quantity(last['requests'], 'request')} to the remote LLM (recorded answers included)"
         say(f"in all: {trained}, {asked}, {last['seconds']:.0f} s")
     if rounds:
         say("\nwhy each round began and ended:")
@@ -205,7 +205,7 @@ def write_rewritten(arguments: argparse.Namespace, home: Home) -> int:
     if arguments.json:
         print_json({"job": job.id, "file": arguments.output, "rows": len(chosen)})
     else:
-        say(f"{arguments.output}: {counted(len(chosen), 'row')}")
+        say(f"{arguments.output}: {quantity(len(chosen), 'row')}")
     return 0
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent import api
-from agent.contract.atomic_io import locked
+from agent.contract.atomic_io import hold_lock
 from agent.contract.errors import Busy, DataError
-from agent.contract.lines import counted, shorten
+from agent.contract.lines import quantity, shorten
 from agent.queue.jobs import Job, State, describe
 from agent.queue.store import Store, open_existing
 from agent.system import output, systemd
@@ -40,10 +40,10 @@ def validate(arguments: argparse.Namespace, home: Home) -> int:
         print_json({**dataclasses.asdict(report), "bad": bad})
         return DataError.exit_code if report.bad_total else 0
     marked = f", {report.train} marked train and {report.held_out} held out" if report.held_out else ""
-    say(f"{counted(report.rows, 'good row')} of shape {report.shape}{marked}")
+    say(f"{quantity(report.rows, 'good row')} of shape {report.shape}{marked}")
     say(f"{report.with_answer} with an answer, {report.with_constraints} with constraints")
     if report.bad_total:
-        say(f"{counted(report.bad_total, 'bad line')}; enqueue refuses the file unless --skip-bad is given:")
+        say(f"{quantity(report.bad_total, 'bad line')}; enqueue refuses the file unless --skip-bad is given:")
         for bad_line in report.bad:
             say(f"  {bad_line}")
         if report.bad_total > len(report.bad):
@@ -58,12 +58,12 @@ def enqueue(arguments: argparse.Namespace, home: Home) -> int:
     if arguments.json:
         print_json(_job_json(job))
         return 0
-    say(f"job {job.id}: {counted(job.rows, 'row')} queued")
+    say(f"job {job.id}: {quantity(job.rows, 'row')} queued")
     if job.bad_rows:
         left_out = "1 bad line was" if job.bad_rows == 1 else f"{job.bad_rows} bad lines were"
         hint(f"{left_out} left out; see {home.spool / f'{job.spool}.bad.jsonl'}")
     try:
-        with locked(home.daemon_lock, "daemon"):
+        with hold_lock(home.daemon_lock, "daemon"):
             pass
     except Busy:
         return 0
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace, home: Home) -> int:
     who = f"a daemon is already running for {home.path}"
     with ExitStack() as stack:
         # `enqueue` looks at this lock for an instant.
-        stack.enter_context(locked(home.daemon_lock, who, patience=1.0))
+        stack.enter_context(hold_lock(home.daemon_lock, who, patience=1.0))
         store = stack.enter_context(Store(home.database, actor="daemon"))
         if arguments.json:
             report: Tell = _report_json
@@ -131,7 +131,7 @@ def _terminal_report(home: Home, stack: ExitStack) -> Tell:
 
 def _line_of(what: str, job: Job) -> str:
     if what == "started":
-        return f"job {job.id} started: {Path(job.file).name}, {counted(job.rows, 'row')}"
+        return f"job {job.id} started: {Path(job.file).name}, {quantity(job.rows, 'row')}"
     if what == "progress":
         return f"job {job.id} {progress_in_words(job.progress)}"
     return f"job {job.id} {job.state.value}" + (f": {job.reason}" if job.reason else "")
@@ -176,8 +176,8 @@ def show(arguments: argparse.Namespace, home: Home) -> int:
         ("job", f"{job.id}, {job.state.value}"),
         (
             "file",
-            f"{job.file}, {counted(job.rows, 'row')}"
-            + (f", {counted(job.bad_rows, 'bad line')} left out" if job.bad_rows else ""),
+            f"{job.file}, {quantity(job.rows, 'row')}"
+            + (f", {quantity(job.bad_rows, 'bad line')} left out" if job.bad_rows else ""),
         ),
         ("base", job.base),
         ("doing", progress_in_words(job.progress) if job.state is State.RUNNING else None),

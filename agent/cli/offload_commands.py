@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.contract.atomic_io import TEMPORARY, write_file
 from agent.contract.errors import DataError
-from agent.contract.lines import counted, read_json_lines, shorten
+from agent.contract.lines import quantity, read_json_lines, shorten
 from agent.queue.store import Store
 from agent.system import output
 from agent.system.config import flag_settings, read_config, write_settings
@@ -174,8 +174,8 @@ def cache_stats(arguments: argparse.Namespace, home: Home) -> int:
         print_json(_fields(answer))
         return 0
     limit = read_config(home.config).offload.cache_mb
-    size, used = f"{answer.bytes / 1e6:.2f} MB of at most {limit} MB", counted(answer.hits, "time")
-    say(f"{counted(answer.answers, 'answer')}, {size}, used again {used}")
+    size, used = f"{answer.bytes / 1e6:.2f} MB of at most {limit} MB", quantity(answer.hits, "time")
+    say(f"{quantity(answer.answers, 'answer')}, {size}, used again {used}")
     for model, count in answer.models.items():
         say(f"  {count} of {model}")
     return 0
@@ -216,6 +216,6 @@ def cache_prune(arguments: argparse.Namespace, home: Home) -> int:
     with _worker(home) as worker:
         answer = worker.ask(CachePrune(arguments.older_than))
     print_json(_fields(answer)) if arguments.json else say(
-        f"{counted(answer.answers, 'answer')} forgotten, {answer.bytes / 1e6:.2f} MB"
+        f"{quantity(answer.answers, 'answer')} forgotten, {answer.bytes / 1e6:.2f} MB"
     )
     return 0

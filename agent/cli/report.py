@@ -13,7 +13,7 @@ from agent.cli.charts import Chart, Line, Shade
 from agent.cli.run_history import RunHistory
 from agent.contract.atomic_io import read_manifest
 from agent.contract.errors import AgentError
-from agent.contract.lines import counted, read_json_lines
+from agent.contract.lines import quantity, read_json_lines
 from agent.data.formats import Example
 from agent.data.spool import load_spool
 from agent.decide.decision_store import DecisionStore, Round
@@ -86,10 +86,10 @@ class Report:
         figures = self.figures
         found += [("held-out rows", str(figures["held_out_rows"]))] if "held_out_rows" in figures else []
         if "steps" in figures:
-            found.append(("training", f"{counted(figures['steps'], 'step')}, {figures['tokens']:,} tokens"))
+            found.append(("training", f"{quantity(figures['steps'], 'step')}, {figures['tokens']:,} tokens"))
         if "requests" in figures:
             found.append(
-                ("remote LLM", f"{counted(figures['requests'], 'request')}, {figures['rewrite_money']:.2f} spent")
+                ("remote LLM", f"{quantity(figures['requests'], 'request')}, {figures['rewrite_money']:.2f} spent")
             )
         if "peak_rss_mb" in figures:
             found.append(("highest memory", f"{figures['peak_rss_mb']:,.0f} MB"))
@@ -198,7 +198,7 @@ def _answers(version: Path | None, examples: dict[str, Example]) -> list[Row]:
 def _gains(outcomes: list[Row], rounds: list[Round], left: int) -> Iterator[Row]:
     """Where the reward came from: tried, gained and spent by action."""
     spent = {name: sum(each.figures.get(name, 0) for each in rounds) for name in ("steps", "requests_here")}
-    costs = {"weights": counted(spent["steps"], "step"), "rewrite": counted(spent["requests_here"], "request")}
+    costs = {"weights": quantity(spent["steps"], "step"), "rewrite": quantity(spent["requests_here"], "request")}
     for action, name in (("weights", "tuning weights"), ("rewrite", "rewriting")):
         gains = [row["gain"] for row in outcomes if row["action"] == action]
         if gains:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.cli.progress_bar import show_progress
-from agent.contract.atomic_io import TEMPORARY, fsync_path, locked
+from agent.contract.atomic_io import TEMPORARY, fsync_path, hold_lock
 from agent.contract.errors import BaseModelError
 from agent.queue.store import Store
 from agent.system.config import read_config, write_base
@@ -51,7 +51,7 @@ def prepare_base(home: Home, base: str, *, again: bool, as_json: bool) -> dict[s
     if target.exists() and not again:
         return {}
     with (
-        locked(home.models_lock, "another `nslora-agent init` is preparing a base model"),
+        hold_lock(home.models_lock, "another `nslora-agent init` is preparing a base model"),
         tempfile.TemporaryDirectory(dir=home.models, prefix=TEMPORARY) as work,
     ):
         log = Path(work) / "log"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent.contract.lines import ASCII_MARK, counted, kind, shorten_line
+from agent.contract.lines import ASCII_MARK, kind, quantity, shorten_line
 
 LESS_THAN, AT_LEAST = "less than", "at least"
 LONGEST_QUOTE = 100
@@ -29,22 +29,25 @@ class Argument:
 class Check:
     """One kind of constraint; all three functions take its arguments by name.
 
-    `fault` takes the text too, which is never blank, and gives one line or None; `described` gives one imperative
+    `fault` takes the text too, which is never blank, and gives one line or None; `describe` gives one imperative
     sentence; `conflict` says what is wrong with good arguments together.
     """
 
     fault: Callable[..., str | None]
-    described: Callable[..., str]
+    describe: Callable[..., str]
     arguments: Mapping[str, Argument]
     conflict: Callable[..., str | None] = lambda **_: None
 
 
 def _must_be(expected: str, fits: Callable[[Any], bool]) -> Argument:
-    return Argument(lambda value: None if fits(value) else f"must be {expected}, not {_shown(value)}")
+    def wrong(value: Any) -> str | None:
+        if fits(value):
+            return None
+        nested = isinstance(value, (dict, list))
+        found = kind(value) if nested else double_quote(json.dumps(value, ensure_ascii=False)[:200])
+        return f"must be {expected}, not {found}"
 
-
-def _shown(value: Any) -> str:
-    return kind(value) if isinstance(value, (dict, list)) else quoted(json.dumps(value, ensure_ascii=False)[:200])
+    return Argument(wrong)
 
 
 def _is_text(value: Any) -> bool:
@@ -61,22 +64,22 @@ TEXTS = _must_be(
 LETTER = _must_be("one character", lambda value: _is_text(value) and len(value) == 1)
 
 
-def quoted(text: str) -> str:
+def double_quote(text: str) -> str:
     """The start of a text in double quotes and on one line."""
     return f'"{shorten_line(text, LONGEST_QUOTE, ASCII_MARK)}"'
 
 
-def listed(texts: Iterable[str]) -> str:
+def quote_all(texts: Iterable[str]) -> str:
     """Texts in quotes, whole, as a list for people."""
     return ", ".join(f'"{text}"' for text in texts)
 
 
-def wanted(relation: str, number: int, noun: str) -> str:
+def requirement(relation: str, number: int, noun: str) -> str:
     """The relation as an instruction: `fewer than 8 words`."""
-    return f"{'fewer than' if relation == LESS_THAN else relation} {counted(number, noun)}"
+    return f"{'fewer than' if relation == LESS_THAN else relation} {quantity(number, noun)}"
 
 
-def compared(found: str, number: int, relation: str, limit: int) -> str | None:
+def relation_fault(found: str, number: int, relation: str, limit: int) -> str | None:
     """The fault `found` where `number` is not in the relation to the limit."""
     obeys = number < limit if relation == LESS_THAN else number >= limit
     return None if obeys else f"{found}, must be {relation} {limit}"

@@ -9,7 +9,7 @@ from typing import Any
 from agent.constraints import linear_regex
 from agent.constraints.constraint_types import COUNT, Argument, Check
 from agent.constraints.ifeval import json_value
-from agent.contract.lines import ASCII_MARK, counted, shorten_line
+from agent.contract.lines import ASCII_MARK, quantity, shorten_line
 
 LONGEST_MESSAGE = 150
 """Characters of what the validator says about a value; it may quote all of the value."""
@@ -102,14 +102,13 @@ def _max_characters(text: str, *, max_characters: int) -> str | None:
     return None if len(text) <= max_characters else f"{len(text)} characters, must be at most {max_characters}"
 
 
-def _compact(schema: dict[str, Any]) -> str:
-    return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
-
-
 OWN_CHECKS = {
     "format:json_schema": Check(
         _json_schema,
-        lambda schema: f"Answer as JSON that matches this JSON Schema (a ```json fence is allowed): {_compact(schema)}",
+        lambda schema: (
+            "Answer as JSON that matches this JSON Schema (a ```json fence is allowed): "
+            + json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+        ),
         {"schema": Argument(_wrong_schema)},
     ),
     "format:regex": Check(
@@ -119,7 +118,7 @@ OWN_CHECKS = {
     ),
     "length_constraints:max_characters": Check(
         _max_characters,
-        lambda max_characters: f"Write at most {counted(max_characters, 'character')}.",
+        lambda max_characters: f"Write at most {quantity(max_characters, 'character')}.",
         {"max_characters": COUNT},
     ),
 }

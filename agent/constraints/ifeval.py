@@ -23,13 +23,13 @@ from agent.constraints.constraint_types import (
     TEXTS,
     Argument,
     Check,
-    compared,
-    listed,
-    quoted,
-    wanted,
+    double_quote,
+    quote_all,
+    relation_fault,
+    requirement,
 )
 from agent.constraints.languages import LANGUAGES
-from agent.contract.lines import counted
+from agent.contract.lines import quantity
 
 OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 """The three answers that detectable_format:constrained_response allows."""
@@ -44,12 +44,13 @@ _POSTSCRIPTS = {"P.S.": re.compile(r"p\.\s?s\."), "P.P.S": re.compile(r"p\.\s?p\
 
 def _existence(text: str, *, keywords: list[str]) -> str | None:
     missing = [word for word in keywords if not _occurrences(word, text)]
-    return f"missing: {listed(missing)}" if missing else None
+    return f"missing: {quote_all(missing)}" if missing else None
 
 
 def _frequency(text: str, *, keyword: str, frequency: int, relation: str) -> str | None:
     number = _occurrences(keyword.strip(), text)
-    return compared(f"{quoted(keyword)} occurs {counted(number, 'time')}", number, relation, frequency)
+    found = f"{double_quote(keyword)} occurs {quantity(number, 'time')}"
+    return relation_fault(found, number, relation, frequency)
 
 
 def _occurrences(keyword: str, text: str) -> int:
@@ -57,17 +58,14 @@ def _occurrences(keyword: str, text: str) -> int:
 
 
 def _forbidden_words(text: str, *, forbidden_words: list[str]) -> str | None:
-    found = [word for word in forbidden_words if _has_word(word, text)]
-    return f"forbidden words found: {listed(found)}" if found else None
-
-
-def _has_word(word: str, text: str) -> bool:
-    return bool(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, flags=re.IGNORECASE))
+    found = [w for w in forbidden_words if re.search(rf"(?<!\w){re.escape(w)}(?!\w)", text, flags=re.IGNORECASE)]
+    return f"forbidden words found: {quote_all(found)}" if found else None
 
 
 def _letter_frequency(text: str, *, letter: str, let_frequency: int, let_relation: str) -> str | None:
     number = text.lower().count(letter.lower())
-    return compared(f"{quoted(letter)} occurs {counted(number, 'time')}", number, let_relation, let_frequency)
+    found = f"{double_quote(letter)} occurs {quantity(number, 'time')}"
+    return relation_fault(found, number, let_relation, let_frequency)
 
 
 def _response_language(text: str, *, language: str) -> str | None:
@@ -81,12 +79,12 @@ def _other_language(found: str, language: str) -> str:
 
 def _number_sentences(text: str, *, num_sentences: int, relation: str) -> str | None:
     number = len(sentences.sentences(text))
-    return compared(counted(number, "sentence"), number, relation, num_sentences)
+    return relation_fault(quantity(number, "sentence"), number, relation, num_sentences)
 
 
 def _number_words(text: str, *, num_words: int, relation: str) -> str | None:
     number = len(sentences.words(text))
-    return compared(counted(number, "word"), number, relation, num_words)
+    return relation_fault(quantity(number, "word"), number, relation, num_words)
 
 
 def _number_paragraphs(text: str, *, num_paragraphs: int) -> str | None:
@@ -95,7 +93,7 @@ def _number_paragraphs(text: str, *, num_paragraphs: int) -> str | None:
     if not all(map(str.strip, between)):
         return "an empty paragraph between two ***"
     number = sum(bool(part.strip()) for part in (first, *between, *last))
-    return _exactly(f"{counted(number, 'paragraph')} separated by ***", number, num_paragraphs)
+    return _exactly(f"{quantity(number, 'paragraph')} separated by ***", number, num_paragraphs)
 
 
 def _exactly(found: str, number: int, expected: int) -> str | None:
@@ -106,52 +104,50 @@ def _nth_paragraph(text: str, *, num_paragraphs: int, nth_paragraph: int, first_
     paragraphs = text.split("\n\n")
     number = sum(bool(part.strip()) for part in paragraphs)
     if number != num_paragraphs:
-        return _exactly(f"{counted(number, 'paragraph')} separated by blank lines", number, num_paragraphs)
+        return _exactly(f"{quantity(number, 'paragraph')} separated by blank lines", number, num_paragraphs)
     words = paragraphs[nth_paragraph - 1].split()
     if not words:
         return f"paragraph {nth_paragraph} is empty: more than one blank line before it"
     start = re.split(r"""[.,?!'"]""", words[0].lstrip("'").lstrip('"'), maxsplit=1)[0].lower()
     if start == first_word.lower():
         return None
-    return f"paragraph {nth_paragraph} starts with {quoted(start)}, must start with {quoted(first_word)}"
+    return f"paragraph {nth_paragraph} starts with {double_quote(start)}, must start with {double_quote(first_word)}"
 
 
 def _placeholders(text: str, *, num_placeholders: int) -> str | None:
     lines = [line[: line.rfind("]") + 1] for line in text.split("\n")]
     number = sum(len(re.findall(r"\[[^]]*\]", line)) for line in lines)
-    return compared(counted(number, "placeholder") + " in [square brackets] found", number, AT_LEAST, num_placeholders)
+    found = f"{quantity(number, 'placeholder')} in [square brackets] found"
+    return relation_fault(found, number, AT_LEAST, num_placeholders)
 
 
 def _postscript(text: str, *, postscript_marker: str) -> str | None:
     marker = postscript_marker.strip()
     pattern = _POSTSCRIPTS.get(marker) or re.compile(re.escape(marker.lower()))
-    return None if pattern.search(text.lower()) else f"no postscript that starts with {quoted(marker)}"
+    return None if pattern.search(text.lower()) else f"no postscript that starts with {double_quote(marker)}"
 
 
 def _bullet_lists(text: str, *, num_bullets: int) -> str | None:
     number = len(_STARRED.findall(text)) + len(_DASHED.findall(text))
-    return _exactly(f"{counted(number, 'bullet point')} found", number, num_bullets)
+    return _exactly(f"{quantity(number, 'bullet point')} found", number, num_bullets)
 
 
-def _constrained_response(text: str) -> str | None:
-    return None if any(option in text for option in OPTIONS) else f"contains none of: {listed(OPTIONS)}"
-
-
-def _highlighted_sections(text: str, *, num_highlights: int) -> str | None:
+def _highlights(text: str, *, num_highlights: int) -> str | None:
     single = [part[1:-1] for part in re.findall(r"\*[^\n*]*\*", text)]
     double = [part[2:-2] for part in re.findall(r"\*\*[^\n*]*\*\*", text)]
     number = sum(bool(part.strip()) for part in single + double)
-    return compared(counted(number, "highlighted section") + " (as in *this*) found", number, AT_LEAST, num_highlights)
+    found = f"{quantity(number, 'highlighted section')} (as in *this*) found"
+    return relation_fault(found, number, AT_LEAST, num_highlights)
 
 
 def _multiple_sections(text: str, *, section_spliter: str, num_sections: int) -> str | None:
     marker = section_spliter.strip()
     number = len(re.findall(rf"{re.escape(marker)}\s?\d+", text))
-    found = f'{counted(number, "section")} marked "{marker} X" found'
-    return compared(found, number, AT_LEAST, num_sections)
+    found = f'{quantity(number, "section")} marked "{marker} X" found'
+    return relation_fault(found, number, AT_LEAST, num_sections)
 
 
-def without_fence(text: str) -> str:
+def strip_fence(text: str) -> str:
     """The text inside a Markdown code fence around the whole text, if there is one."""
     text = text.strip()
     for fence in _FENCES:
@@ -162,7 +158,7 @@ def without_fence(text: str) -> str:
 def json_value(text: str) -> tuple[Any, str | None]:
     """The JSON value that a whole text is, a code fence around it allowed, or None and what is wrong with it."""
     try:
-        return json.loads(without_fence(text)), None
+        return json.loads(strip_fence(text)), None
     except json.JSONDecodeError as fault:
         return None, f"not valid JSON (line {fault.lineno}, column {fault.colno})"
     except ValueError:
@@ -171,18 +167,12 @@ def json_value(text: str) -> tuple[Any, str | None]:
         return None, "not valid JSON: brackets are nested too deeply"
 
 
-def _json_format(text: str) -> str | None:
-    return json_value(text)[1]
-
-
 def _title(text: str) -> str | None:
-    found = any(map(_has_title, text.split("\n")))
-    return None if found else "no title in <<double angular brackets>>"
-
-
-def _has_title(line: str) -> bool:
-    start, end = line.find("<<"), line.rfind(">>")
-    return start >= 0 and bool(line[start : end + 2].lstrip("<").rstrip(">").strip())
+    for line in text.split("\n"):
+        start, end = line.find("<<"), line.rfind(">>")
+        if start >= 0 and line[start : end + 2].lstrip("<").rstrip(">").strip():
+            return None
+    return "no title in <<double angular brackets>>"
 
 
 def _two_responses(text: str) -> str | None:
@@ -191,13 +181,13 @@ def _two_responses(text: str) -> str | None:
     if not all(parts[1:-1]):
         return "an empty answer between two ******"
     if len(answers) != 2:
-        return f"{counted(len(answers), 'answer')} separated by ******, must be exactly 2"
+        return f"{quantity(len(answers), 'answer')} separated by ******, must be exactly 2"
     return "both answers are the same" if answers[0] == answers[1] else None
 
 
 def _repeat_prompt(text: str, *, prompt_to_repeat: str) -> str | None:
     obeys = text.strip().lower().startswith(prompt_to_repeat.strip().lower())
-    return None if obeys else f"does not start with the request word for word: {quoted(prompt_to_repeat)}"
+    return None if obeys else f"does not start with the request word for word: {double_quote(prompt_to_repeat)}"
 
 
 def _repetition(*, prompt_to_repeat: str | None = None) -> str:
@@ -207,7 +197,7 @@ def _repetition(*, prompt_to_repeat: str | None = None) -> str:
 
 def _end(text: str, *, end_phrase: str) -> str | None:
     obeys = text.strip().strip('"').lower().endswith(end_phrase.strip().lower())
-    return None if obeys else f"does not end with {quoted(end_phrase)}"
+    return None if obeys else f"does not end with {double_quote(end_phrase)}"
 
 
 def _quotation(text: str) -> str | None:
@@ -218,8 +208,8 @@ def _quotation(text: str) -> str | None:
 
 def _capital_word_frequency(text: str, *, capital_frequency: int, capital_relation: str) -> str | None:
     number = len(sentences.capital_words(text))
-    found = f"{counted(number, 'word')} in all capital letters"
-    return compared(found, number, capital_relation, capital_frequency)
+    found = f"{quantity(number, 'word')} in all capital letters"
+    return relation_fault(found, number, capital_relation, capital_frequency)
 
 
 def _capital(text: str) -> str | None:
@@ -251,7 +241,8 @@ _BEFORE_COMMA = re.compile(r"[^\s,]*,")
 
 def _no_comma(text: str) -> str | None:
     number = text.count(",")
-    return f"{counted(number, 'comma')} found: {' '.join(_BEFORE_COMMA.findall(text)[:MOST_SHOWN])}" if number else None
+    places = " ".join(_BEFORE_COMMA.findall(text)[:MOST_SHOWN])
+    return f"{quantity(number, 'comma')} found: {places}" if number else None
 
 
 def _no_such_paragraph(*, num_paragraphs: int, nth_paragraph: int, **_: str) -> str | None:
@@ -267,22 +258,22 @@ def _wrong_language(value: Any) -> str | None:
 
 CHECKS = {
     "keywords:existence": Check(
-        _existence, lambda keywords: f"Use all of these words: {listed(keywords)}.", {"keywords": TEXTS}
+        _existence, lambda keywords: f"Use all of these words: {quote_all(keywords)}.", {"keywords": TEXTS}
     ),
     "keywords:frequency": Check(
         _frequency,
-        lambda keyword, frequency, relation: f'Use "{keyword}" {wanted(relation, frequency, "time")}.',
+        lambda keyword, frequency, relation: f'Use "{keyword}" {requirement(relation, frequency, "time")}.',
         {"relation": RELATION, "keyword": TEXT, "frequency": COUNT},
     ),
     "keywords:forbidden_words": Check(
         _forbidden_words,
-        lambda forbidden_words: f"Use none of these words: {listed(forbidden_words)}.",
+        lambda forbidden_words: f"Use none of these words: {quote_all(forbidden_words)}.",
         {"forbidden_words": TEXTS},
     ),
     "keywords:letter_frequency": Check(
         _letter_frequency,
         lambda letter, let_frequency, let_relation: (
-            f'Use the character "{letter}" {wanted(let_relation, let_frequency, "time")}.'
+            f'Use the character "{letter}" {requirement(let_relation, let_frequency, "time")}.'
         ),
         {"let_relation": RELATION, "letter": LETTER, "let_frequency": COUNT},
     ),
@@ -293,25 +284,25 @@ CHECKS = {
     ),
     "length_constraints:number_sentences": Check(
         _number_sentences,
-        lambda num_sentences, relation: f"Write {wanted(relation, num_sentences, 'sentence')}.",
+        lambda num_sentences, relation: f"Write {requirement(relation, num_sentences, 'sentence')}.",
         {"relation": RELATION, "num_sentences": COUNT},
     ),
     "length_constraints:number_paragraphs": Check(
         _number_paragraphs,
         lambda num_paragraphs: (
-            f"Write exactly {counted(num_paragraphs, 'paragraph')}, with *** between two paragraphs and nowhere else."
+            f"Write exactly {quantity(num_paragraphs, 'paragraph')}, with *** between two paragraphs and nowhere else."
         ),
         {"num_paragraphs": COUNT},
     ),
     "length_constraints:number_words": Check(
         _number_words,
-        lambda num_words, relation: f"Write {wanted(relation, num_words, 'word')}.",
+        lambda num_words, relation: f"Write {requirement(relation, num_words, 'word')}.",
         {"relation": RELATION, "num_words": COUNT},
     ),
     "length_constraints:nth_paragraph_first_word": Check(
         _nth_paragraph,
         lambda num_paragraphs, nth_paragraph, first_word: (
-            f"Write exactly {counted(num_paragraphs, 'paragraph')}, separated by one blank line each, "
+            f"Write exactly {quantity(num_paragraphs, 'paragraph')}, separated by one blank line each, "
             f'and start paragraph {nth_paragraph} with the word "{first_word}".'
         ),
         {"num_paragraphs": COUNT, "nth_paragraph": COUNT, "first_word": TEXT},
@@ -320,7 +311,7 @@ CHECKS = {
     "detectable_content:number_placeholders": Check(
         _placeholders,
         lambda num_placeholders: (
-            f"Include at least {counted(num_placeholders, 'placeholder')} in square brackets, such as [address]."
+            f"Include at least {quantity(num_placeholders, 'placeholder')} in square brackets, such as [address]."
         ),
         {"num_placeholders": COUNT},
     ),
@@ -332,30 +323,32 @@ CHECKS = {
     "detectable_format:number_bullet_lists": Check(
         _bullet_lists,
         lambda num_bullets: (
-            f'Write exactly {counted(num_bullets, "bullet point")}, each on a line of its own that starts with "* ".'
+            f'Write exactly {quantity(num_bullets, "bullet point")}, each on a line of its own that starts with "* ".'
         ),
         {"num_bullets": COUNT},
     ),
     "detectable_format:constrained_response": Check(
-        _constrained_response, lambda: f"Answer with one of these sentences: {listed(OPTIONS)}.", {}
+        lambda text: None if any(option in text for option in OPTIONS) else f"contains none of: {quote_all(OPTIONS)}",
+        lambda: f"Answer with one of these sentences: {quote_all(OPTIONS)}.",
+        {},
     ),
     "detectable_format:number_highlighted_sections": Check(
-        _highlighted_sections,
+        _highlights,
         lambda num_highlights: (
-            f"Highlight at least {counted(num_highlights, 'section')} with asterisks, as in *highlighted section*."
+            f"Highlight at least {quantity(num_highlights, 'section')} with asterisks, as in *highlighted section*."
         ),
         {"num_highlights": COUNT},
     ),
     "detectable_format:multiple_sections": Check(
         _multiple_sections,
         lambda section_spliter, num_sections: (
-            f"Write {counted(num_sections, 'section')} and start each with its number, "
+            f"Write {quantity(num_sections, 'section')} and start each with its number, "
             f'as in "{section_spliter.strip()} 1".'
         ),
         {"section_spliter": TEXT, "num_sections": COUNT},
     ),
     "detectable_format:json_format": Check(
-        _json_format, lambda: "Answer as one JSON object (a ```json fence is allowed).", {}
+        lambda text: json_value(text)[1], lambda: "Answer as one JSON object (a ```json fence is allowed).", {}
     ),
     "detectable_format:title": Check(
         _title, lambda: "Include a title in double angular brackets, as in <<title>>.", {}
@@ -374,7 +367,7 @@ CHECKS = {
     "change_case:capital_word_frequency": Check(
         _capital_word_frequency,
         lambda capital_frequency, capital_relation: (
-            f"Write {wanted(capital_relation, capital_frequency, 'word')} in all capital letters."
+            f"Write {requirement(capital_relation, capital_frequency, 'word')} in all capital letters."
         ),
         {"capital_frequency": COUNT, "capital_relation": RELATION},
     ),

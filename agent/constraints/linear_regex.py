@@ -35,7 +35,7 @@ _Build = Callable[[int], int]
 def matches(pattern: str, text: str) -> bool:
     """True if the whole text matches; texts longer than `LONGEST_TEXT` do not. Raises ValueError for a bad pattern."""
     automaton = _Automaton()
-    states = automaton.reachable(frozenset([automaton.compiled(_tokens(pattern))]))
+    states = automaton.reachable(frozenset([automaton.compile(_tokens(pattern))]))
     if len(text) > LONGEST_TEXT:
         return False
     for character in text:
@@ -89,7 +89,7 @@ class _Automaton:
         reading = [state for state in states if (reads := self.reads[state]) and reads.match(character)]
         return self.reachable(frozenset().union(*(self.next[state] for state in reading)))
 
-    def compiled(self, tokens: list[str]) -> int:
+    def compile(self, tokens: list[str]) -> int:
         """Add a whole pattern; returns the state to start from."""
         return self._choice(list(reversed([token for token in tokens if token not in ("^", "$")])))(_ACCEPT)
 

@@ -43,14 +43,16 @@ def sentences(text: str) -> list[str]:
 
 def capital_words(text: str) -> list[str]:
     """Tokens whose letters are all capitals: `USA`, `A`, `COVID-19`; the `I` of `I'm`, both `DO` and `N'T`."""
-    return [token for sentence in sentences(text) for token in _tokens(sentence) if token.isupper()]
+    return [
+        token
+        for sentence in sentences(text)
+        for piece in _CUT.split(_FINAL_PERIOD.sub(" ", sentence))
+        for token in _split_clitics(piece)
+        if token.isupper()
+    ]
 
 
-def _tokens(sentence: str) -> list[str]:
-    return [token for piece in _CUT.split(_FINAL_PERIOD.sub(" ", sentence)) for token in _parted(piece)]
-
-
-def _parted(piece: str) -> list[str]:
+def _split_clitics(piece: str) -> list[str]:
     """A piece without its clitics (`'S`, `N'T`), and these; fused words (`CANNOT`) as two."""
     ends: list[str] = []
     for clitic in _CLITICS:

@@ -27,7 +27,7 @@ def fault(constraint: dict[str, Any], text: str, prompt: str = "") -> str | None
     `prompt` is what combination:repeat_prompt compares with where the constraint does not say. A blank text obeys
     nothing. Raises ValueError for a constraint that has a `problem`.
     """
-    check, arguments = _parsed(constraint)
+    check, arguments = _parse(constraint)
     if constraint["id"] == _REPEAT:
         arguments.setdefault("prompt_to_repeat", prompt)
         if not arguments["prompt_to_repeat"].strip():
@@ -41,34 +41,34 @@ def faults(constraints: Iterable[dict[str, Any]], text: str, prompt: str = "") -
     return tuple(line for line in found if line is not None)
 
 
-def described(constraint: dict[str, Any]) -> str:
+def describe(constraint: dict[str, Any]) -> str:
     """The constraint as one imperative English sentence: `Write fewer than 8 words.` Raises as `fault` does."""
-    check, arguments = _parsed(constraint)
-    return check.described(**arguments)
+    check, arguments = _parse(constraint)
+    return check.describe(**arguments)
 
 
 def problem(constraint: dict[str, Any]) -> str | None:
     """Say what is wrong with a constraint itself, in one line; None if texts can be checked with it."""
     identifier, arguments = constraint.get("id"), constraint.get("kwargs")
     if not isinstance(identifier, str) or identifier not in _CHECKS:
-        return f"unknown constraint {quote(str(identifier))}{_meant(str(identifier))}"
+        return f"unknown constraint {quote(str(identifier))}{_suggestion(str(identifier))}"
     if arguments is not None and not isinstance(arguments, dict):
         return f"kwargs of {identifier} is {kind(arguments)}, must be an object"
-    wrong = _wrong_arguments(_CHECKS[identifier], _present(arguments))
+    wrong = _wrong_arguments(_CHECKS[identifier], _drop_nulls(arguments))
     return f"{identifier}: {wrong}" if wrong else None
 
 
-def _meant(identifier: str) -> str:
-    close = difflib.get_close_matches(identifier, _CHECKS, n=1) or _with_last_part(identifier.rpartition(":")[2])
-    return f", did you mean {close[0]}?" if close else f": known are {', '.join(_CHECKS)}"
-
-
-def _with_last_part(name: str) -> list[str]:
+def _suggestion(identifier: str) -> str:
+    """The id that is most like an unknown one, as a whole or in its part after the colon; all ids if none is."""
+    if alike := difflib.get_close_matches(identifier, _CHECKS, n=1):
+        return f", did you mean {alike[0]}?"
     by_name = {known.partition(":")[2]: known for known in _CHECKS}
-    return [by_name[close] for close in difflib.get_close_matches(name, by_name, n=1)]
+    if alike := difflib.get_close_matches(identifier.rpartition(":")[2], by_name, n=1):
+        return f", did you mean {by_name[alike[0]]}?"
+    return f": known are {', '.join(_CHECKS)}"
 
 
-def _present(arguments: dict[str, Any] | None) -> dict[str, Any]:
+def _drop_nulls(arguments: dict[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (arguments or {}).items() if value is not None}
 
 
@@ -85,7 +85,7 @@ def _wrong_arguments(check: Check, arguments: dict[str, Any]) -> str | None:
     return check.conflict(**arguments)
 
 
-def _parsed(constraint: dict[str, Any]) -> tuple[Check, dict[str, Any]]:
+def _parse(constraint: dict[str, Any]) -> tuple[Check, dict[str, Any]]:
     if wrong := problem(constraint):
         raise ValueError(wrong)
-    return _CHECKS[constraint["id"]], _present(constraint.get("kwargs"))
+    return _CHECKS[constraint["id"]], _drop_nulls(constraint.get("kwargs"))

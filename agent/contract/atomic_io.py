@@ -79,10 +79,6 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _files_below(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-
-
 def publish_folder(temporary: Path, final: Path, about: dict[str, Any]) -> None:
     """Make a finished folder visible under its final name in one rename.
 
@@ -90,7 +86,7 @@ def publish_folder(temporary: Path, final: Path, about: dict[str, Any]) -> None:
     folder is renamed. Raises OSError if `final` already exists with something in it.
     """
     files = {}
-    for path in _files_below(temporary):
+    for path in sorted(p for p in temporary.rglob("*") if p.is_file() and p.name != MANIFEST):
         fsync_path(path)
         files[str(path.relative_to(temporary))] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
     for folder in [p for p in temporary.rglob("*") if p.is_dir()]:
@@ -151,7 +147,7 @@ def sweep_temporaries(folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, who: str, patience: float = 0.0) -> Iterator[int]:
+def hold_lock(path: Path, who: str, patience: float = 0.0) -> Iterator[int]:
     """Hold an exclusive lock on `path` while the block runs; yields its file descriptor.
 
     The kernel drops the lock when the last process that has the descriptor open is gone, so a child that inherits

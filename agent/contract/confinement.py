@@ -28,7 +28,7 @@ NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16
 ALLOW, REFUSE = 0x7FFF0000, 0x00050000 | errno.EACCES
 
 
-def without_network() -> bool:
+def forbid_network() -> bool:
     """Forbid this process and what it starts to open sockets that lead out of the box; False where that cannot be.
 
     PermissionError meets whoever tries. Not reversible. Machines other than x86_64 and aarch64, and kernels without

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def pretending_absent(*names: str) -> Iterator[None]:
+def hide_modules(*names: str) -> Iterator[None]:
     """In the block, modules of these names that are not imported yet cannot be: `import` raises ImportError."""
     hidden = [name for name in names if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None is how Python spells it

@@ -36,7 +36,7 @@ def quote(text: str) -> str:
     return repr(shorten(text, 40))
 
 
-def counted(number: int, noun: str) -> str:
+def quantity(number: int, noun: str) -> str:
     """A number of things: `1 word`, `2 words`; the plural is regular."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 

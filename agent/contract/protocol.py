@@ -318,23 +318,21 @@ class Envelope:
 def encode(envelope: Envelope) -> bytes:
     """One line of JSON with its newline; numbers that are not finite raise ValueError."""
     message = envelope.message
-    name, body = _named(message)
+    if isinstance(message, errors.AgentError):
+        # A worker's own error is named after the one in `errors` that it derives from.
+        ancestors = (cls.__name__ for cls in type(message).__mro__)
+        name = next((ancestor for ancestor in ancestors if ancestor in errors.BY_NAME), "WorkerDied")
+        body: Any = str(message)
+    else:
+        name, body = type(message).__name__, dataclasses.asdict(typing.cast("Any", message))
     record = {"v": VERSION, "id": envelope.id, envelope.kind: name, "body": body}
     return json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
-
-
-def _named(message: Message | errors.AgentError) -> tuple[str, Any]:
-    """A message's name and body; a worker's own error is named after the one in `errors` that it derives from."""
-    if isinstance(message, errors.AgentError):
-        names = (cls.__name__ for cls in type(message).__mro__)
-        return next((name for name in names if name in errors.BY_NAME), "WorkerDied"), str(message)
-    return type(message).__name__, dataclasses.asdict(typing.cast("Any", message))
 
 
 def decode(line: bytes) -> Envelope:
     """The envelope in a line; raises ProtocolError for anything else."""
     try:
-        record = json.loads(line, parse_constant=_no_constant)
+        record = json.loads(line, parse_constant=_refuse_constant)
         if record["v"] != VERSION:
             raise ProtocolError(f"protocol version {record['v']!r}, expected {VERSION}: reinstall nslora-agent")
         (kind,) = {"request", "event", "answer", "error"} & record.keys()
@@ -345,7 +343,7 @@ def decode(line: bytes) -> Envelope:
         raise ProtocolError(f"not a protocol line ({type(fault).__name__}: {fault}): {line[:200]!r}") from fault
 
 
-def _no_constant(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 

@@ -9,6 +9,7 @@ import signal
 import threading
 import typing
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Server:
             idle = threading.Event()
             threading.Thread(target=self._beat, args=(request.id, idle), daemon=True).start()
             try:
-                answer: Answer | errors.AgentError = self._handler(request.message, self._emitter(request.id))
+                answer: Answer | errors.AgentError = self._handler(request.message, partial(self._emit, request.id))
             except errors.AgentError as fault:
                 answer = fault
             idle.set()
@@ -85,12 +86,12 @@ class Server:
         del self._unread[:end]
         return line
 
-    def _emitter(self, request: int) -> Emit:
-        return lambda message: self._send(Envelope("event", request, message))
-
     def _beat(self, request: int, idle: threading.Event) -> None:
         while not idle.wait(ALIVE_EVERY):
-            self._send(Envelope("event", request, Alive(rss_mb())))
+            self._emit(request, Alive(rss_mb()))
+
+    def _emit(self, request: int, event: Event) -> None:
+        self._send(Envelope("event", request, event))
 
     def _send(self, envelope: Envelope) -> None:
         line = encode(envelope)

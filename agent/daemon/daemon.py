@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.contract.atomic_io import locked, sweep_temporaries
+from agent.contract.atomic_io import hold_lock, sweep_temporaries
 from agent.contract.errors import AgentError, Busy, StaleAttempt, StateError
 from agent.contract.os_errors import os_fault
 from agent.daemon import metrics
@@ -97,7 +97,7 @@ class Daemon:
         Registry(self._home.path, self._store).reconcile()
         sweep_orphans(self._home.spool, self._store.spools())
         try:
-            with locked(self._home.models_lock, "init"):
+            with hold_lock(self._home.models_lock, "init"):
                 sweep_temporaries(self._home.models)
         except Busy:  # an `init` is at work, and what lies there is its own
             pass
@@ -105,7 +105,7 @@ class Daemon:
             # A reboot or power cut is not the job's fault and counts no death.
             same_boot = job.boot_id == boot_id()
             reason = "the daemon died" if same_boot else "the box restarted"
-            self._report("taken back", self._store.died(job.id, str(job.token), reason, counts=same_boot))
+            self._report("taken back", self._store.record_death(job.id, str(job.token), reason, counts=same_boot))
         self._store.resume()
         systemd.notify("READY=1")
 
@@ -201,7 +201,7 @@ class Daemon:
             ended = running.killed_because or f"{how_it_ended(status)}{last_words(running.log)}"
             reason = f"the job's process {ended}"
             try:
-                job = self._store.died(job.id, running.token, reason, counts=counts)
+                job = self._store.record_death(job.id, running.token, reason, counts=counts)
             except StaleAttempt:  # it was cancelled meanwhile
                 job = self._store.get(job.id)
         self._running = None

@@ -79,7 +79,9 @@ def open_source(path: str) -> BinaryIO:
     Raises NotFound if there is nothing at `path`, DataError if it is no regular file or cannot be read.
     """
     if path == "-":
-        return _standard_input()
+        if sys.stdin is None:
+            raise DataError("standard input is closed: name a file instead of -")
+        return sys.stdin.buffer
     try:
         _refuse_special(Path(path).stat().st_mode, path)
         # Without O_NONBLOCK, a FIFO that took the file's place just now would block here for ever.
@@ -90,12 +92,6 @@ def open_source(path: str) -> BinaryIO:
         reason = fault.strerror if isinstance(fault, OSError) else fault
         raise DataError(f"{quote(path)} cannot be opened ({reason}): check the path and its permissions") from None
     return os.fdopen(descriptor, "rb")
-
-
-def _standard_input() -> BinaryIO:
-    if sys.stdin is None:
-        raise DataError("standard input is closed: name a file instead of -")
-    return sys.stdin.buffer
 
 
 def _refuse_special(mode: int, path: str) -> None:
@@ -142,8 +138,8 @@ class Reader:
     def __iter__(self) -> Iterator[Example]:
         rows = 0
         for count, line in enumerate(self._lines):
-            if count == 0:
-                _refuse_array(line)
+            if count == 0 and line.raw.lstrip().startswith(b"["):
+                raise DataError("this looks like one JSON array: put one object on each line (jq -c '.[]' FILE > NEW)")
             try:
                 example = self._example(line)
             except BadRow as fault:
@@ -151,8 +147,10 @@ class Reader:
             else:
                 rows += 1
                 yield example
+        if not rows and not self.bad:
+            raise DataError("the data is empty: write one JSON object on each line")
         if not rows:
-            raise DataError(self._nothing())
+            raise DataError(f"no line of the data can be used, {self.bad_total} bad:\n{list_bad(self.bad)}")
 
     def _example(self, line: Line) -> Example:
         if not line.whole:
@@ -169,11 +167,6 @@ class Reader:
         if len(self.bad) < BAD_KEPT:
             self.bad.append(replace(bad, raw=bad.raw[:QUOTED]))
         self._on_bad(bad)
-
-    def _nothing(self) -> str:
-        if not self.bad:
-            return "the data is empty: write one JSON object on each line"
-        return f"no line of the data can be used, {self.bad_total} bad:\n{list_bad(self.bad)}"
 
 
 class _Ids:
@@ -197,11 +190,6 @@ class _Ids:
     def _is_numbered(self, name: str) -> bool:
         found = re.fullmatch(r"line-([1-9][0-9]{0,17})", name)
         return found is not None and any(self._numbered[int(found[1]) : int(found[1]) + 1])
-
-
-def _refuse_array(first: Line) -> None:
-    if first.raw.lstrip().startswith(b"["):
-        raise DataError("this looks like one JSON array: put one object on each line (jq -c '.[]' FILE > NEW)")
 
 
 def read_examples(stream: BinaryIO, limits: Limits, on_bad: OnBad) -> Iterator[Example]:
@@ -259,17 +247,14 @@ def split(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list
         if not train:
             raise DataError(f'every row has "split": "{HELD_OUT}": mark some rows "{TRAIN}" or remove the field')
         return train, [example for example in examples if example.split == HELD_OUT]
-    held_out = _draw(examples, _target(len(examples), fraction), seed)
+    rows, target = len(examples), 0
+    if rows > 1 and fraction > 0:
+        target = min(rows - 1, max(1, round(fraction * rows)))
+    held_out = _draw(examples, target, seed)
     return (
         [example for index, example in enumerate(examples) if index not in held_out],
         [example for index, example in enumerate(examples) if index in held_out],
     )
-
-
-def _target(rows: int, fraction: float) -> int:
-    if rows < 2 or fraction <= 0:
-        return 0
-    return min(rows - 1, max(1, round(fraction * rows)))
 
 
 def _draw(examples: Sequence[Example], target: int, seed: int) -> set[int]:

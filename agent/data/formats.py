@@ -128,28 +128,25 @@ def to_example(record: dict[str, Any], shape: Shape, line: int) -> Example:
             "use one shape in a file",
         )
     check_text([record.get(key) for key in (*shape.keys, *_OPTIONAL)])
-    messages, answer = _ending_in_answer(shape.messages(record)), _answer(record.get("answer"))
+    messages = shape.messages(record)
+    last = messages[-1]
+    if last.role != "assistant":
+        raise BadRow(f"the last message is by the {last.role}", "end the conversation with the assistant's message")
+    if not last.content.strip():
+        raise BadRow("the last message is blank", "write what the model shall answer, or remove the line")
+    answer = _answer(record.get("answer"))
     return Example(
         id=_identifier(record.get("id"), line),
         messages=messages,
         split=_split(record.get("split")),
         answer=answer,
-        constraints=_constraints(_asked(record), messages[:-1]),
+        constraints=_constraints(_raw_constraints(record), messages[:-1]),
         line=line,
         answer_check=_answer_check(record.get("answer_check"), answer),
     )
 
 
 # ---- messages ----
-
-
-def _ending_in_answer(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    last = messages[-1]
-    if last.role != "assistant":
-        raise BadRow(f"the last message is by the {last.role}", "end the conversation with the assistant's message")
-    if not last.content.strip():
-        raise BadRow("the last message is blank", "write what the model shall answer, or remove the line")
-    return messages
 
 
 def _from_messages(record: dict[str, Any]) -> tuple[Message, ...]:
@@ -262,7 +259,7 @@ def _answer_check(value: Any, answer: str | None) -> str:
     return str(value)
 
 
-def _asked(record: dict[str, Any]) -> Any:
+def _raw_constraints(record: dict[str, Any]) -> Any:
     """The constraints of a row, or those of a row of IFEval: a list of ids, and one of as many objects of kwargs."""
     ids, kwargs = (record.get(key) for key in _IFEVAL)
     if record.get("constraints") is not None or ids is None:

@@ -67,16 +67,19 @@ class Lines:
 
     def __iter__(self) -> Iterator[Line]:
         self._refuse_size(_file_size(self._stream))
-        longest = self._limits.max_line_bytes
+        longest, most = self._limits.max_line_bytes, self._limits.max_lines
         for number in itertools.count(1):
             piece = self._read(longest + len(b"\r\n"))
             if not piece:
                 return
-            self._refuse_count(number)
-            raw = (_without_bom(piece) if number == 1 else piece).rstrip(b"\r\n")
+            if number > most:
+                raise DataError(f"the data has more lines than max_lines = {most}: split the file or raise max_lines")
+            if number == 1 and piece.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise DataError("the data is UTF-16: save it as UTF-8 (iconv -f UTF-16 -t UTF-8 FILE > NEW)")
+            raw = (piece.removeprefix(b"\xef\xbb\xbf") if number == 1 else piece).rstrip(b"\r\n")
             whole = len(raw) <= longest
-            if not whole and not piece.endswith(b"\n"):
-                self._skip_line()
+            while not whole and piece and not piece.endswith(b"\n"):
+                piece = self._read(_CHUNK)
             if not whole or raw.strip():
                 yield Line(number, raw if whole else raw[:QUOTED], whole)
 
@@ -89,20 +92,10 @@ class Lines:
         self._refuse_size(self.bytes)
         return piece
 
-    def _skip_line(self) -> None:
-        while piece := self._read(_CHUNK):
-            if piece.endswith(b"\n"):
-                return
-
     def _refuse_size(self, size: int) -> None:
         most = self._limits.max_file_bytes
         if size > most:
             raise DataError(f"the data is larger than max_file_bytes = {most}: split the file or raise max_file_bytes")
-
-    def _refuse_count(self, number: int) -> None:
-        most = self._limits.max_lines
-        if number > most:
-            raise DataError(f"the data has more lines than max_lines = {most}: split the file or raise max_lines")
 
 
 def _file_size(stream: BinaryIO) -> int:
@@ -112,12 +105,6 @@ def _file_size(stream: BinaryIO) -> int:
     except OSError:
         return 0
     return status.st_size if stat.S_ISREG(status.st_mode) else 0
-
-
-def _without_bom(start: bytes) -> bytes:
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError("the data is UTF-16: save it as UTF-8 (iconv -f UTF-16 -t UTF-8 FILE > NEW)")
-    return start.removeprefix(b"\xef\xbb\xbf")
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
@@ -130,7 +117,9 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         piece = raw[fault.start : fault.start + 4]
         raise BadRow(f"byte {fault.start + 1} is not UTF-8: {piece!r}", "save the file as UTF-8") from None
     except json.JSONDecodeError as fault:
-        raise BadRow(*_syntax(fault)) from None
+        near = quote(fault.doc[fault.pos : fault.pos + 20])
+        problem = f"not JSON: {fault.msg} (column {fault.colno}, at {near})"
+        raise BadRow(problem, "write one whole JSON object on each line") from None
     except RecursionError:
         raise BadRow("brackets are nested too deeply", f"keep nesting below {MAX_DEPTH} levels") from None
     if not isinstance(value, dict):
@@ -153,12 +142,7 @@ def check_text(value: Any, depth: int = 0) -> None:
             check_text(item, depth + 1)
 
 
-def _syntax(fault: json.JSONDecodeError) -> tuple[str, str]:
-    near = quote(fault.doc[fault.pos : fault.pos + 20])
-    return f"not JSON: {fault.msg} (column {fault.colno}, at {near})", "write one whole JSON object on each line"
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_twin_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         names = [name for name, _ in pairs]
@@ -167,23 +151,23 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _no_constant(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise BadRow(f"{name} is not JSON", "use null or a finite number")
 
 
-def _finite(digits: str) -> float:
+def _parse_float(digits: str) -> float:
     value = float(digits)
     if math.isinf(value):
         raise BadRow(f"the number {quote(digits)} is too large", "use a smaller number, or a string")
     return value
 
 
-def _bounded(digits: str) -> int:
+def _parse_int(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise BadRow(f"an integer has {len(digits)} digits", f"use at most {MAX_DIGITS} digits, or a string")
     return int(digits)
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded
+    object_pairs_hook=_refuse_twin_keys, parse_constant=_refuse_constant, parse_float=_parse_float, parse_int=_parse_int
 )

@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from agent.contract import atomic_io
 from agent.contract.errors import DataError, NotFound, StateError
+from agent.contract.lines import quantity
 from agent.contract.os_errors import disk_faults
 from agent.contract.settings import Limits
 from agent.data.dataset import BadLine, Report, list_bad, survey
@@ -61,10 +62,19 @@ def spool(source: BinaryIO, folder: Path, name: str, limits: Limits, *, skip_bad
     if path.exists():
         raise StateError(f"{path} exists already: choose another name")
     draft, bad_draft = atomic_io.temporary_beside(path), atomic_io.temporary_beside(bad_path)
-    with disk_faults(folder), _removed_on_failure(draft, bad_draft, bad_path):
-        report = _write(source, limits, draft, bad_draft)
+    with disk_faults(folder), _remove_on_failure(draft, bad_draft, bad_path):
+        with draft.open("wb") as rows, bad_draft.open("wb") as bad:
+            report = survey(
+                source,
+                limits,
+                on_example=lambda example: rows.write(example.to_json().encode() + b"\n"),
+                on_bad=lambda line: bad.write(_bad_json(line)),
+            )
         if report.bad_total and not skip_bad:
-            raise DataError(_refusal(report))
+            raise DataError(
+                f"{quantity(report.bad_total, 'line')} of the data cannot be used: "
+                f"mend or pass --skip-bad to leave out\n{list_bad(report.bad)}"
+            )
         if report.bad_total:
             _publish(bad_draft, bad_path)
         bad_draft.unlink(missing_ok=True)
@@ -109,35 +119,20 @@ def _is_orphan(path: Path, known: set[str], newest: float) -> bool:
         return False
 
 
-def _write(source: BinaryIO, limits: Limits, draft: Path, bad_draft: Path) -> Report:
-    with draft.open("wb") as rows, bad_draft.open("wb") as bad:
-        return survey(
-            source,
-            limits,
-            on_example=lambda example: rows.write(example.to_json().encode() + b"\n"),
-            on_bad=lambda line: bad.write(_bad_json(line)),
-        )
-
-
 def _bad_json(bad: BadLine) -> bytes:
     raw = bad.raw.decode(errors="backslashreplace")
     return json.dumps({"line": bad.line, "problem": bad.problem, "fix": bad.fix, "raw": raw}).encode() + b"\n"
 
 
-def _refusal(report: Report) -> str:
-    lines = "1 line" if report.bad_total == 1 else f"{report.bad_total} lines"
-    return f"{lines} of the data cannot be used: mend or pass --skip-bad to leave out\n{list_bad(report.bad)}"
-
-
 def _publish(draft: Path, final: Path) -> None:
     atomic_io.fsync_path(draft)
     draft.rename(final)
-    with _removed_on_failure(final):
+    with _remove_on_failure(final):
         atomic_io.fsync_path(final.parent)
 
 
 @contextmanager
-def _removed_on_failure(*paths: Path) -> Iterator[None]:
+def _remove_on_failure(*paths: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:

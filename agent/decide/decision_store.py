@@ -89,7 +89,7 @@ class DecisionStore:
             for row in rows:
                 example, state = row[1], row[4]
                 if last.get(example) != state:
-                    self._store.rows("INSERT INTO choices VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+                    self._store.execute("INSERT INTO choices VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def forget(self) -> None:
         """Delete everything that was decided in a job that has ended."""
@@ -99,7 +99,7 @@ class DecisionStore:
     def _forget_from(self, number: int) -> None:
         """Remove what an attempt that died left of this round and later ones."""
         for table in ("rounds", "choices", "outcomes"):
-            self._store.rows(f"DELETE FROM {table} WHERE job = ? AND round >= ?", (self._job, number))  # noqa: S608  ours
+            self._store.execute(f"DELETE FROM {table} WHERE job = ? AND round >= ?", (self._job, number))  # noqa: S608  ours
 
     def finish(self, token: str, done: Round, outcomes: Iterable[Outcome]) -> None:
         """Keep a round that is over, and what came of its actions. Raises StaleAttempt."""
@@ -110,9 +110,9 @@ class DecisionStore:
         ]
         fields = (self._job, done.number, done.phase, done.why, done.ended, to_json(done.figures))
         with self._store.attempt(self._job, token):
-            self._store.rows("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?)", fields)
+            self._store.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?)", fields)
             for row in rows:
-                self._store.rows(
+                self._store.execute(
                     "INSERT OR REPLACE INTO outcomes"
                     " (job, round, example, action, features, kinds, expected, gain, told)"
                     " VALUES (:job, :round, :example, :action, :features, :kinds, :expected, :gain, :told)",
@@ -124,10 +124,11 @@ class DecisionStore:
     def rounds(self) -> list[Round]:
         """The rounds that are over, in order."""
         sql = "SELECT round AS number, phase, why, ended, figures FROM rounds WHERE job = ? ORDER BY round"
-        return [Round(**{**row, "figures": json.loads(row["figures"])}) for row in self._store.rows(sql, (self._job,))]
+        rows = self._store.execute(sql, (self._job,))
+        return [Round(**{**row, "figures": json.loads(row["figures"])}) for row in rows]
 
     def _last_choices(self) -> Rows:
-        return self._store.rows(
+        return self._store.execute(
             "SELECT example, line, state, reason, standing, gains, max(round) AS round FROM choices WHERE job = ?"
             " GROUP BY example ORDER BY line",
             (self._job,),
@@ -140,13 +141,13 @@ class DecisionStore:
     def choices(self, example: str) -> Rows:
         """All choices for one example that differed from the one before, in order."""
         sql = "SELECT * FROM choices WHERE job = ? AND example = ? ORDER BY round"
-        return [_with_objects(row) for row in self._store.rows(sql, (self._job, example))]
+        return [_with_objects(row) for row in self._store.execute(sql, (self._job, example))]
 
     def outcomes(self, example: str | None = None) -> Rows:
         """The results of the actions on one example, or on all, in order."""
         where, more = ("", ()) if example is None else (" AND example = ?", (example,))
         sql = f"SELECT * FROM outcomes WHERE job = ?{where} ORDER BY id"  # noqa: S608  only a question mark goes in
-        rows = self._store.rows(sql, (self._job, *more))
+        rows = self._store.execute(sql, (self._job, *more))
         return [{**row, **{key: json.loads(row[key]) for key in ("features", "kinds")}} for row in rows]
 
     def earlier_outcomes(self) -> list[Outcome]:
@@ -155,7 +156,7 @@ class DecisionStore:
             "SELECT example, action, features, kinds, expected, gain, told FROM outcomes WHERE job < ?"
             " ORDER BY id DESC LIMIT ?"
         )
-        rows = reversed(self._store.rows(sql, (self._job, REMEMBERED)))
+        rows = reversed(self._store.execute(sql, (self._job, REMEMBERED)))
         lists = ("features", "kinds")
         return [Outcome(**{**row, **{key: tuple(json.loads(row[key])) for key in lists}}) for row in rows]
 

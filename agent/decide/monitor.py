@@ -22,7 +22,7 @@ from enum import Enum
 from statistics import fmean, stdev
 from typing import Any
 
-from agent.contract.lines import counted
+from agent.contract.lines import quantity
 
 STEPS_A_WINDOW = 10
 """Optimizer steps averaged: the gradient norm of single steps swings by more than an order of magnitude."""
@@ -156,7 +156,7 @@ def next_phase(
     for phase in sorted(work, key=lambda phase: phase is last):
         if work[phase].examples and phase not in flat:
             verb = "tune the weights on" if phase is Phase.NUMERIC else "rewrite"
-            return phase, f"{counted(work[phase].examples, 'example')} to {verb}, expected gain {work[phase].gain:.1f}"
+            return phase, f"{quantity(work[phase].examples, 'example')} to {verb}, expected gain {work[phase].gain:.1f}"
     if numeric.examples or symbolic.examples:
         return Phase.STOP, "neither tuning nor rewriting gains anything more"
     return Phase.STOP, "nothing is left that tuning or rewriting is expected to help"

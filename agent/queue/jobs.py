@@ -136,16 +136,16 @@ def to_json(value: Any) -> str:
 def check_move(job_id: int, old: State, new: State) -> None:
     """Raise IllegalMove, saying from where the move is possible, unless the table has it."""
     if new not in MOVES[old]:
-        raise _illegal(job_id, old, frozenset(s for s in State if new in MOVES[s]), _VERBS[new])
+        raise _illegal_move(job_id, old, frozenset(s for s in State if new in MOVES[s]), _VERBS[new])
 
 
 def check_retry(job_id: int, old: State) -> None:
     """Raise IllegalMove unless a person may put the job back into the queue."""
     if old not in RETRIABLE:
-        raise _illegal(job_id, old, RETRIABLE, "retried")
+        raise _illegal_move(job_id, old, RETRIABLE, "retried")
 
 
-def _illegal(job_id: int, old: State, possible: frozenset[State], verb: str) -> IllegalMove:
+def _illegal_move(job_id: int, old: State, possible: frozenset[State], verb: str) -> IllegalMove:
     *others, last = [str(state) for state in State if state in possible]
     names = f"{', '.join(others)} or {last}" if others else last
     return IllegalMove(f"job {job_id} is {old}; only {names} jobs can be {verb}")

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent.contract.atomic_io import locked
+from agent.contract.atomic_io import hold_lock
 from agent.contract.errors import StateError
-from agent.contract.imports import pretending_absent
+from agent.contract.imports import hide_modules
 
 WAIT = 30.0
 """Seconds a first command waits for another one that is making the tables."""
@@ -144,9 +144,17 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
     """
     if _is_latest(connection, path):
         return
-    with locked(path.with_name(f"{path.name}.migrating"), f"{path} is being prepared; try again", WAIT):
-        if not _is_latest(connection, path):
-            _apply(connection)
+    with hold_lock(path.with_name(f"{path.name}.migrating"), f"{path} is being prepared; try again", WAIT):
+        if _is_latest(connection, path):
+            return
+        # Costs 0.1 s and 12 MB, which only the first command should pay; with pandas and numpy, 0.4 s and 98 MB.
+        with hide_modules("pandas", "numpy"):
+            import sqlite_utils  # noqa: PLC0415
+
+        steps = sqlite_utils.Migrations("nslora-agent")
+        for number, function in enumerate(MIGRATIONS, start=1):
+            steps(name=function.__name__)(_with_user_version(function, number))
+        steps.apply(sqlite_utils.Database(connection, recursive_triggers=False, execute_plugins=False))
 
 
 def _is_latest(connection: sqlite3.Connection, path: Path) -> bool:
@@ -156,18 +164,7 @@ def _is_latest(connection: sqlite3.Connection, path: Path) -> bool:
     return bool(version == LATEST)
 
 
-def _apply(connection: sqlite3.Connection) -> None:
-    # Costs 0.1 s and 12 MB, which only the first command should pay; with pandas and numpy, 0.4 s and 98 MB.
-    with pretending_absent("pandas", "numpy"):
-        import sqlite_utils  # noqa: PLC0415
-
-    steps = sqlite_utils.Migrations("nslora-agent")
-    for number, function in enumerate(MIGRATIONS, start=1):
-        steps(name=function.__name__)(_numbered(function, number))
-    steps.apply(sqlite_utils.Database(connection, recursive_triggers=False, execute_plugins=False))
-
-
-def _numbered(function: Callable[[sqlite3.Connection], None], number: int) -> Callable[[Any], None]:
+def _with_user_version(function: Callable[[sqlite3.Connection], None], number: int) -> Callable[[Any], None]:
     """The migration together with its `user_version`, which changes in the same transaction."""
 
     def step(database: Any) -> None:

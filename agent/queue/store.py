@@ -104,17 +104,14 @@ class Store:
             with disk_faults(self.path):
                 self._connection.execute("COMMIT")
         except BaseException:
-            self._roll_back()
+            # SQLite has already rolled back by itself after some faults of the disk.
+            if self._connection.in_transaction:
+                with disk_faults(self.path):
+                    self._connection.execute("ROLLBACK")
             raise
 
-    def _roll_back(self) -> None:
-        # SQLite has already done it by itself after some faults of the disk.
-        if self._connection.in_transaction:
-            with disk_faults(self.path):
-                self._connection.execute("ROLLBACK")
-
-    def rows(self, sql: str, parameters: tuple[Any, ...] | dict[str, Any] = ()) -> Rows:
-        """All rows of one statement, as dictionaries; also for `agent.decide.decision_store`."""
+    def execute(self, sql: str, parameters: tuple[Any, ...] | dict[str, Any] = ()) -> Rows:
+        """Run one statement; returns all its rows, as dictionaries. Also for `agent.decide.decision_store`."""
         with disk_faults(self.path):
             return self._connection.execute(sql, parameters).fetchall()
 
@@ -135,7 +132,7 @@ class Store:
         now = self._clock()
         values = (file, spool, rows, bad_rows, sha256, to_json(settings), base, mode, State.QUEUED, now, now)
         with self.transaction():
-            (row,) = self.rows(
+            (row,) = self.execute(
                 "INSERT INTO jobs (file, spool, rows, bad_rows, sha256, settings, base, mode, state, created, updated)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING *",
                 values,
@@ -147,7 +144,7 @@ class Store:
     def claim(self, boot_id: str, pid: int) -> Job | None:
         """Start an attempt on the oldest queued job, or return None if none waits."""
         with self.transaction():
-            rows = self.rows("SELECT * FROM jobs WHERE state = ? ORDER BY id LIMIT 1", (State.QUEUED,))
+            rows = self.execute("SELECT * FROM jobs WHERE state = ? ORDER BY id LIMIT 1", (State.QUEUED,))
             if not rows:
                 return None
             job = Job.from_row(rows[0])
@@ -207,7 +204,7 @@ class Store:
         """
         now = self._clock()
         sql = "SELECT * FROM jobs WHERE state = ? AND (wake <= ? OR wake > ?) ORDER BY id"
-        due = self.rows(sql, (State.PARKED, now, now + longest))
+        due = self.execute(sql, (State.PARKED, now, now + longest))
         if not due:
             return []
         with self.transaction():
@@ -219,7 +216,7 @@ class Store:
         if not self.list([State.QUEUED], limit=1) or self.list([State.PAUSED], limit=1):
             return []
         with self.transaction():
-            rows = self.rows("SELECT * FROM jobs WHERE state = ? ORDER BY id LIMIT 1", (State.QUEUED,))
+            rows = self.execute("SELECT * FROM jobs WHERE state = ? ORDER BY id LIMIT 1", (State.QUEUED,))
             return [self._move(Job.from_row(row), State.PAUSED, reason) for row in rows]
 
     def resume(self) -> Jobs:
@@ -229,7 +226,7 @@ class Store:
         with self.transaction():
             return [self._move(job, State.QUEUED, "the box has room again") for job in self.list([State.PAUSED])]
 
-    def died(self, job_id: int, token: str, reason: str, *, counts: bool = True) -> Job:
+    def record_death(self, job_id: int, token: str, reason: str, *, counts: bool = True) -> Job:
         """Put the job back because its process died, or give it up at the third death. Raises StaleAttempt.
 
         `counts=False` is for deaths that were not the job's doing, such as a power cut.
@@ -249,7 +246,7 @@ class Store:
         return moved
 
     def _save(self, job: Job) -> Job:
-        (row,) = self.rows(
+        (row,) = self.execute(
             "UPDATE jobs SET state = :state, updated = :updated, attempt = :attempt, token = :token,"
             " boot_id = :boot_id, pid = :pid, heartbeat = :heartbeat, deaths = :deaths, reason = :reason,"
             " version = :version, wake = :wake, progress = :progress WHERE id = :id RETURNING *",
@@ -258,7 +255,7 @@ class Store:
         return Job.from_row(row)
 
     def _remember(self, job: Job, old: State | None) -> None:
-        self.rows(
+        self.execute(
             "INSERT INTO moves (job, at, old, new, reason, actor) VALUES (?, ?, ?, ?, ?, ?)",
             (job.id, job.updated, old, job.state, job.reason, self._actor),
         )
@@ -267,7 +264,7 @@ class Store:
 
     def get(self, job_id: int) -> Job:
         """One job. Raises NotFound."""
-        rows = self.rows("SELECT * FROM jobs WHERE id = ?", (job_id,))
+        rows = self.execute("SELECT * FROM jobs WHERE id = ?", (job_id,))
         if not rows:
             raise NotFound(f"there is no job {job_id}; see nslora-agent ls")
         return Job.from_row(rows[0])
@@ -277,7 +274,7 @@ class Store:
         wanted = () if states is None else tuple(states)
         where = "" if states is None else f"WHERE state IN ({', '.join('?' * len(wanted))})"
         sql = f"SELECT * FROM jobs {where} ORDER BY id DESC LIMIT ?"  # noqa: S608  # only question marks go in
-        rows = self.rows(sql, (*wanted, -1 if limit is None else limit))
+        rows = self.execute(sql, (*wanted, -1 if limit is None else limit))
         return [Job.from_row(row) for row in reversed(rows)]
 
     def orphans(self) -> Jobs:
@@ -287,23 +284,24 @@ class Store:
     def moves(self, job_id: int) -> tuple[Move, ...]:
         """The history of a job, oldest first. Raises NotFound."""
         self.get(job_id)
-        rows = self.rows("SELECT job, at, old, new, reason, actor FROM moves WHERE job = ? ORDER BY id", (job_id,))
+        rows = self.execute("SELECT job, at, old, new, reason, actor FROM moves WHERE job = ? ORDER BY id", (job_id,))
         return tuple(
             Move(**{**row, "old": State(row["old"]) if row["old"] else None, "new": State(row["new"])}) for row in rows
         )
 
     def counts(self) -> dict[State, int]:
         """The number of jobs in each state, zeros included."""
-        found = {row["state"]: row["jobs"] for row in self.rows("SELECT state, count(*) AS jobs FROM jobs GROUP BY 1")}
+        rows = self.execute("SELECT state, count(*) AS jobs FROM jobs GROUP BY 1")
+        found = {row["state"]: row["jobs"] for row in rows}
         return {state: found.get(state, 0) for state in State}
 
     def spools(self) -> set[str]:
         """The names in spool/ that some job needs; any other file there belongs to nobody."""
-        return {row["spool"] for row in self.rows("SELECT spool FROM jobs")}
+        return {row["spool"] for row in self.execute("SELECT spool FROM jobs")}
 
     def journal_mode(self) -> str:
         """SQLite's journal mode, for doctor."""
-        (row,) = self.rows("PRAGMA journal_mode")
+        (row,) = self.execute("PRAGMA journal_mode")
         return str(row["journal_mode"])
 
     # ---- the remote LLM ----
@@ -311,11 +309,11 @@ class Store:
     def note_remote(self, standing: dict[str, Any]) -> None:
         """Keep what an offload worker said of the remote LLM, for `ls` and `doctor`."""
         with self.transaction():
-            self.rows("INSERT OR REPLACE INTO remote VALUES (1, ?, ?)", (self._clock(), to_json(standing)))
+            self.execute("INSERT OR REPLACE INTO remote VALUES (1, ?, ?)", (self._clock(), to_json(standing)))
 
     def remote(self) -> dict[str, Any] | None:
         """The last known state of the remote LLM, with `at` in unix seconds; None if there is none."""
-        rows = self.rows("SELECT at, standing FROM remote")
+        rows = self.execute("SELECT at, standing FROM remote")
         return {"at": rows[0]["at"], **json.loads(rows[0]["standing"])} if rows else None
 
     # ---- promotions, for the registry ----
@@ -323,16 +321,16 @@ class Store:
     def push_promotion(self, version: int, job: int | None) -> None:
         """Put what became active on top of the stack."""
         with self.transaction():
-            self.rows("INSERT INTO promotions (version, job, at) VALUES (?, ?, ?)", (version, job, self._clock()))
+            self.execute("INSERT INTO promotions (version, job, at) VALUES (?, ?, ?)", (version, job, self._clock()))
 
     def promotion_stack(self) -> tuple[Promotion, ...]:
         """The promotions that were not undone, oldest first: the last one is active."""
-        rows = self.rows("SELECT id, version, job, at FROM promotions WHERE undone IS NULL ORDER BY id")
+        rows = self.execute("SELECT id, version, job, at FROM promotions WHERE undone IS NULL ORDER BY id")
         return tuple(Promotion(**row) for row in rows)
 
     def was_promoted(self, version: int) -> bool:
         """True if the version ever was active, also if it was rolled back since."""
-        return bool(self.rows("SELECT id FROM promotions WHERE version = ? LIMIT 1", (version,)))
+        return bool(self.execute("SELECT id FROM promotions WHERE version = ? LIMIT 1", (version,)))
 
     def pop_promotion(self) -> Promotion | None:
         """Mark the top of the stack as undone and return it, or None where the stack is empty."""
@@ -340,25 +338,25 @@ class Store:
             stack = self.promotion_stack()
             if not stack:
                 return None
-            self.rows("UPDATE promotions SET undone = ? WHERE id = ?", (self._clock(), stack[-1].id))
+            self.execute("UPDATE promotions SET undone = ? WHERE id = ?", (self._clock(), stack[-1].id))
             return stack[-1]
 
     def forget_promotions(self, version: int) -> None:
         """Mark every promotion of a version as undone: nothing leads back to it any more."""
         with self.transaction():
             sql = "UPDATE promotions SET undone = ? WHERE version = ? AND undone IS NULL"
-            self.rows(sql, (self._clock(), version))
+            self.execute(sql, (self._clock(), version))
 
     def last_version(self) -> int:
         """The highest version number that any row names, 0 if none: such a number is never given out again."""
-        (row,) = self.rows(
+        (row,) = self.execute(
             "SELECT max(coalesce((SELECT max(version) FROM promotions), 0),"
             " coalesce((SELECT max(version) FROM jobs), 0)) AS version"
         )
         return int(row["version"])
 
 
-def glimpse(path: Path, limit: int) -> list[tuple[int, State, str]]:
+def newest_jobs(path: Path, limit: int) -> list[tuple[int, State, str]]:
     """Number, state and file of the newest jobs, for completion in a shell: nothing is waited for, made or changed."""
     uri = f"{path.absolute().as_uri()}?mode=ro"
     with disk_faults(path), closing(sqlite3.connect(uri, uri=True, timeout=0.1)) as connection:

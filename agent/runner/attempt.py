@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.contract import protocol
-from agent.contract.atomic_io import locked
+from agent.contract.atomic_io import hold_lock
 from agent.contract.errors import Busy, OutOfMemory, StaleAttempt, WorkerDied
 from agent.contract.offload_messages import Remote, Rewritten
 from agent.contract.protocol import Checkpointed, Note, Step, Train
@@ -153,7 +153,7 @@ class Attempt:
     def _lock_when_free(self, stack: ExitStack, path: Path) -> int:
         while not self._stopping.asked:
             try:
-                return stack.enter_context(locked(path, "in use"))
+                return stack.enter_context(hold_lock(path, "in use"))
             except Busy:  # noqa: PERF203  each turn of this loop sleeps
                 self.store.beat(self.job.id, self.token, {"phase": "wait"})
                 time.sleep(LOCK_POLL)

@@ -16,12 +16,11 @@ import math
 import random
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from agent.contract.atomic_io import folder_fault
 from agent.contract.errors import CacheMiss, RemoteRefused
-from agent.contract.lines import counted
+from agent.contract.lines import quantity
 from agent.decide.classifier import prior
 from agent.decide.decision_store import Round
 from agent.decide.monitor import Monitor, Phase, Work
@@ -240,13 +239,11 @@ def publish(learning: Learning, before: Evaluation, progress: Progress) -> int:
     """Measure, judge and publish what the last checkpoint holds."""
     run = learning.job.attempt.run
     after, prompt = best_prompt(learning, progress)
-
-    def fill(folder: Path) -> None:
-        learning.job.model.save(folder)
-        (folder / "system_prompt.txt").write_text(prompt)
-        (folder / REMADE).write_bytes((run / REMADE).read_bytes())
-
-    return learning.job.publisher.publish(before, after, _figures(learning, progress, prompt), fill)
+    with learning.job.publisher.draft(before, after, _figures(learning, progress, prompt)) as draft:
+        learning.job.model.save(draft.folder)
+        (draft.folder / "system_prompt.txt").write_text(prompt)
+        (draft.folder / REMADE).write_bytes((run / REMADE).read_bytes())
+    return draft.number
 
 
 def best_prompt(learning: Learning, progress: Progress) -> tuple[Evaluation, str]:
@@ -284,7 +281,7 @@ def propose_prompt(learning: Learning, progress: Progress) -> str:
 def _figures(learning: Learning, progress: Progress, prompt: str) -> dict[str, Any]:
     own = sum(row.source == OWN_ANSWER for row in progress.rows.values())
     rewritten = sum(bool(row.source) for row in progress.rows.values()) - own
-    offered = counted(sum(row.rewrite is not None for row in progress.rows.values()), "example")
+    offered = quantity(sum(row.rewrite is not None for row in progress.rows.values()), "example")
     return {
         "rounds": progress.round - 1,
         **training_figures(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from agent.contract.atomic_io import folder_fault
 from agent.contract.protocol import Train, Trained
@@ -29,12 +28,10 @@ def run(job: JobContext) -> Ended:
             peak_rss_mb=trained.peak_rss_mb,
             peak_cuda_mb=trained.peak_cuda_mb,
         )
-
-        def fill(folder: Path) -> None:
-            job.model.save(folder)
-            (folder / "system_prompt.txt").write_text(publisher.parent_prompt)
-
-        made = publisher.publish(before, after, figures, fill)
+        with publisher.draft(before, after, figures) as draft:
+            job.model.save(draft.folder)
+            (draft.folder / "system_prompt.txt").write_text(publisher.parent_prompt)
+        made = draft.number
     return publisher.promote(made), made
 
 

@@ -9,7 +9,8 @@ import dataclasses
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from agent.scoring.evaluation import Evaluation, model_card
 from agent.scoring.gate import Verdict, judge
 from agent.scoring.reward import joint
 from agent.system.software import libraries, version_string
-from agent.versions.registry import Registry
+from agent.versions.registry import Draft, Registry
 
 EARLIER_ROWS = 40
 """Held-out rows of earlier jobs that a new version is measured on, at most half of them of one job."""
@@ -140,20 +141,16 @@ class Publisher:
         self._attempt.events.add("verdict", **dataclasses.asdict(verdict))
         return verdict
 
-    def publish(
-        self, before: Evaluation, after: Evaluation, figures: dict[str, Any], fill: Callable[[Path], None]
-    ) -> int:
-        """Judge, and make a version of what `fill` writes, with its model card and every held-out answer."""
+    @contextmanager
+    def draft(self, before: Evaluation, after: Evaluation, figures: dict[str, Any]) -> Iterator[Draft]:
+        """Judge, and publish what the block writes as a version, with its model card and every held-out answer."""
         about = self._manifest(self.judge(before, after), before, after, figures)
         self._attempt.phase("publish")
-
-        def fill_all(folder: Path) -> None:
-            fill(folder)
-            (folder / "README.md").write_text(model_card(about))
+        with self.registry.draft(about) as draft:
+            yield draft
+            (draft.folder / "README.md").write_text(model_card(about))
             answers = {"before": before.answers, "after": after.answers}
-            (folder / "answers.json").write_text(json.dumps(answers, indent=1))
-
-        return self.registry.publish(fill_all, about)
+            (draft.folder / "answers.json").write_text(json.dumps(answers, indent=1))
 
     def _manifest(
         self, verdict: Verdict, before: Evaluation, after: Evaluation, figures: dict[str, Any]

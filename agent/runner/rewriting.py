@@ -107,7 +107,7 @@ def flag(example: Example, settings: Offload) -> Flag | None:
     if example.split not in (TRAIN, None) or not example.prompt or example.prompt[-1].role != "user":
         return None
     ids = tuple(str(constraint["id"]) for constraint in example.constraints)
-    wanted = tuple(map(verify.described, example.constraints))
+    wanted = tuple(map(verify.describe, example.constraints))
     style = (settings.style,) if settings.style else ()
     if settings.rewrite == "prompt":
         asked = tuple(f"It asks for this: {rule}" for rule in wanted)

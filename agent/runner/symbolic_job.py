@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from pathlib import Path
 
 from agent.contract.atomic_io import write_file, write_json
 from agent.contract.errors import DataError
-from agent.contract.lines import counted, json_line
+from agent.contract.lines import json_line, quantity
 from agent.contract.settings import Offload
 from agent.data.formats import Example
 from agent.runner import rewriting
@@ -93,16 +92,14 @@ def publish_prompt(job: JobContext, said: str, outcomes: list[RewriteOutcome], p
     publisher.load_parent()
     after = publisher.measure("after", prompt)
     adapter = publisher.parent_adapter
-
-    def fill(folder: Path) -> None:
-        for path in adapter.glob("adapter_*") if adapter else ():
-            shutil.copyfile(path, folder / path.name)
-        (folder / "system_prompt.txt").write_text(prompt)
-        shutil.copyfile(job.attempt.run / REMADE, folder / REMADE)
-        write_json(folder / "rewrites.json", [outcome.to_json() for outcome in outcomes])
-
     figures = {"rewrites": said, "adapter": adapter is not None, **job.attempt.remote_usage}
-    return publisher.publish(before, after, figures, fill)
+    with publisher.draft(before, after, figures) as draft:
+        for path in adapter.glob("adapter_*") if adapter else ():
+            shutil.copyfile(path, draft.folder / path.name)
+        (draft.folder / "system_prompt.txt").write_text(prompt)
+        shutil.copyfile(job.attempt.run / REMADE, draft.folder / REMADE)
+        write_json(draft.folder / "rewrites.json", [outcome.to_json() for outcome in outcomes])
+    return draft.number
 
 
 def _in_words(outcomes: list[RewriteOutcome]) -> str:
@@ -111,4 +108,4 @@ def _in_words(outcomes: list[RewriteOutcome]) -> str:
         return "No example lacks style or constraint."
     counts = Counter(outcome.word for outcome in outcomes)
     told = ", ".join(f"{count} {word}" for word, count in counts.most_common())
-    return f"{counted(len(outcomes), 'example')} flagged: {told}."
+    return f"{quantity(len(outcomes), 'example')} flagged: {told}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from agent.contract.lines import counted
+from agent.contract.lines import quantity
 from agent.decide.classifier import Choice
 from agent.decide.decision_store import Outcome
 from agent.decide.monitor import REQUESTS_A_WINDOW, Window
@@ -73,6 +73,6 @@ def _outcome(old: Row, now: Row, choice: Choice, told: rewriting.RewriteOutcome)
     gain = now.standing.reference_reward - max(old.standing.reward, old.standing.reference_reward)
     accepted = told.state == "remade"
     reasons = f": {'; '.join(told.reasons)}" if told.reasons else ""
-    words = f"{told.word} after {counted(told.steps, 'step')}{reasons}"
+    words = f"{told.word} after {quantity(told.steps, 'step')}{reasons}"
     expected = choice.rewrite.expected
     return Outcome(old.origin.id, "rewrite", choice.features, old.kinds, expected, gain * accepted, words)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
-from agent.contract.lines import counted
+from agent.contract.lines import quantity
 
 ENOUGH_ROWS = 20
 """Held-out rows from which on rewards, which are coarser than losses, can be told from noise."""
@@ -89,7 +89,7 @@ def judge(before: Measured, after: Measured, max_slice_drop: float = 1.0) -> Ver
     if not verdict.promote or not fallen:
         return verdict
     worst = min(fallen, key=lambda each: each.after - each.before)
-    fall = f"{worst.name} fell from {worst.before:.3g} to {worst.after:.3g} on {counted(worst.rows, 'row')}"
+    fall = f"{worst.name} fell from {worst.before:.3g} to {worst.after:.3g} on {quantity(worst.rows, 'row')}"
     gained = verdict.reason.removeprefix("Promoted: ")
     return replace(verdict, promote=False, reason=f"Not promoted: {fall}, although {gained}")
 

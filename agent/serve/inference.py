@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent.contract.atomic_io import locked
+from agent.contract.atomic_io import hold_lock
 from agent.contract.errors import Busy, DataError, NotFound, OutOfMemory, WorkerDied
 from agent.contract.protocol import FITS_WITH, MAX_LINE, Envelope, Event, Load, Plan, encode
 from agent.contract.reply_messages import Replied, Reply, Said
@@ -108,7 +108,7 @@ class Answerer:
             # A job that starts meanwhile waits, and then plans with what is left.
             is_alone = True
             try:
-                stack.enter_context(locked(self._home.device_lock, "in use"))
+                stack.enter_context(hold_lock(self._home.device_lock, "in use"))
             except Busy:
                 is_alone = False
             if not same_base:

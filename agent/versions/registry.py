@@ -12,8 +12,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,14 @@ class Version:
     active: bool
 
 
+@dataclass
+class Draft:
+    """A version in the making: its folder, and the number that it has once it is published."""
+
+    folder: Path
+    number: int = field(init=False, repr=False)
+
+
 class Registry:
     """The versions below `home` and the link to the active one; the promotions are rows of `store`."""
 
@@ -63,29 +72,31 @@ class Registry:
 
     # ---- making and finding versions ----
 
-    def publish(self, fill: Callable[[Path], None], about: dict[str, Any]) -> int:
-        """Make a version of what `fill` writes into the folder it is given, and return its number.
+    @contextmanager
+    def draft(self, about: dict[str, Any]) -> Iterator[Draft]:
+        """Publish what the block writes into the draft's folder as a new version, when the block ends.
 
-        `about` goes into the manifest; its "job" is what `find_by_job` looks for. A `fill` that raises leaves
+        `about` goes into the manifest; its "job" is what `find_by_job` looks for. A block that raises leaves
         nothing behind. Raises StorageError or StateError.
         """
-        temporary = temporary_beside(self._versions / "new")
+        draft = Draft(temporary_beside(self._versions / "new"))
         with disk_faults(self._versions):
-            remove_tree(temporary)
-            temporary.mkdir(mode=0o700)
+            remove_tree(draft.folder)
+            draft.folder.mkdir(mode=0o700)
             try:
-                fill(temporary)
-                return self._number(temporary, about)
+                yield draft
+                draft.number = self._publish(draft.folder, about)
             finally:
-                remove_tree(temporary)
+                remove_tree(draft.folder)
 
-    def _number(self, temporary: Path, about: dict[str, Any]) -> int:
+    def _publish(self, temporary: Path, about: dict[str, Any]) -> int:
+        """Publish under the next free number; returns it."""
         while True:
             number = 1 + max(self._store.last_version(), *self._numbers())
-            if self._rename(temporary, number, about):
+            if self._publish_as(number, temporary, about):
                 return number
 
-    def _rename(self, temporary: Path, number: int, about: dict[str, Any]) -> bool:
+    def _publish_as(self, number: int, temporary: Path, about: dict[str, Any]) -> bool:
         """Publish under this number; False if another process was faster."""
         try:
             publish_folder(temporary, self._versions / str(number), about)
@@ -100,7 +111,7 @@ class Registry:
         remove_tree(temporary)
         temporary.mkdir(mode=0o700)
         (temporary / "README.md").write_text(BASE_README)
-        self._rename(temporary, BASE, {"job": None, "parent": None, "figures": {}, "adapter": None})
+        self._publish_as(BASE, temporary, {"job": None, "parent": None, "figures": {}, "adapter": None})
         remove_tree(temporary)
 
     def _numbers(self) -> list[int]:
@@ -204,7 +215,7 @@ class Registry:
             self.folder(number)  # once more: it may have been pruned meanwhile
             active = self._active_or_none()
             if active is not None:
-                self._agree(active)
+                self._align_stack(active)
             if active != number:
                 self._point(number)
             if self._stack()[-1] != number:
@@ -219,7 +230,7 @@ class Registry:
         while True:
             with self._store.transaction():
                 active = self.active()
-                self._agree(active)
+                self._align_stack(active)
                 stack = self._stack()
                 if len(stack) == 1:
                     raise NotFound(f"nothing was active before version {active}, so there is nothing to roll back to")
@@ -242,13 +253,13 @@ class Registry:
             for left in self._link.parent.glob(f"{TEMPORARY}{self._link.name}-*"):
                 remove_tree(left)
         with self._store.transaction():
-            self._agree(self.active())
+            self._align_stack(self.active())
 
     def _stack(self) -> list[int]:
         """The versions that were active, oldest first: the base model, then every promotion that stands."""
         return [BASE, *(promotion.version for promotion in self._store.promotion_stack())]
 
-    def _agree(self, active: int) -> None:
+    def _align_stack(self, active: int) -> None:
         """Make `active` the top of the stack: finish the promotion or the rollback that a crash cut in two."""
         stack = self._stack()
         if stack[-1] == active:

@@ -31,12 +31,11 @@ def make_box(folder: Path, base: Path) -> Home:
 
 def publish(registry: Registry, base: Path, seed: int, system: str = "") -> int:
     """A version whose adapter does something, as its seed has it."""
-
-    def fill(version: Path) -> None:
+    about = {"job": seed, "base": "tiny", "parent": 0, "verdict": {"reason": "a test"}}
+    with registry.draft(about) as draft:
         model = open_model(base, None, torch.device("cpu"), torch.float32)
         add_random_adapter(model, Training(rank=4, alpha=8), 0.2, seed)
-        model.save(version)
+        model.save(draft.folder)
         if system:
-            (version / "system_prompt.txt").write_text(system)
-
-    return registry.publish(fill, {"job": seed, "base": "tiny", "parent": 0, "verdict": {"reason": "a test"}})
+            (draft.folder / "system_prompt.txt").write_text(system)
+    return draft.number

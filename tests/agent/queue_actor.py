@@ -51,7 +51,7 @@ class Actor:
 
     def died(self, job: int, token: str, counts: bool) -> str:  # noqa: FBT001
         """An attempt's process died."""
-        return self.store.died(job, token, "crash", counts=counts).state.value
+        return self.store.record_death(job, token, "crash", counts=counts).state.value
 
     def cancel(self, job: int) -> None:
         """A person cancels."""
@@ -71,7 +71,9 @@ class Actor:
 
     def publish(self, job: int) -> int:
         """A version is made."""
-        return self.registry.publish(lambda folder: (folder / "f").write_text("x") and None, {"job": job})
+        with self.registry.draft({"job": job}) as draft:
+            (draft.folder / "f").write_text("x")
+        return draft.number
 
     def promote(self, version: int, job: int) -> None:
         """A version becomes active."""

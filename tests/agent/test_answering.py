@@ -16,7 +16,7 @@ from answering_box import SYSTEM, make_box
 from processes import AGENT, PATIENCE, agent, failed
 
 from agent.cli.stream_output import without_controls
-from agent.contract.atomic_io import locked
+from agent.contract.atomic_io import hold_lock
 from agent.contract.errors import Busy
 from agent.contract.protocol import Load
 from agent.contract.reply_messages import Replied, Reply, Said
@@ -111,7 +111,7 @@ def box(tmp_path: Path, tiny_base: Callable[[str], Path]) -> Home:
 def test_a_job_that_trains_keeps_the_memory_it_was_promised(box: Home) -> None:
     """What does not fit beside it is told to come again."""
     running_job(box, planned_mb=1e9)
-    with locked(box.device_lock, "the test"):
+    with hold_lock(box.device_lock, "the test"):
         failed(agent("generate", "hi", state=box.path), 75, "a job is using the device", "are to spare beside it")
 
 
@@ -119,7 +119,7 @@ def test_a_job_that_trains_keeps_the_memory_it_was_promised(box: Home) -> None:
 def test_a_job_that_has_not_planned_yet_may_take_everything(box: Home) -> None:
     """So nobody loads a model beside it."""
     running_job(box)
-    with locked(box.device_lock, "the test"):
+    with hold_lock(box.device_lock, "the test"):
         failed(agent("generate", "hi", state=box.path), 75, "a job is using the device")
 
 
@@ -127,7 +127,7 @@ def test_a_job_that_has_not_planned_yet_may_take_everything(box: Home) -> None:
 def test_where_there_is_room_a_question_is_answered_beside_a_job(box: Home) -> None:
     """The lock alone refuses nobody."""
     running_job(box, planned_mb=200.0)
-    with locked(box.device_lock, "the test"):
+    with hold_lock(box.device_lock, "the test"):
         assert asked(box, "generate", "hi")[0]["version"] == 1
 
 
@@ -153,7 +153,7 @@ def test_nobody_else_gets_the_device_while_a_model_is_loaded(
 
 def is_free(home: Home) -> bool:
     try:
-        with locked(home.device_lock, "the test"):
+        with hold_lock(home.device_lock, "the test"):
             return True
     except Busy:
         return False

@@ -23,7 +23,7 @@ from processes import AGENT, PATIENCE
 
 from agent import api
 from agent.queue.jobs import State
-from agent.queue.store import Store, glimpse
+from agent.queue.store import Store, newest_jobs
 from agent.versions.registry import Registry
 
 ASK = """
@@ -63,7 +63,8 @@ def box(state: Path, data: Path) -> Path:
         assert claimed is not None
         store.finish(claimed.id, str(claimed.token), State.DONE, "because")
         store.cancel(2, "because")
-        Registry(state, store).publish(lambda folder: folder.joinpath("x").touch(), {"job": 1})
+        with Registry(state, store).draft({"job": 1}) as draft:
+            (draft.folder / "x").touch()
     (state.parent / "a folder").mkdir()
     return state
 
@@ -118,7 +119,7 @@ def test_who_presses_tab_does_not_wait_as_a_command_would(box: Path, monkeypatch
         return connect(*where, timeout=timeout, **how)
 
     monkeypatch.setattr(sqlite3, "connect", noted)
-    assert [number for number, _, _ in glimpse(box / "jobs.db", 50)] == [3, 2, 1]
+    assert [number for number, _, _ in newest_jobs(box / "jobs.db", 50)] == [3, 2, 1]
     Store(box / "jobs.db").close()
     tab, command = waits
     assert tab <= command / 100

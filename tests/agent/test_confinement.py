@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.contract.confinement import is_confined, without_network
+from agent.contract.confinement import forbid_network, is_confined
 from agent.contract.protocol import Check, Checked, Load
 from agent.system.worker_client import Worker
 
 TRY = """
 import socket, subprocess, sys
-from agent.contract.confinement import is_confined, without_network
+from agent.contract.confinement import is_confined, forbid_network
 
 def connect(family, address):
     try:
@@ -28,7 +28,7 @@ def connect(family, address):
 
 port = int(sys.argv[1])
 before = connect(socket.AF_INET, ("127.0.0.1", port))
-print(before, is_confined(), without_network(), is_confined())
+print(before, is_confined(), forbid_network(), is_confined())
 print(connect(socket.AF_INET, ("127.0.0.1", port)), connect(socket.AF_INET6, ("::1", port)))
 print(connect(socket.AF_UNIX, sys.argv[2]))
 child = "import socket; socket.create_connection(('127.0.0.1', int(__import__('sys').argv[1])))"
@@ -76,5 +76,5 @@ def test_the_training_worker_is_confined_from_its_start(tmp_path: Path, tiny_bas
 def test_an_unknown_machine_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """A filter for other numbers of system calls would forbid anything."""
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
-    assert not without_network()
+    assert not forbid_network()
     assert not is_confined()

@@ -14,7 +14,7 @@ import pytest
 from referencing.exceptions import Unresolvable
 
 from agent.constraints import extra_constraints, linear_regex, verify
-from agent.constraints.verify import described, fault, faults, problem
+from agent.constraints.verify import describe, fault, faults, problem
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "ifeval-cases.jsonl").read_text().splitlines()]
 IFEVAL = [
@@ -79,7 +79,7 @@ def test_a_blank_text_obeys_nothing(item: dict[str, Any], blank: str) -> None:
 def test_a_description_is_one_sentence_that_names_every_argument(item: dict[str, Any]) -> None:
     """What a prompt says is enough to obey: each value is in it, relations and language codes in words."""
     words = {"less than": "fewer than", "de": "German"}
-    sentence = described(item)
+    sentence = describe(item)
     assert "\n" not in sentence
     for value in item["kwargs"].values():
         for part in value if isinstance(value, list) else [value]:
@@ -100,7 +100,7 @@ def test_a_description_is_one_sentence_that_names_every_argument(item: dict[str,
 )
 def test_descriptions_are_plain_imperatives(item: dict[str, Any], sentence: str) -> None:
     """The whole sentence, for some."""
-    assert described(item) == sentence
+    assert describe(item) == sentence
 
 
 def test_faults_come_in_the_order_of_their_constraints() -> None:
@@ -134,7 +134,7 @@ def test_null_means_absent(item: dict[str, Any]) -> None:
     """IFEval's own files carry all arguments of all instructions, null where they are not used."""
     padded = {"id": item["id"], "kwargs": {"some_other_argument": None, **item["kwargs"]}}
     assert problem(padded) is None
-    assert described(padded) == described(item)
+    assert describe(padded) == describe(item)
 
 
 @pytest.mark.parametrize(
@@ -220,18 +220,18 @@ def test_null_means_absent(item: dict[str, Any]) -> None:
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_a_problem_of_the_constraint_is_named_before_any_text_is_checked(item: dict[str, Any], wrong: str) -> None:
-    """`problem` says it in one line, and `fault` and `described` refuse to go on."""
+    """`problem` says it in one line, and `fault` and `describe` refuse to go on."""
     found = problem(item)
     assert found is not None
     assert wrong in found
     assert "\n" not in found
-    for refused in (lambda: fault(item, "text", PROMPT), lambda: described(item)):
+    for refused in (lambda: fault(item, "text", PROMPT), lambda: describe(item)):
         with pytest.raises(ValueError, match=r"\w"):
             refused()
 
 
 def test_a_schema_may_refer_to_itself_and_have_properties_of_any_name() -> None:
-    """A tree is described by a reference; a property called pattern is no keyword."""
+    """A tree is describe by a reference; a property called pattern is no keyword."""
     schema = {"properties": {"pattern": {"$ref": "#/$defs/text"}, "children": {"items": {"$ref": "#"}}}}
     item = constraint("format:json_schema", schema={**schema, "$defs": {"text": {"type": "string"}}})
     assert problem(item) is None

@@ -14,7 +14,7 @@ import processes
 import pytest
 from processes import agent, daemon, descendants, internet_sockets, is_alive, resident_mb, wait_until
 
-from agent.contract.atomic_io import folder_fault, locked
+from agent.contract.atomic_io import folder_fault, hold_lock
 from agent.contract.errors import Busy
 from agent.daemon.daemon import FROZEN, Daemon, boot_id
 from agent.daemon.throttle_rules import Hold
@@ -103,7 +103,7 @@ def test_half_written_models_are_swept_unless_init_is_at_work(home: Home) -> Non
     left = home.models / ".tmp-left"
     left.mkdir()
     with Store(home.database) as store:
-        with locked(home.models_lock, "init"):
+        with hold_lock(home.models_lock, "init"):
             Daemon(home, store, lambda *_: None, free).initialize()
         assert left.exists()
         Daemon(home, store, lambda *_: None, free).initialize()
@@ -146,7 +146,7 @@ def test_a_job_that_dies_three_times_is_given_up_with_the_reason(home: Home, dat
     """Each kill -9 of its process is counted, the job is taken up again twice, then it is dead until a retry."""
     enqueue(home, data)
     killed: set[int] = set()
-    with daemon(home.path) as running, locked(home.device_lock, "a test"):
+    with daemon(home.path) as running, hold_lock(home.device_lock, "a test"):
         for deaths in (1, 2, 3):
             (loop,) = wait_until(lambda: set(running.loops) - killed, "the job runs")
             os.kill(loop, signal.SIGKILL)
@@ -168,7 +168,7 @@ def test_when_the_daemon_is_killed_its_job_dies_with_it_and_is_taken_up_by_the_n
     """On the same boot that counts as a death."""
     home.model("tiny").mkdir()
     enqueue(home, data)
-    with locked(home.device_lock, "a test"):
+    with hold_lock(home.device_lock, "a test"):
         with daemon(home.path) as running:
             wait_for_phase(running, 1, "wait")
             below = descendants(running.process.pid)
@@ -225,7 +225,7 @@ def test_a_job_that_no_longer_beats_is_killed(
     with (
         Store(home.database, actor="daemon") as store,
         closing(sqlite3.connect(home.database, isolation_level=None)) as within,
-        locked(home.device_lock, "a test"),
+        hold_lock(home.device_lock, "a test"),
     ):
         frozen = Daemon(home, store, lambda what, job: told.append((what, job)), free)
         frozen.initialize()
@@ -272,7 +272,7 @@ def test_a_stop_while_a_job_waits_for_the_device_counts_no_death(home: Home, dat
     """Nothing was done yet, so nothing is lost."""
     home.model("tiny").mkdir()
     enqueue(home, data)
-    with locked(home.device_lock, "a test"), daemon(home.path) as running:
+    with hold_lock(home.device_lock, "a test"), daemon(home.path) as running:
         wait_for_phase(running, 1, "wait")
         assert running.stop() == 0
         job = running.job(1)

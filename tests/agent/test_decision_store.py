@@ -34,7 +34,7 @@ def store(path: Path) -> Iterator[Store]:
 
 def everything(store: Store) -> list[object]:
     """All rows of the three tables."""
-    return [store.rows(f"SELECT * FROM {table}") for table in TABLES]  # noqa: S608  ours
+    return [store.execute(f"SELECT * FROM {table}") for table in TABLES]  # noqa: S608  ours
 
 
 def states(decisions: DecisionStore, name: str) -> list[tuple[int, str]]:
@@ -243,13 +243,13 @@ def test_a_queue_of_the_schema_before_keeps_its_rows(path: Path) -> None:
         old.push_promotion(3, job.id)
         old.note_remote({"breaker": "closed"})
         for table in TABLES:
-            old.rows(f"DROP TABLE {table}")
-        old.rows("DELETE FROM _sqlite_migrations WHERE name = 'decisions'")
-        old.rows("PRAGMA user_version = 3")
+            old.execute(f"DROP TABLE {table}")
+        old.execute("DELETE FROM _sqlite_migrations WHERE name = 'decisions'")
+        old.execute("PRAGMA user_version = 3")
         before = (old.list(), old.moves(job.id), old.promotion_stack(), old.remote())
     with Store(path) as store:
         assert (store.list(), store.moves(job.id), store.promotion_stack(), store.remote()) == before
-        assert store.rows("PRAGMA user_version") == [{"user_version": LATEST}]
+        assert store.execute("PRAGMA user_version") == [{"user_version": LATEST}]
         decisions = DecisionStore(store, job.id)
         decisions.choose(token(job), 1, choices(row(example("pump"), GOOD)))
         decisions.finish(token(job), numeric(), [tuned()])

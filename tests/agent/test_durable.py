@@ -14,7 +14,7 @@ from agent.contract.atomic_io import (
     MANIFEST,
     TEMPORARY,
     folder_fault,
-    locked,
+    hold_lock,
     publish_folder,
     read_manifest,
     remove_tree,
@@ -132,8 +132,8 @@ def test_sweeping_removes_the_half_written_and_nothing_else(published: Path) -> 
 HOLD = """
 import subprocess, sys, time
 from pathlib import Path
-from agent.contract.atomic_io import locked
-with locked(Path(sys.argv[1]), "a test") as descriptor:
+from agent.contract.atomic_io import hold_lock
+with hold_lock(Path(sys.argv[1]), "a test") as descriptor:
     child = subprocess.Popen(["sleep", "60"], pass_fds=(descriptor,) if sys.argv[2] == "inherit" else ())
     print(child.pid, flush=True)
     time.sleep(60)
@@ -151,7 +151,7 @@ def hold(path: Path, how: str) -> tuple[subprocess.Popen[str], int]:
 
 def is_locked(path: Path) -> bool:
     try:
-        with locked(path, "somebody is at work"):
+        with hold_lock(path, "somebody is at work"):
             return False
     except Busy:
         return True
@@ -178,13 +178,13 @@ def test_a_lock_excludes_others_until_the_last_process_that_inherited_it_is_dead
 def test_who_comes_second_learns_who_is_at_work_and_where(tmp_path: Path) -> None:
     """Not by waiting: at once, with the caller's words."""
     path = tmp_path / "lock"
-    with locked(path, "a daemon is running"), pytest.raises(Busy, match="a daemon is running") as fault:
-        locked(path, "a daemon is running").__enter__()
+    with hold_lock(path, "a daemon is running"), pytest.raises(Busy, match="a daemon is running") as fault:
+        hold_lock(path, "a daemon is running").__enter__()
     assert str(path) in str(fault.value)
 
 
 def test_a_lock_can_be_taken_again_after_the_block_also_if_it_raised(tmp_path: Path) -> None:
     """Leaving the block frees it."""
-    with pytest.raises(ZeroDivisionError), locked(tmp_path / "lock", "x"):
+    with pytest.raises(ZeroDivisionError), hold_lock(tmp_path / "lock", "x"):
         raise ZeroDivisionError
     assert not is_locked(tmp_path / "lock")

@@ -46,7 +46,7 @@ WORDS = "one two " * 100
 @pytest.mark.parametrize(
     ("said", "ends", "length"),
     [
-        (constraint_types.quoted(WORDS), '..."', 102),
+        (constraint_types.double_quote(WORDS), '..."', 102),
         (extra_constraints._short(WORDS), "...", 150),
         (acceptance._short(WORDS), "...", 60),
         (prompts._one_line(WORDS), "…", 400),

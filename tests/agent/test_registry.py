@@ -34,12 +34,11 @@ def registry(home: Path, store: Store) -> Registry:
 
 
 def publish(registry: Registry, job: int = 1, text: str = "weights") -> int:
-    def fill(folder: Path) -> None:
-        (folder / "adapter").mkdir()
-        (folder / "adapter" / "adapter_model.safetensors").write_text(text)
-        (folder / "README.md").write_text("# a version")
-
-    return registry.publish(fill, {"job": job, "parent": 0, "figures": {"loss": 1.25}})
+    with registry.draft({"job": job, "parent": 0, "figures": {"loss": 1.25}}) as draft:
+        (draft.folder / "adapter").mkdir()
+        (draft.folder / "adapter" / "adapter_model.safetensors").write_text(text)
+        (draft.folder / "README.md").write_text("# a version")
+    return draft.number
 
 
 def damage(home: Path, number: int) -> None:
@@ -75,12 +74,13 @@ def test_versions_are_numbered_and_carry_what_is_known_about_them(registry: Regi
 def test_a_version_is_only_there_when_it_is_complete(registry: Registry, home: Path) -> None:
     """A failure while it is written leaves no version and no temporary folder, and the number is not used up."""
 
-    def fail(folder: Path) -> None:
-        (folder / "half").write_text("half")
-        raise RuntimeError
+    def fail() -> None:
+        with registry.draft({"job": 1}) as draft:
+            (draft.folder / "half").write_text("half")
+            raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        registry.publish(fail, {"job": 1})
+        fail()
     assert [path.name for path in (home / "versions").iterdir()] == ["0"]
     assert publish(registry) == 1
 
@@ -96,7 +96,9 @@ with Store(home / "jobs.db") as store:
     print("ready", flush=True)
     sys.stdin.read(1)
     for n in range(5):
-        print(registry.publish(lambda folder: (folder / "adapter").write_text(who), {"job": int(who)}))
+        with registry.draft({"job": int(who)}) as draft:
+            (draft.folder / "adapter").write_text(who)
+        print(draft.number)
 """
 
 
@@ -251,7 +253,7 @@ def test_a_stale_attempt_cannot_promote(registry: Registry, store: Store) -> Non
     stale = store.claim("boot", 1)
     assert stale
     number = publish(registry)
-    store.died(stale.id, str(stale.token), "killed")
+    store.record_death(stale.id, str(stale.token), "killed")
     current = store.claim("boot", 1)
     assert current
     with pytest.raises(StaleAttempt):

@@ -64,7 +64,9 @@ def ended(home: Home, store: Store) -> Ended:
 
 
 def made(registry: Registry, parent: int, job: int | None = None) -> int:
-    return registry.publish(lambda folder: (folder / "f").write_text("x") and None, {"job": job, "parent": parent})
+    with registry.draft({"job": job, "parent": parent}) as draft:
+        (draft.folder / "f").write_text("x")
+    return draft.number
 
 
 def test_ended_jobs_lose_their_files_oldest_first(home: Home, store: Store, ended: Ended) -> None:
@@ -84,7 +86,7 @@ def test_a_job_that_is_not_over_loses_nothing(home: Home, store: Store, ended: E
     waiting = store.add("f", "waiting", 1, 0, "", {}, "base", "numeric")
     (home.spool / "waiting.jsonl").write_text("x")
     with store.transaction():
-        store.rows("UPDATE jobs SET state = 'paused' WHERE id = ?", (waiting.id,))
+        store.execute("UPDATE jobs SET state = 'paused' WHERE id = ?", (waiting.id,))
     for _ in range(3):
         ended()
     prune(home, store, NOTHING)

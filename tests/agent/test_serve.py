@@ -22,7 +22,7 @@ from needs import needs
 from openai import OpenAI
 from processes import AGENT, PATIENCE, agent, descendants, failed, internet_sockets, is_alive, wait_until
 
-from agent.contract.atomic_io import locked
+from agent.contract.atomic_io import hold_lock
 from agent.contract.errors import StateError
 from agent.contract.reply_messages import Replied, Reply
 from agent.queue.store import Store
@@ -237,7 +237,7 @@ def test_a_job_that_trains_refuses_questions_that_do_not_fit_beside_it(
     path = tmp_path / "s"
     body = {"messages": QUESTION, "max_tokens": 2}
     with (
-        locked(home.device_lock, "the test") as lock,
+        hold_lock(home.device_lock, "the test") as lock,
         serving(home, path),
         asking(path) as http,
     ):

@@ -158,7 +158,7 @@ def test_three_deaths_give_a_job_up_and_every_reason_is_kept(store: Store) -> No
     """The third death ends the job; its reason names the last, its history all of them."""
     job = add(store)
     for signal_number in (6, 9, 11):
-        job = store.died(*claim(store), f"killed by signal {signal_number}")
+        job = store.record_death(*claim(store), f"killed by signal {signal_number}")
     assert (job.state, job.deaths) == (State.DEAD, 3)
     assert job.reason == "3 process deaths, the last: killed by signal 11"
     assert store.claim("boot-1", 4711) is None
@@ -170,7 +170,7 @@ def test_power_cuts_do_not_count(store: Store) -> None:
     """Deaths that were not the job's doing put it back for ever."""
     add(store)
     for _ in range(4):
-        job = store.died(*claim(store), "the box was restarted", counts=False)
+        job = store.record_death(*claim(store), "the box was restarted", counts=False)
     assert (job.state, job.deaths) == (State.QUEUED, 0)
 
 
@@ -178,7 +178,7 @@ def test_a_retry_forgets_the_deaths(store: Store) -> None:
     """A job that was given up starts again with three lives."""
     job = add(store)
     for _ in range(3):
-        store.died(*claim(store), "killed")
+        store.record_death(*claim(store), "killed")
     job = store.retry(job.id)
     assert (job.state, job.deaths) == (State.QUEUED, 0)
 
@@ -300,7 +300,7 @@ STALE: dict[str, Callable[[Store, int, str], object]] = {
     "beat": lambda store, job, token: store.beat(job, token, {"step": 99}),
     "finish": lambda store, job, token: store.finish(job, token, State.DONE, "late", version=5),
     "requeue": lambda store, job, token: store.requeue(job, token, "late"),
-    "died": lambda store, job, token: store.died(job, token, "late"),
+    "record_death": lambda store, job, token: store.record_death(job, token, "late"),
     "attempt": lambda store, job, token: contextlib.ExitStack().enter_context(store.attempt(job, token)),
 }
 

@@ -121,7 +121,9 @@ def work(home: Home, store: Store, registry: Registry) -> None:
         outcome = Outcome("row", "weights", (0.0,), (), 0.1, 0.2, "told")
         decisions.finish(token, Round(1, "numeric", "why", "ended", {}), slowly(outcome))
         about = {"job": job.id, "parent": 0, "verdict": verdict}
-        version = registry.publish(lambda folder: (folder / "f").write_text("x" * 100_000) and None, about)
+        with registry.draft(about) as draft:
+            (draft.folder / "f").write_text("x" * 100_000)
+        version = draft.number
         JobContext.of(attempt).publisher.promote(version)
     store.finish(job.id, token, State.DONE, "over", version)
 
@@ -150,7 +152,7 @@ def end_otherwise(home: Home, store: Store) -> None:
     store.park(job.id, str(job.token), "the remote is away", 0.0)
     store.wake(60.0)
     store.requeue(job.id, str(claimed(home, store).token), "stopped")
-    store.died(job.id, str(claimed(home, store).token), "killed")
+    store.record_death(job.id, str(claimed(home, store).token), "killed")
     store.cancel(job.id, "by hand")
     store.retry(job.id)
     store.cancel(job.id, "by hand")

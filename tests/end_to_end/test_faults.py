@@ -118,7 +118,7 @@ def test_a_base_model_with_a_wrong_bit_is_refused_and_the_next_job_runs(
     data[-100] ^= 1
     file.write_bytes(data)
     with Store(home.database) as store:
-        store.rows("UPDATE jobs SET base = 'rotten' WHERE id = 1")
+        store.execute("UPDATE jobs SET base = 'rotten' WHERE id = 1")
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     assert agent("enqueue", tmp_path / "data.jsonl", *FLAGS, state=state).returncode == 0
     assert agent("run", "--drain", state=state).returncode == 0

@@ -151,7 +151,7 @@ def left_wrong(state: Path, told: str) -> str:
     with Store(home.database) as store:
         registry = Registry(home.path, store)
         jobs, numbers = store.list(), [version.number for version in registry.versions()]
-        promoted = [row["version"] for row in store.rows("SELECT version FROM promotions ORDER BY id")]
+        promoted = [row["version"] for row in store.execute("SELECT version FROM promotions ORDER BY id")]
         spools = {path.stem for path in home.spool.glob("*.jsonl")}
         active = registry.active()
     lost = set(re.findall(r"job (\d+) is (\w+)", told)) - {(str(job.id), job.file) for job in jobs}

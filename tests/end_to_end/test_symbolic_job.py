@@ -163,7 +163,7 @@ def come_again(home: Home) -> None:
     with sqlite3.connect(home.cache) as connection:
         connection.execute("UPDATE breaker SET since = since - 1e6, until = until - 1e6")
     with Store(home.database) as store:
-        store.rows("UPDATE jobs SET wake = 0 WHERE state = 'parked'")
+        store.execute("UPDATE jobs SET wake = 0 WHERE state = 'parked'")
 
 
 def test_a_job_waits_for_a_remote_that_is_down_and_others_go_on(home: Home) -> None:

@@ -49,16 +49,18 @@ def work(store: Store, registry: Registry, job: Job) -> None:
     """As the loop does."""
     token = str(job.token)
     store.beat(job.id, token, {"phase": "train"})
-    made = registry.find_by_job(job.id) or registry.publish(fill, {"job": job.id})
+    made = registry.find_by_job(job.id) or publish(registry, job)
     if not store.was_promoted(made):
         registry.promote(made, job.id, token)
     say(f"version {made}")
     store.finish(job.id, token, State.DONE, "over", made)
 
 
-def fill(folder: Path) -> None:
-    """An adapter."""
-    (folder / "adapter_model.safetensors").write_bytes(b"x" * 100_000)
+def publish(registry: Registry, job: Job) -> int:
+    """A version with an adapter."""
+    with registry.draft({"job": job.id}) as draft:
+        (draft.folder / "adapter_model.safetensors").write_bytes(b"x" * 100_000)
+    return draft.number
 
 
 def forked(state: str, mutation: str, outputs: tuple[str, str], ready: Connection) -> None:
@@ -79,7 +81,7 @@ def live(state: str, mutation: str) -> None:
         registry.reconcile()
         sweep_orphans(home.spool, store.spools(), older_than=0)
         for orphan in store.orphans():
-            store.died(orphan.id, str(orphan.token), "killed")
+            store.record_death(orphan.id, str(orphan.token), "killed")
         while len(store.list()) < WANTED:
             enqueue(home, store)
         while (job := store.claim("boot", 1)) is not None:
