@@ -16,7 +16,8 @@ from needs import lacks
 from processes import agent, daemon, failed, wait_until
 from test_kill_points import FLAGS, ROWS, job_in, without_kill
 
-from agent.contract.protocol import Alive, Envelope, Ping, encode
+from agent.contract.offload_messages import Ping
+from agent.contract.protocol import Alive, Envelope, encode
 from agent.queue.jobs import ENDED, Job, State
 from agent.queue.store import Store
 from agent.system.paths import Home

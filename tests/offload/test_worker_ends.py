@@ -32,7 +32,7 @@ from agent.contract.offload_messages import (
     Preview,
     ReadLog,
 )
-from agent.contract.protocol import MAX_LINE, Envelope
+from agent.contract.protocol import MAX_LINE, Envelope, encode
 from agent.contract.requests import Request as AnyRequest
 
 pytestmark = pytest.mark.process
@@ -110,7 +110,7 @@ def test_an_asker_that_is_gone_is_no_crash(tmp_path: Path, server: LLMServer) ->
     with over_a_socket(tmp_path) as (connection, process):
         connection.ask(Open(str(tmp_path / "cache.db"), settings(server)))
         server.script = slow(1.0, SHOUT)
-        connection._send(Envelope("request", 9, EXAMPLE))
+        connection._write(encode(Envelope("request", 9, EXAMPLE)))
         wait_until(lambda: server.requests, "the request is there")
     assert process.returncode == 1
     assert (tmp_path / "log").read_text() == "offload.worker: the process that asked is gone\n"
