@@ -29,7 +29,7 @@ from agent.contract.os_errors import os_fault
 from agent.contract.reply_messages import ANSWER_TOKENS
 from agent.queue.jobs import MODES, State
 from agent.system.config import add_flags
-from agent.system.output import hint
+from agent.system.output import hint_new_name
 from agent.system.paths import Home
 
 Command = Callable[[argparse.Namespace, Home], int]
@@ -294,7 +294,7 @@ def _present_names(words: list[str]) -> list[str]:
     """The words that were typed, with the name that their command has now."""
     if not words or words[0] not in RENAMED:
         return words
-    hint(f"nslora-agent: the command {words[0]} is called {RENAMED[words[0]]} now; the old name still works")
+    hint_new_name(f"the command {words[0]}", RENAMED[words[0]])
     return [RENAMED[words[0]], *words[1:]]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from agent.contract.atomic_io import write_file
 from agent.contract.errors import ConfigError
 from agent.contract.settings import RENAMED, Decision, Governor, Limits, Metrics, Offload, Retention, Training, setting
-from agent.system.output import hint
+from agent.system.output import hint_new_name
 from agent.system.paths import resolve
 
 if sys.version_info >= (3, 11):
@@ -123,7 +123,7 @@ def _present_name(given: str, known: Container[str]) -> str:
 @functools.cache
 def _tell_new_name(old: str, new: str) -> None:
     """Say once in a process's life that a setting has another name."""
-    hint(f"nslora-agent: {old} is called {new} now; the old name still works")
+    hint_new_name(old, new)
 
 
 def _unknown(name: str, known: Iterable[str], prefix: str = "") -> str:

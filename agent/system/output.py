@@ -31,6 +31,11 @@ def hint(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def hint_new_name(old: str, new: str) -> None:
+    """Tell whoever used an old name of a command, a flag or a setting what it is called now."""
+    hint(f"nslora-agent: {old} is called {new} now; the old name still works")
+
+
 def print_table(headers: Sequence[str], rows: Sequence[Row]) -> None:
     """A table; on a terminal cells whose whole text is a key of STYLES are coloured."""
     cells = [["" if value is None else str(value) for value in row] for row in rows]
