@@ -133,6 +133,8 @@ class Session:
         self._question = question
         self._faults: dict[str, str] = {}
         self._done: list[str] = []
+        self._foretold: dict[str, float] = {}
+        self._took: dict[str, float] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Session:
@@ -150,16 +152,22 @@ class Session:
             raise SystemExit(130) from None
 
     def announce(self, parts: Sequence[Part], what: str) -> None:
-        """Say which parts there are, which of them are kept already, and how long the others take."""
+        """Say which parts there are, which of them are kept already, and how long the others take.
+
+        That is a guess from the box that these figures come from, corrected by the time that kept parts took here.
+        """
         kept = {part.name: self._of(part) for part in parts}
         left = [part for part in parts if kept[part.name] is None]
+        self._foretold = {part.name: part.seconds for part in parts}
+        self._took = {name: found["seconds"] for name, found in kept.items() if found}
+        pace = self._pace()
         say(f"{self.title}: {what}")
         say(f"{_parts(len(parts))} in {self.out}, {len(left)} to be measured")
         for part in parts:
             found = kept[part.name]
-            print(f"    {part.name:<52}{_since(found) if found else duration(part.seconds)}", file=sys.stderr)
-        seconds = duration(sum(part.seconds for part in left))
-        say(f"on two cores about {seconds} in all; run nothing else meanwhile; Ctrl-C keeps what has ended")
+            told = _since(found) if found else duration(pace * part.seconds)
+            print(f"    {part.name:<52}{told}", file=sys.stderr)
+        say(f"on two cores about {self._left()} in all; run nothing else meanwhile; Ctrl-C keeps what has ended")
 
     def measure(self, name: str, work: Callable[[], Figures], *, anew: bool = False, **question: Any) -> Figures:
         """A part's figures: kept ones that answer the same question, else measured; {"fault": why} if it failed.
@@ -178,11 +186,22 @@ class Session:
         write_json(self._file(name), {**about, "result": result})
         if result.get("fault"):
             self._faults[name] = str(result["fault"])
+            self._foretold.pop(name, None)
             say(f"{name}: FAILED after {duration(seconds)}: {result['fault']}")
         else:
             self._done.append(name)
-            say(f"{name}: done in {duration(seconds)}")
+            self._took[name] = seconds
+            say(f"{name}: done in {duration(seconds)}; about {self._left()} left")
         return result
+
+    def _pace(self) -> float:
+        """How many times the foretold seconds the parts took that have ended, here or in a run before this one."""
+        known = [name for name in self._took if name in self._foretold]
+        return sum(self._took[name] for name in known) / sum(self._foretold[name] for name in known) if known else 1.0
+
+    def _left(self) -> str:
+        left = (seconds for name, seconds in self._foretold.items() if name not in self._took)
+        return duration(self._pace() * sum(left))
 
     def is_kept(self, part: Part) -> bool:
         """True if the part need not be measured."""

@@ -39,7 +39,7 @@ from benchmarks.bars import (
 from benchmarks.busy import left_by_count, rate_of_peer
 from benchmarks.memory import of_ceiling
 from benchmarks.models import SHAPES, SMOLLM2, Shape, floor_mib, step_gflop
-from benchmarks.running import Session
+from benchmarks.running import Part, Session
 from benchmarks.watching import Group, Watch
 
 BLOCK = 80
@@ -231,6 +231,21 @@ def test_a_part_is_measured_once_for_each_question(tmp_path: Path) -> None:
     assert everything(steps=1) == ([], 0)
     assert everything(steps=2) == (["bad", "good"], 0)
     assert everything(steps=2, again=True) == (["bad", "good"], 0)
+
+
+def test_a_foretold_time_follows_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where kept parts took twice the time that was foretold, the others will too; what failed is not waited for."""
+    parts = [Part("kept", 10), Part("left", 30), Part("last", 60)]
+    with Session("trial", given(tmp_path), {}) as session:
+        session.measure("kept", dict)
+    [path] = (tmp_path / "kept").iterdir()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "seconds": 20.0}))
+    with Session("trial", given(tmp_path), {}) as session:
+        session.announce(parts, "what it does")
+        assert "on two cores about 3 min in all" in capsys.readouterr().err
+        session.measure("left", lambda: {"fault": "no room"})
+        session.measure("kept", dict, anew=True)
+        assert "about 0 s left" in capsys.readouterr().err
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
