@@ -24,7 +24,7 @@ from typing import Any
 
 from agent.contract.atomic_io import hold_lock, remove_tree, write_json
 from agent.contract.errors import AgentError, NotFound
-from agent.contract.lines import write_json_lines
+from agent.contract.lines import quantity, write_json_lines
 from agent.system.config import DEFAULT_BASE
 from agent.system.paths import Home
 
@@ -147,7 +147,7 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, _: TracebackType | None) -> None:
         self._stack.close()
         if isinstance(fault, KeyboardInterrupt):
-            kept = _parts(len(self._done))
+            kept = quantity(len(self._done), "part", "is")
             say(f"interrupted; {kept} kept in {self.out / 'kept'}; the same command goes on from there")
             raise SystemExit(130) from None
 
@@ -162,7 +162,7 @@ class Session:
         self._took = {name: found["seconds"] for name, found in kept.items() if found}
         pace = self._pace()
         say(f"{self.title}: {what}")
-        say(f"{_parts(len(parts))} in {self.out}, {len(left)} to be measured")
+        say(f"{quantity(len(parts), 'part')} in {self.out}, {len(left)} to be measured")
         for part in parts:
             found = kept[part.name]
             told = _since(found) if found else duration(pace * part.seconds)
@@ -254,10 +254,6 @@ class Session:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-def _parts(count: int) -> str:
-    return f"{count} part{'s' * (count != 1)}"
 
 
 def _now() -> str:

@@ -17,11 +17,10 @@ from agent.decide.decision_store import Round
 from agent.queue.jobs import ENDED, Job
 from agent.queue.store import Rows, open_existing
 from agent.runner.explain import LONGEST_ID, MEANINGS, STATES, WIDTH, Explanation, wrap
-from agent.runner.rewritten_data import REMADE
 from agent.runner.rows import OWN_ANSWER
 from agent.scoring.reward import joint
 from agent.system.output import hint, print_json, print_table, say
-from agent.system.paths import Home
+from agent.system.paths import REMADE, Home
 
 LISTED = 10
 """Examples of a kind that `explain` lists; --json has all of them."""
@@ -96,8 +95,10 @@ def _say_flagged(job: Job, choices: Rows, outcomes: Rows) -> None:
         return
     kept = Counter(row["state"] for row in flagged if row["example"] not in offered)
     so_far = "" if job.state in ENDED else " so far"
-    were = "1 example was flagged: its" if len(flagged) == 1 else f"{len(flagged)} examples were flagged: their"
-    text = f"{were} reference breaks a constraint or lacks the style."
+    its = "its" if len(flagged) == 1 else "their"
+    text = (
+        f"{quantity(len(flagged), 'example', 'was')} flagged: {its} reference breaks a constraint or lacks the style."
+    )
     by_state = ", ".join(f"{kept[state]} {state}" for state in STATES if kept[state])
     saved = f" {sum(kept.values())} of them were never sent{so_far}, which saved as many rewrites: now {by_state}."
     say("\n" + wrap(text + saved if kept else text))

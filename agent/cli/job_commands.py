@@ -21,7 +21,7 @@ from agent.system import output, systemd
 from agent.system.config import flag_settings
 from agent.system.events import progress_in_words
 from agent.system.output import hint, print_json, print_table, say
-from agent.system.paths import Home
+from agent.system.paths import REMADE, Home
 
 if TYPE_CHECKING:
     from agent.cli.run_history import RunHistory
@@ -60,8 +60,7 @@ def enqueue(arguments: argparse.Namespace, home: Home) -> int:
         return 0
     say(f"job {job.id}: {quantity(job.rows, 'row')} queued")
     if job.bad_rows:
-        left_out = "1 bad line was" if job.bad_rows == 1 else f"{job.bad_rows} bad lines were"
-        hint(f"{left_out} left out; see {home.spool / f'{job.spool}.bad.jsonl'}")
+        hint(f"{quantity(job.bad_rows, 'bad line', 'was')} left out; see {home.spool / f'{job.spool}.bad.jsonl'}")
     try:
         with hold_lock(home.daemon_lock, "daemon"):
             pass
@@ -183,7 +182,7 @@ def show(arguments: argparse.Namespace, home: Home) -> int:
         ("doing", progress_in_words(job.progress) if job.state is State.RUNNING else None),
         ("reason", job.reason),
         ("version", job.version),
-        ("rewritten rows", rewritten if (rewritten := home.run(job.id) / "remade.jsonl").exists() else None),
+        ("rewritten rows", rewritten if (rewritten := home.run(job.id) / REMADE).exists() else None),
         ("next try", output.clock(job.wake) if job.wake else None),
         ("attempts", f"{job.attempt}, of them {job.deaths} ended by a crash"),
         ("settings", ", ".join(f"{k}={v}" for k, v in job.settings.items())),

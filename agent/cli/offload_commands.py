@@ -108,8 +108,7 @@ def preview(arguments: argparse.Namespace, home: Home) -> int:
         for message in row["messages"]:
             say(f"-- {message['role']}\n{message['content']}")
     known = sum(row["cached"] for row in rows)
-    flagged = "1 row is" if len(rows) == 1 else f"{len(rows)} rows are"
-    recorded = "1 answer is" if known == 1 else f"{known} answers are"
+    flagged, recorded = quantity(len(rows), "row", "is"), quantity(known, "answer", "is")
     hint(f"{flagged} flagged; {recorded} recorded, {len(rows) - known} would be asked for")
     return 0
 

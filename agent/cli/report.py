@@ -19,11 +19,10 @@ from agent.data.spool import load_spool
 from agent.decide.decision_store import DecisionStore, Round
 from agent.queue.jobs import Job, Move, State
 from agent.queue.store import Store
-from agent.runner.rewritten_data import REMADE
 from agent.runner.rows import OWN_ANSWER, rewards
 from agent.scoring.reward import joint
 from agent.system.output import clock
-from agent.system.paths import Home
+from agent.system.paths import REMADE, Home
 
 SHOWN = 24
 """Answers, and rewritten rows, that are shown."""

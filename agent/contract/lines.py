@@ -36,9 +36,10 @@ def quote(text: str) -> str:
     return repr(shorten(text, 40))
 
 
-def quantity(number: int, noun: str) -> str:
-    """A number of things: `1 word`, `2 words`; the plural is regular."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def quantity(number: int, noun: str, verb: str = "") -> str:
+    """A number of things: `1 word`, `2 words`, with the verb "is" `1 word is`, `2 words are`; the plural is regular."""
+    plural = {"": "", "is": " are", "was": " were"}[verb]
+    return f"{number} {noun} {verb}".rstrip() if number == 1 else f"{number} {noun}s{plural}"
 
 
 def json_line(value: Any) -> bytes:

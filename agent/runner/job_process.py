@@ -27,11 +27,10 @@ from agent.runner.learning import alternating_learning, monitored_learning
 from agent.runner.memory_plan import fall_back
 from agent.runner.parking import Parked
 from agent.runner.retention import prune
-from agent.runner.rewritten_data import REMADE
 from agent.runner.symbolic_job import REWRITES
 from agent.system.config import read_config
 from agent.system.events import EventLog
-from agent.system.paths import Home
+from agent.system.paths import REMADE, Home
 
 MODES: dict[str, Callable[[JobContext], Ended]] = {
     "neurosymbolic": lambda job: neurosymbolic_job.run(monitored_learning(job)),

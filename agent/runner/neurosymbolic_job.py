@@ -31,10 +31,11 @@ from agent.runner.learning import Learning
 from agent.runner.model_session import training_figures
 from agent.runner.parking import park
 from agent.runner.progress import PROGRESS, Progress
-from agent.runner.rewritten_data import REMADE, Rewrite, lineage, write_rewritten_rows
+from agent.runner.rewritten_data import Rewrite, lineage, write_rewritten_rows
 from agent.runner.rows import OWN_ANSWER, Row
 from agent.scoring.evaluation import Evaluation
 from agent.scoring.gate import judge
+from agent.system.paths import REMADE
 
 
 def run(learning: Learning) -> Ended:

@@ -13,8 +13,7 @@ from agent.contract.lines import json_line
 from agent.data.formats import HELD_OUT, TRAIN, Example
 from agent.queue.jobs import Job
 from agent.runner.rewriting import RewriteOutcome, replace_text
-
-REMADE = "remade.jsonl"
+from agent.system.paths import REMADE
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from agent.runner import rewriting
 from agent.runner.job_context import Ended, JobContext
 from agent.runner.parking import park_if_deferred
 from agent.runner.rewriting import Flag, RewriteOutcome
-from agent.runner.rewritten_data import REMADE, Rewrite, lineage, write_rewritten_rows
+from agent.runner.rewritten_data import Rewrite, lineage, write_rewritten_rows
 from agent.system.config import read_config
+from agent.system.paths import REMADE
 
 REWRITES = "rewrites.jsonl"
 

@@ -11,6 +11,9 @@ from pathlib import Path
 from agent.contract.errors import BaseModelError
 from agent.contract.os_errors import os_fault
 
+REMADE = "remade.jsonl"
+"""In a run's folder and in its version's: the job's rows with the accepted rewrites in place."""
+
 
 @dataclass(frozen=True)
 class Home:

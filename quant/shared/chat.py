@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -17,6 +18,7 @@ PLAIN_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
 """For base models that bring no chat template of their own."""
+TOKEN_BYTES = 5
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,18 @@ class Encoded:
     def targets(self) -> int:
         """The number of tokens to be predicted."""
         return sum(self.target)
+
+    def to_bytes(self) -> bytes:
+        """The tokens, each an int32, then their marks, a byte each: TOKEN_BYTES for a token."""
+        marks = bytes(target | value << 1 for target, value in zip(self.target, self.value, strict=True))
+        return array("i", self.ids).tobytes() + marks
+
+    @classmethod
+    def from_bytes(cls, id: str, data: bytes, *, cut: bool) -> Encoded:
+        """The example that `to_bytes` made `data` of."""
+        tokens = len(data) // TOKEN_BYTES
+        ids, marks = array("i", data[: 4 * tokens]), data[4 * tokens :]
+        return cls(id, ids.tolist(), [bool(m & 1) for m in marks], [bool(m & 2) for m in marks], cut)
 
 
 class Encoder:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import struct
 import tempfile
-from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
 
-from quant.shared.chat import Encoded
+from quant.shared.chat import TOKEN_BYTES, Encoded
 
 ENTRY = struct.Struct("<QIHB")
 """In the index, for each example: place of its data, tokens, bytes of its id, whether it was cut."""
@@ -27,8 +26,7 @@ class Corpus(Sequence[Encoded]):
     def add(self, example: Encoded) -> None:
         """Append an example; raises OSError if the disk is full."""
         name = example.id.encode()
-        marks = bytes(t | v << 1 for t, v in zip(example.target, example.value, strict=True))
-        data = name + array("i", example.ids).tobytes() + marks
+        data = name + example.to_bytes()
         self._data.write(data)
         self._index.write(ENTRY.pack(self._end, len(example.ids), len(name), example.cut))
         self._end += len(data)
@@ -62,8 +60,5 @@ class Corpus(Sequence[Encoded]):
     def _read(self, number: int) -> Encoded:
         entry = os.pread(self._index.fileno(), ENTRY.size, number * ENTRY.size)
         place, tokens, name, cut = ENTRY.unpack(entry)
-        data = os.pread(self._data.fileno(), name + 5 * tokens, place)
-        ids, marks = array("i"), data[name + 4 * tokens :]
-        ids.frombytes(data[name : name + 4 * tokens])
-        targets, values = [bool(m & 1) for m in marks], [bool(m & 2) for m in marks]
-        return Encoded(data[:name].decode(), ids.tolist(), targets, values, bool(cut))
+        data = os.pread(self._data.fileno(), name + TOKEN_BYTES * tokens, place)
+        return Encoded.from_bytes(data[:name].decode(), data[name:], cut=bool(cut))

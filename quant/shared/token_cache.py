@@ -6,19 +6,12 @@ import hashlib
 import json
 from array import array
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from quant.shared.chat import Encoded, Encoder
 
 MOST_TOKENS = 1_000_000
-"""Tokens that are kept, in 6 bytes each; rows beyond them are encoded each time, so that memory stays bounded."""
-
-
-class _Kept(NamedTuple):
-    ids: array[int]
-    target: bytes
-    value: bytes
-    cut: bool
+"""Tokens that are kept, packed; rows beyond them are encoded each time, so that memory stays bounded."""
 
 
 class TokenCache:
@@ -26,7 +19,7 @@ class TokenCache:
 
     def __init__(self, most_tokens: int = MOST_TOKENS) -> None:
         self._room = most_tokens
-        self._examples: dict[bytes, _Kept] = {}
+        self._examples: dict[bytes, tuple[bytes, bool]] = {}
         self._prompts: dict[bytes, array[int]] = {}
 
     def example(self, encoder: Encoder, row: Mapping[str, Any], longest: int, *, keep: bool = True) -> Encoded:
@@ -34,12 +27,11 @@ class TokenCache:
         key = _digest(row["messages"], row.get("value"), longest)
         kept = self._examples.get(key)
         if kept:
-            target, value = [*map(bool, kept.target)], [*map(bool, kept.value)]
-            return Encoded(row["id"], kept.ids.tolist(), target, value, kept.cut)
+            data, cut = kept
+            return Encoded.from_bytes(row["id"], data, cut=cut)
         encoded = encoder.example(row["id"], row["messages"], longest, row.get("value"))
         if keep and self._takes(len(encoded.ids)):
-            ids = array("i", encoded.ids)
-            self._examples[key] = _Kept(ids, bytes(encoded.target), bytes(encoded.value), encoded.cut)
+            self._examples[key] = encoded.to_bytes(), encoded.cut
         return encoded
 
     def prompt(self, encoder: Encoder, messages: list[dict[str, str]]) -> list[int]:

@@ -18,8 +18,8 @@ from agent.contract.errors import NotFound, StateError, StorageError
 from agent.data.formats import Example, Message
 from agent.decide.decision_store import DecisionStore, Round
 from agent.queue.jobs import Job, State
-from agent.runner.rewritten_data import REMADE, Rewrite, write_rewritten_rows
-from agent.system.paths import Home
+from agent.runner.rewritten_data import Rewrite, write_rewritten_rows
+from agent.system.paths import REMADE, Home
 
 LONG_ID = "Zug nach Köln 日本 " + "x" * 180
 WIDTH = 100
