@@ -226,7 +226,7 @@ def _print_state(arguments: argparse.Namespace, job: Job) -> int:
 
 
 def _job_json(job: Job) -> dict[str, Any]:
-    """A job for machines; the attempt's token is nobody's business."""
+    """A job as JSON, without the token of its attempt."""
     fields = dataclasses.asdict(job)
     del fields["token"]
     return fields

@@ -1,4 +1,4 @@
-"""The active version as `serve` has it: one answer at a time, in the order of asking, from a thread of its own."""
+"""The active version behind `serve`: a thread of its own answers one question at a time, first come, first served."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from agent.system.output import hint
 from agent.system.paths import Home
 
 LOOK = 1.0
-"""Seconds between two looks whether a client that waits is still there."""
+"""Seconds between two checks that the waiting client is still connected."""
 Piece = str | Replied | AgentError
-"""A text chunk of an answer; last the whole answer, or why there is none."""
+"""A text chunk, then the final reply or an error."""
 
 
 class ChatService:
-    """The active version; what is said to happen in the thread is for tasks of `submit`.
+    """Answers with the active version; methods marked "in the thread" must be called by tasks given to `submit`.
 
-    A version that was promoted meanwhile answers from the next question on. One that cannot be loaded does not take the
-    place of one that can.
+    A newly promoted version answers from the next question on. If it cannot be loaded, the previous one goes on.
     """
 
     def __init__(self, home: Home, config: Config, answerer: Answerer) -> None:
@@ -40,18 +39,18 @@ class ChatService:
 
     @property
     def queue_length(self) -> int:
-        """Tasks that are not done."""
+        """Tasks that have not finished."""
         return len(self._unfinished)
 
     def submit(self, task: Callable[[], None]) -> Future[None]:
-        """Do something when everything asked before is done."""
+        """Run a task in the thread, after all tasks submitted before it."""
         future = self._pool.submit(task)
         self._unfinished.add(future)
         future.add_done_callback(self._unfinished.discard)
         return future
 
     def reply(self, turn: Turn, request: Reply, hear: Callable[[str], None]) -> Replied:
-        """An answer by the version that is active now; in the thread. Raises AgentError."""
+        """Answer with the version that is active now (in the thread). Raises AgentError."""
         self.load()
         turn.version = self.version
         with self._lock:
@@ -64,7 +63,7 @@ class ChatService:
             self._used = time.monotonic()
 
     def load(self) -> None:
-        """Load what is active; in the thread, or before anything was submitted. Raises AgentError."""
+        """Load the active version (in the thread, or before the first `submit`). Raises AgentError."""
         try:
             wanted = active(self._home)
             if wanted not in {self.version.number, self._refused}:
@@ -82,23 +81,23 @@ class ChatService:
         self._answerer.load(self.version)
 
     def drop(self, turn: Turn) -> None:
-        """Break off an answer that nobody waits for any more."""
+        """Stop generating an answer whose client has left."""
         with self._lock:
             if self._current is turn:
                 self._answerer.break_off()
 
     def unload_after(self, idle: float) -> None:
-        """Give the model's memory back if nobody has asked for some seconds."""
+        """Unload the model after `idle` seconds without a question."""
         if not self.queue_length and time.monotonic() - self._used > idle:
             self.submit(self._answerer.end)
 
     def close(self) -> None:
-        """Wait for what is being done, forget what is not."""
+        """Wait for the running task and cancel the others."""
         self._pool.shutdown(cancel_futures=True)
 
 
 class Turn:
-    """One question on its way; its answer comes through `pieces`, and by then `version` is who answers."""
+    """A question and its answer: `pieces` receives the text, `version` is the version that answers."""
 
     def __init__(self, service: ChatService, request: Reply) -> None:
         self._service, self._request = service, request
@@ -122,7 +121,7 @@ class Turn:
         self._loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
 
     async def next(self, is_gone: Callable[[], Awaitable[bool]]) -> Piece:
-        """The next piece; raises ConnectionResetError where `is_gone` says that nobody waits for it."""
+        """Wait for the next piece; raises ConnectionResetError once `is_gone` says that the client has left."""
         getter = asyncio.ensure_future(self.pieces.get())
         try:
             while not (await asyncio.wait({getter}, timeout=LOOK))[0]:
@@ -135,7 +134,7 @@ class Turn:
         return getter.result()
 
     def end(self) -> None:
-        """Nobody waits any more, whether it was answered or not."""
+        """End the turn: cancel the task if it has not begun, else stop generating."""
         self._is_over = True
         if not self._task.cancel():
             self._service.drop(self)

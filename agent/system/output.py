@@ -32,7 +32,7 @@ def hint(text: str) -> None:
 
 
 def hint_new_name(old: str, new: str) -> None:
-    """Tell whoever used an old name of a command, a flag or a setting what it is called now."""
+    """Print the new name of a command, a flag or a setting that was given by its old one."""
     hint(f"nslora-agent: {old} is called {new} now; the old name still works")
 
 

@@ -1,4 +1,4 @@
-"""The parameters that are trained, in one vector: one place to clip, to step and to save, whoever reads them."""
+"""All trainable parameters in one vector, which is clipped, stepped and saved as a whole."""
 
 from __future__ import annotations
 
