@@ -52,8 +52,8 @@ def fit_to_memory(run: Path, given: Training, ask: Callable[[Training], Peaks]) 
             return rungs[number], peaks
     most, phase = peaks.highest
     raise OutOfMemory(
-        f"this job needs {most - peaks.now_mb:.0f} MB more at its least (to {phase}), {peaks.free_mb:.0f} MB are free: "
-        "close other programs, or take a smaller base model"
+        f"even at its lowest settings this job needs {most - peaks.now_mb:.0f} MB more (to {phase}), "
+        f"{peaks.free_mb:.0f} MB are free: close other programs, or take a smaller base model"
     )
 
 
